@@ -1,0 +1,63 @@
+# pelago_room(NAME [TORCH] USES room... LIBS target...): one static library from src/NAME/**.cpp.
+# Folders with a CMakeLists.txt of their own (the emulator) are separate libraries and left out.
+
+add_library(pelago_options INTERFACE)
+target_include_directories(pelago_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
+target_compile_options(pelago_options INTERFACE -Wall -Wextra -Wshadow -Wconversion -Werror)
+target_link_libraries(pelago_options INTERFACE Threads::Threads)
+
+find_program(PELAGO_CCACHE ccache)
+if(PELAGO_CCACHE)
+  # gcc's precompiled headers cache only with these settings (ccache manual, "Precompiled headers").
+  set(CMAKE_CXX_COMPILER_LAUNCHER
+      ${CMAKE_COMMAND} -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+      ${PELAGO_CCACHE})
+  add_compile_options($<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
+endif()
+
+# torch/torch.h costs 12 s a file; parsed once here, every room that computes reuses it.
+file(WRITE ${CMAKE_BINARY_DIR}/torch_pch.cpp "// Exists to carry the precompiled torch/torch.h.\n")
+add_library(pelago_torch_pch OBJECT ${CMAKE_BINARY_DIR}/torch_pch.cpp)
+target_link_libraries(pelago_torch_pch PUBLIC pelago_options pelago_torch)
+target_precompile_headers(pelago_torch_pch PRIVATE <torch/torch.h>)
+
+function(pelago_use_torch target)
+  target_link_libraries(${target} PUBLIC pelago_torch)
+  target_precompile_headers(${target} REUSE_FROM pelago_torch_pch)
+endfunction()
+
+function(pelago_room name)
+  cmake_parse_arguments(ROOM "TORCH" "" "USES;LIBS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cpp)
+  list(FILTER sources EXCLUDE REGEX "/src/chips/emulator/")
+  if(NOT sources)
+    set(sources ${CMAKE_BINARY_DIR}/torch_pch.cpp)
+  endif()
+  add_library(pelago_${name} STATIC ${sources})
+  set_target_properties(pelago_${name} PROPERTIES LINKER_LANGUAGE CXX)
+  target_link_libraries(pelago_${name} PUBLIC pelago_options ${ROOM_LIBS})
+  if(ROOM_TORCH)
+    pelago_use_torch(pelago_${name})
+  endif()
+  foreach(room ${ROOM_USES})
+    target_link_libraries(pelago_${name} PUBLIC pelago_${room})
+  endforeach()
+endfunction()
+
+# pelago_tests(ROOM): one doctest program from tests/ROOM/*_test.cpp, run by ctest under the room's name.
+function(pelago_tests room)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${room}/*_test.cpp)
+  if(NOT sources)
+    return()
+  endif()
+  add_executable(${room}_tests ${sources} ${PROJECT_SOURCE_DIR}/tests/doctest_main.cpp)
+  target_link_libraries(${room}_tests PRIVATE pelago_${room} rapidcheck)
+  target_include_directories(${room}_tests PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  get_target_property(libraries pelago_${room} LINK_LIBRARIES)
+  if("pelago_torch" IN_LIST libraries)
+    target_precompile_headers(${room}_tests REUSE_FROM pelago_torch_pch)
+  endif()
+  add_test(NAME ${room} COMMAND ${room}_tests)
+  set_tests_properties(${room} PROPERTIES TIMEOUT 300)
+endfunction()

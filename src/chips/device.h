@@ -1,0 +1,57 @@
+// A device is opened by its string: "cpu", "cuda:0", "npu:0", or "emulated:<chip>". What stands
+// above only sees a torch::Device, a training dtype and synchronize(); which vendor it is, nobody
+// asks. One process opens one device: every PrivateUse1 plug-in claims the same slot.
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "chips/catalogue.h"
+
+namespace pelago::chips {
+
+/// How an emulated chip is paced and bounded. Without effect on real devices.
+struct EmulationOptions {
+  double slowdown = 1000;  // the chip runs this many times slower than the catalogue says
+  std::optional<double> memory_bytes;  // instead of the catalogue's; tests make small chips with it
+};
+
+/// Figures since open or since the last reset_stats().
+struct DeviceStats {
+  double device_busy_s = 0;  // emulated: time the chip would have computed; real: 0
+  double host_busy_s = 0;    // emulated: time the host really computed for it
+  double late_s = 0;         // emulated: time by which the host failed to keep the pace
+  double slept_s = 0;        // emulated: time slept to keep the pace
+  double flops = 0;          // emulated: arithmetic charged
+  int64_t peak_bytes = 0;    // largest memory in use at once
+  int64_t used_bytes = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual c10::Device torch_device() const = 0;
+  virtual const std::string& name() const = 0;  // the string it was opened with
+  virtual const Chip* chip() const = 0;         // null for cpu
+  /// bf16 where the chip has it, else fp16 (emulated 910A), f32 on a CPU without bf16 instructions.
+  virtual c10::ScalarType training_dtype() const = 0;
+  /// Waits until all work given to the device is done.
+  virtual void synchronize() = 0;
+  virtual DeviceStats stats() const = 0;
+  virtual void reset_stats() = 0;
+  virtual int64_t memory_bytes() const = 0;
+};
+
+/// Throws Failure (exit 2) for an unknown string or chip, Failure (exit 1) naming the library
+/// looked for and how to get it if a plug-in is missing. Exhausted emulated memory is a c10::Error
+/// whose text names chip, size and need.
+std::unique_ptr<Device> open_device(const std::string& name,
+                                    const Catalogue& catalogue,
+                                    const EmulationOptions& emulation = {});
+
+}  // namespace pelago::chips

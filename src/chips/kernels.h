@@ -1,0 +1,88 @@
+// The operators a transformer spends its time in. Each is registered with libtorch's dispatcher as
+// pelago::NAME: a Highway kernel for the CPU, a composite of ATen calls for every other chip, so
+// that a chip without kernels of its own still works. These functions add autograd. The plain twins
+// of the CPU kernels are in chips/reference/.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "chips/tensor.h"
+
+namespace pelago::chips {
+
+/// x * weight / sqrt(mean(x^2) + eps) over the last dimension (RMSNorm, arXiv:1910.07467).
+/// x: [..., D] f32 or bf16 or fp16; weight: [D], same dtype. Returns the shape and dtype of x;
+/// arithmetic is f32.
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
+
+/// sum = x + residual, y = rms_norm(sum); one pass. Returns {y, sum}. Shapes and dtypes as
+/// rms_norm.
+std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x,
+                                       const Tensor& residual,
+                                       const Tensor& weight,
+                                       double eps);
+
+/// Rotates heads by position (RoPE, arXiv:2104.09864), Hugging Face's half-split layout (x1 = first
+/// E/2). x: [B,T,H,E]; cos, sin: [T,E/2] f32 for the positions of x. Returns [B,T,H,E] in the dtype
+/// of x.
+Tensor apply_rope(const Tensor& x, const Tensor& cos, const Tensor& sin);
+
+/// Causal softmax(q k^T / sqrt(E)) v with grouped query heads; T_new queries are the LAST positions
+/// of the T_all keys. q: [B,T_new,H,E]; k, v: [B,T_all,K,E], H a multiple of K, T_all >= T_new.
+/// Returns [B,T_new,H,E]. Softmax is f32.
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v);
+
+/// silu(gate) * up. gate_up: [..., 2F], gate first. Returns [..., F].
+Tensor swiglu(const Tensor& gate_up);
+
+/// Sum over tokens of the cross entropy of softmax(hidden head^T), never holding all logits at
+/// once: tokens go in chunks, each chunk's gradient is made on the way (arXiv:2411.09009 in
+/// spirit). hidden: [N,D]; head: [V,D] same dtype; targets: [N] int64, -100 counts for nothing.
+/// Returns a f32 scalar. Gradients flow to hidden and head.
+Tensor cross_entropy_sum(const Tensor& hidden, const Tensor& head, const Tensor& targets);
+
+struct AdamWOptions {
+  double lr = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0;  // decoupled (arXiv:1711.05101)
+  int64_t step = 1;         // 1 for the first step: bias correction
+  double grad_scale = 1;    // the gradient is multiplied by this first (1/tokens, clipping)
+};
+/// One AdamW step in place, in one pass. master, grad, m, v: [N] f32; weights: [N] in the training
+/// dtype, receives the rounded master (may be the same tensor as master when that is f32).
+/// Everything contiguous.
+void adamw_step(Tensor& master,
+                const Tensor& grad,
+                Tensor& m,
+                Tensor& v,
+                Tensor& weights,
+                const AdamWOptions& options);
+
+/// sum += grad for [N] f32 sum and [N] grad of any float dtype, contiguous.
+void accumulate(Tensor& sum, const Tensor& grad);
+
+/// Sum of squares of a contiguous f32 tensor, accumulated in f64 in a fixed order; NaN or inf if an
+/// element is.
+double sum_of_squares(const Tensor& values);
+
+/// A vector quantised by blocks: each block of kQuantBlock values has one f32 scale (its largest
+/// magnitude / the largest level). 4 bits: levels -7..7, two a byte, low nibble first. 8 bits:
+/// -127..127. 32: plain f32, no scales. Rounding is to nearest even. Host memory, + - x / only:
+/// bit-identical on every machine.
+inline constexpr int64_t kQuantBlock = 64;
+struct QuantisedVector {
+  int bits = 4;
+  int64_t num_values = 0;
+  std::vector<float> scales;     // [ceil(N / kQuantBlock)], empty for 32 bits
+  std::vector<uint8_t> payload;  // [ceil(N*bits/8)]
+};
+/// bits: 4, 8 or 32. A block with a value that is not finite throws Failure.
+QuantisedVector quantise(std::span<const float> values, int bits);
+/// out: as many values as were quantised.
+void dequantise(const QuantisedVector& quantised, std::span<float> out);
+
+}  // namespace pelago::chips

@@ -1,0 +1,51 @@
+// fleet.toml: which devices there are, in which sites, joined by which lines.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/config.h"
+#include "chips/catalogue.h"
+
+namespace pelago::plan {
+
+struct FleetDevice {
+  std::string device;      // "cpu", "cuda:0", "emulated:nvidia-h20" (canonical chip id)
+  std::vector<int> cores;  // processors its worker is bound to; the reader fills round robin if
+                           // fleet.toml is silent
+};
+
+struct FleetSite {
+  std::string name;
+  std::string listen = "127.0.0.1";  // address its agent listens on
+  std::vector<FleetDevice> devices;
+};
+
+/// A line between two sites. With `emulate`, the transport holds frames back as such a line would.
+struct FleetLink {
+  std::string from, to;
+  double bandwidth_mbit_s = 1000;  // each way
+  double rtt_ms = 10;
+  bool emulate = false;
+};
+
+struct FleetConfig {
+  std::vector<FleetSite> sites;
+  std::vector<FleetLink> links;
+  double emulation_slowdown = 0;  // 0: no emulated device in the fleet
+  std::optional<double>
+      emulation_memory_gib;  // instead of the catalogue's, for tests and demonstrations
+  std::string source_toml;
+
+  const FleetLink* link_between(const std::string& a, const std::string& b) const;
+};
+
+/// Reads and checks fleet.toml. Throws Failure (exit 2): unknown chip (nearest named), no site, a
+/// site without devices, two sites of one name, a link to no site, two sites without a link,
+/// bandwidth or rtt that is not positive, emulated devices without emulation.slowdown, unknown key.
+FleetConfig read_fleet(const std::filesystem::path& path,
+                       const chips::Catalogue& catalogue,
+                       const std::vector<std::string>& overrides = {});
+
+}  // namespace pelago::plan

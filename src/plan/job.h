@@ -1,0 +1,74 @@
+// job.toml: what to train. Every field has a default, its unit and its reason.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "base/config.h"
+#include "model/config.h"
+
+namespace pelago::plan {
+
+struct DataConfig {
+  std::string dir;                // a folder that `pelago data build` made
+  int64_t sequence_length = 256;  // tokens a sample
+};
+
+struct TrainConfig {
+  int64_t steps = 0;             // optimizer steps of each site; 0: as many as fit into `minutes`
+  double minutes = 3;            // wall time of training that the plan aims for when steps is 0
+  int64_t batch_sequences = 32;  // sequences a step, all sites together; the planner may move it by
+                                 // a tenth to fit the chips
+  int64_t microbatch_sequences = 8;  // most sequences a device takes at once; more are accumulated
+  double lr = 3e-3;                  // peak; small models take large rates
+  double min_lr_ratio = 0.1;         // the schedule ends at lr times this
+  int64_t warmup_steps = 20;
+  std::string schedule =
+      "cosine";  // or "wsd": warm-up, stable, decay over the last wsd_decay_ratio
+  double wsd_decay_ratio = 0.2;
+  double weight_decay = 0.1;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double clip_norm = 1.0;      // of the whole gradient over all ranks; 0: none
+  std::string dtype = "auto";  // "auto": the chip's training dtype; "f32"; "bf16"
+  int64_t seed = 1;
+  int64_t eval_every_steps = 50;  // 0: only at start and end
+  int64_t eval_sequences = 64;    // of the held-out split, 0: all
+  int64_t checkpoint_every_steps = 50;
+  int64_t keep_checkpoints = 3;
+  double learning_rate(int64_t step, int64_t num_steps) const;  // step: 0 for the first
+};
+
+struct SitesConfig {
+  int64_t inner_steps =
+      24;  // H: steps after which every fragment was exchanged once (arXiv:2501.18512)
+  int64_t fragments = 4;      // P
+  int64_t overlap_steps = 1;  // tau: steps between snapshot and merge; the line works meanwhile
+  int delta_bits = 4;         // 4, 8 or 32
+  double merge_alpha = 0.5;   // share of the local weights that the merge keeps
+  double outer_lr = 0.4;      // Nesterov (arXiv:2501.18512)
+  double outer_momentum = 0.9;
+  double grace_s = 10;     // how long an exchange waits for a late site before it goes on without
+  double heartbeat_s = 1;  // a site silent for five of these is taken for dead
+};
+
+struct JobConfig {
+  std::string name = "run";  // the run folder is runs/NAME
+  std::string runs_dir = "runs";
+  model::ModelConfig model;  // vocab_size comes from the dataset
+  std::string model_preset = "10m";
+  DataConfig data;
+  TrainConfig train;
+  SitesConfig sites;
+  std::string source_toml;  // the text after --set, as it is copied into the run folder
+};
+
+/// Reads and validates job.toml. [model]: preset = "10m" or config = "path/config.json", plus any
+/// field of ModelConfig. Throws Failure (exit 2) naming file, key, value and remedy. vocab_size is
+/// set later, by the data.
+JobConfig read_job(const std::filesystem::path& path, const std::vector<std::string>& overrides);
+
+}  // namespace pelago::plan

@@ -1,0 +1,95 @@
+// A Plan is a value: who computes what, and how long it should take. `plan` writes it, everything
+// else reads it; a person can read it, diff it and edit it (plan.json).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "chips/catalogue.h"
+#include "plan/fleet.h"
+#include "plan/job.h"
+
+namespace pelago::plan {
+
+/// What one device needs for one job: a step of n sequences takes n * sequence_s + step_s.
+struct DeviceProfile {
+  std::string device;          // "emulated:nvidia-h20"
+  double sequence_s = 0;       // forward and backward of one sequence
+  double step_s = 0;           // optimizer, clipping and the rest, once a step
+  double host_busy_ratio = 0;  // emulated: processors of the host it keeps busy (0..1); real: 0
+  int64_t memory_bytes = 0;    // measured peak, 0 if unknown
+  bool measured = false;       // from a probe, else from the catalogue
+};
+
+/// Profiles by device string. probe.json.
+struct Probe {
+  std::string job_hash;  // of model, sequence length, microbatch, dtype and slowdown: a probe of
+                         // another job is refused
+  std::map<std::string, DeviceProfile> devices;
+};
+std::string to_json(const Probe& probe);
+Probe probe_from_json(std::string_view json, const std::string& name);
+std::string probe_hash(const JobConfig& job, const FleetConfig& fleet);
+
+struct DevicePlan {
+  std::string device;
+  std::vector<int> cores;
+  int64_t sequences = 0;   // its share of the site's batch, every step
+  int64_t microbatch = 0;  // sequences at once
+  double predicted_step_s = 0;
+  double predicted_tokens_s = 0;  // alone, at this share
+  double predicted_memory_bytes = 0;
+  double memory_bytes = 0;  // what it has
+};
+
+struct SitePlan {
+  std::string name;
+  std::string listen;
+  std::vector<DevicePlan> devices;  // rank order
+  int64_t batch_sequences = 0;      // sum over devices
+  int64_t first_sequence = 0;       // offset of the site's samples within the whole batch of a step
+  double predicted_step_s = 0;
+  std::string bound_by;  // "A100 compute", ...
+};
+
+struct Plan {
+  std::string job_name;
+  int64_t steps = 0;            // of each site
+  int64_t batch_sequences = 0;  // all sites, a step
+  int64_t sequence_length = 0;
+  int64_t num_parameters = 0;
+  std::vector<SitePlan> sites;  // site order, everywhere
+  std::vector<FleetLink> links;
+  SitesConfig exchange;  // H, P, tau, bits, ...
+  double emulation_slowdown = 0;
+  double emulation_memory_bytes = 0;  // 0: the catalogue's
+  double predicted_tokens_s = 0;
+  double predicted_line_mbit_s = 0;  // sent by each site, average
+  double host_load = 0;              // processors that emulation keeps busy
+  double host_cores = 0;
+};
+std::string to_json(const Plan& plan);
+/// Throws Failure naming the file and the field.
+Plan plan_from_json(std::string_view json, const std::string& name);
+/// The plan as a table for people.
+std::string to_table(const Plan& plan);
+
+/// Chooses shares, batch, steps. probe may be null: profiles then come from the catalogue.
+/// host_cores: processors for emulation. Throws Failure (exit 2): model larger than a chip's memory
+/// (which chip, how much is missing, which preset would fit); emulated fleet faster than the host
+/// (with the numbers and the slowdown that would do).
+Plan make_plan(const JobConfig& job,
+               const FleetConfig& fleet,
+               const chips::Catalogue& catalogue,
+               const Probe* probe,
+               double host_cores);
+
+/// Bytes a device needs to train this model: weights, f32 master, gradients, two moments,
+/// activations of a microbatch, head chunk.
+double training_memory_bytes(const model::ModelConfig& model,
+                             int64_t sequence_length,
+                             int64_t microbatch);
+
+}  // namespace pelago::plan

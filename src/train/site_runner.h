@@ -1,0 +1,106 @@
+// Runs one site: starts a worker process for each device, passes messages, sees a lost worker
+// within a second. It knows nothing of other sites: whoever stands above (the site agent, or the
+// command line for a site alone) implements SiteEvents. Single-threaded: everything happens inside
+// poll().
+#pragma once
+
+#include <sys/types.h>
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "plan/job.h"
+#include "plan/plan.h"
+#include "train/messages.h"
+
+namespace pelago::train {
+
+/// What a site tells those above it. Called from SiteRunner::poll().
+class SiteEvents {
+ public:
+  virtual ~SiteEvents() = default;
+  virtual void on_ready() {}  // every worker has opened its device and loaded weights
+  virtual void on_step(const StepReport&) {}
+  virtual void on_evaluation(const EvaluationReport&) {}
+  /// Fragment weights of this exchange lie in SiteRunner::local_weights() until merged() is called
+  /// for it.
+  virtual void on_snapshot(int64_t /*exchange_idx*/, Fragment) {}
+  /// Rank 0 has put its files into dir (a temporary folder beside the checkpoints). Add files, then
+  /// call SiteRunner::finish_checkpoint(step). Default of a site alone: finish at once.
+  virtual void on_checkpoint(int64_t step, const std::filesystem::path& dir) = 0;
+  virtual void on_checkpoint_saved(int64_t /*step*/) {}
+  virtual void on_warning(const std::string& /*message*/) {}
+};
+
+struct SiteRunOptions {
+  std::filesystem::path
+      run_dir;  // holds job.toml and plan.json; checkpoints go to site_dir/checkpoints
+  std::filesystem::path site_dir;  // run_dir/sites/NAME
+  int site_idx = 0;
+  /// Checkpoint to go on from; absent: fresh weights, or local_weights() if start_from_shared is
+  /// set.
+  std::optional<std::filesystem::path> resume_from;
+  bool start_from_shared =
+      false;  // a joining site: rank 0 takes its weights from local_weights(), Adam starts anew
+  int64_t start_step = 0;  // with start_from_shared: completed steps to count from
+};
+
+class SiteRunner {
+ public:
+  /// events outlives the runner. Reads run_dir/job.toml and plan.json. Throws Failure if workers
+  /// cannot be started.
+  SiteRunner(const SiteRunOptions& options, SiteEvents& events);
+  /// Ends every worker (SIGKILL after a grace of 5 s) and removes shared memory.
+  ~SiteRunner();
+
+  /// Starts the workers. They wait at their start step until allow_training() is called.
+  void start();
+  void allow_training();
+  /// Handles what came within timeout_s. Returns false once every worker has finished its run.
+  /// Throws Failure naming the rank and how it ended if a worker is lost; the workers' own last
+  /// words are in the message.
+  bool poll(double timeout_s);
+
+  /// Host f32 [N] in shared memory: workers write snapshots here.
+  std::span<float> local_weights();
+  /// Host f32 [N] in shared memory: the agent writes merged global weights here, then calls
+  /// merged().
+  std::span<float> merged_weights();
+  void merged(int64_t exchange_idx);
+
+  /// Every rank stops after this many completed steps (which must be quiet and not yet reached),
+  /// with a checkpoint if asked.
+  void stop_at(int64_t completed_steps, bool with_checkpoint);
+  /// The first quiet step that all ranks can still stop at.
+  int64_t next_quiet_step() const;
+  int64_t completed_steps() const;
+  void finish_checkpoint(int64_t step);
+  const plan::Plan& plan() const;
+  const plan::JobConfig& job() const;
+  const std::vector<Fragment>& fragments() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// The fragments of a model: P ranges of about the same size, cut at tensor borders where that
+/// keeps sizes within 10 %, else inside a tensor.
+std::vector<Fragment> cut_fragments(const model::ModelConfig& model, int64_t num_fragments);
+
+/// The hidden command of a worker process: `pelago worker --run-dir D --site-idx I --rank R`,
+/// control socket on descriptor 3.
+struct WorkerOptions {
+  std::filesystem::path run_dir, site_dir;
+  int site_idx = 0;
+  int rank = 0;
+};
+/// Returns the exit code of the process.
+int run_worker(const WorkerOptions& options);
+
+}  // namespace pelago::train
