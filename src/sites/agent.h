@@ -1,0 +1,27 @@
+// The process that stands for one site among the others: it supervises the site's workers through
+// train::SiteRunner, holds the global weights, the outer momentum and the kept quantisation error
+// in host memory, and speaks to the coordinator and to the other sites' agents.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+namespace pelago::sites {
+
+struct AgentOptions {
+  std::filesystem::path run_dir;  // holds job.toml and plan.json; the site's files go to sites/SITE
+  std::string site;               // a name of plan.json
+  std::string coordinator;        // "HOST:PORT"
+  std::filesystem::path certs_dir;     // ca.pem, SITE.pem, SITE.key
+  std::optional<int64_t> resume_step;  // offer only this checkpoint; absent: every good one
+};
+
+/// `pelago agent`: runs until the coordinator releases the site. SIGTERM: asks the coordinator to
+/// stop all sites at a common quiet step; SIGINT is ignored (the terminal sends it to everyone).
+/// Returns the exit code. Throws Failure: exit 2 if job, plan, site or certificates are wrong or
+/// the coordinator refuses the site (naming what differs), exit 75 if the coordinator is gone.
+int run_agent(const AgentOptions& options);
+
+}  // namespace pelago::sites
