@@ -1,0 +1,59 @@
+// pelago probe: what each device of a fleet needs for a job, measured.
+#include <cstdio>
+#include <memory>
+
+#include "base/files.h"
+#include "cli/commands/commands.h"
+#include "cli/setup.h"
+
+namespace pelago::cli {
+
+namespace {
+
+struct ProbeArguments {
+  std::string job, fleet, out = "probe.json";
+  std::vector<std::string> overrides;
+};
+
+void run_probe(const ProbeArguments& arguments, const Globals& globals) {
+  const Setup setup = read_setup(arguments.job, arguments.fleet, arguments.overrides);
+  const std::optional<plan::Probe> probe = get_probe(setup, "", false);
+  write_file(arguments.out, plan::to_json(*probe));
+  if (globals.json) {
+    std::printf("%s\n", plan::to_json(*probe).c_str());
+    return;
+  }
+  std::printf(
+      "%-34s %12s %12s %12s %10s\n", "device", "ms/sequence", "ms/step", "tokens/s", "host busy");
+  for (const auto& [name, profile] : probe->devices) {
+    std::printf("%-34s %12.2f %12.2f %12.0f %9.0f%%\n",
+                name.c_str(),
+                1e3 * profile.sequence_s,
+                1e3 * profile.step_s,
+                static_cast<double>(setup.job.data.sequence_length) / profile.sequence_s,
+                100 * profile.host_busy_ratio);
+  }
+  std::printf("written to %s; use it with `pelago plan --probe %s`\n",
+              arguments.out.c_str(),
+              arguments.out.c_str());
+}
+
+}  // namespace
+
+void add_probe(CLI::App& app, Globals& globals) {
+  auto arguments = std::make_shared<ProbeArguments>();
+  CLI::App* command =
+      add_command(app,
+                  globals,
+                  "probe",
+                  "measure what each device of a fleet needs for a job",
+                  "  pelago probe job.toml --fleet fleet.toml\n"
+                  "  pelago probe job.toml --fleet fleet.toml --out probe.json --json\n");
+  command->add_option("job", arguments->job, "job.toml")->required();
+  command->add_option("--fleet", arguments->fleet, "fleet.toml")->required();
+  command->add_option("--set", arguments->overrides, "override a field, as section.key=value");
+  command->add_option("--out", arguments->out, "write the measurement here")->capture_default_str();
+  command->callback([arguments, &globals] { run_probe(*arguments, globals); });
+}
+
+}  // namespace pelago::cli

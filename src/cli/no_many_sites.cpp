@@ -1,0 +1,44 @@
+// Takes the place of many_sites.cpp in a build with -DPELAGO_SITES=OFF.
+#include "base/error.h"
+#include "cli/many_sites.h"
+
+namespace pelago::cli {
+
+namespace {
+
+[[noreturn]] void refuse() {
+  fail_usage(
+      "this pelago was built for one site (-DPELAGO_SITES=OFF); build with -DPELAGO_SITES=ON for "
+      "more");
+}
+
+}  // namespace
+
+ManySitesOutcome train_many_sites(const train::RunFolder&,
+                                  const Setup&,
+                                  const plan::Plan&,
+                                  bool,
+                                  const std::atomic<int>&,
+                                  RunView&,
+                                  LiveLine&) {
+  refuse();
+}
+
+void make_job_certificates(const std::filesystem::path&, const std::vector<std::string>&) {
+  refuse();
+}
+
+std::vector<std::pair<std::string, std::string>> check_job_certificates(
+    const std::filesystem::path&) {
+  refuse();
+}
+
+int run_site_agent(const std::filesystem::path&,
+                   const std::string&,
+                   const std::string&,
+                   const std::filesystem::path&,
+                   int64_t) {
+  refuse();
+}
+
+}  // namespace pelago::cli

@@ -1,0 +1,37 @@
+// From the files a person wrote to the values a command works with.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "chips/catalogue.h"
+#include "plan/fleet.h"
+#include "plan/job.h"
+#include "plan/plan.h"
+
+namespace pelago::cli {
+
+struct Setup {
+  std::filesystem::path job_path, fleet_path;
+  plan::JobConfig job;  // vocabulary and end-of-text are those of the dataset
+  plan::FleetConfig fleet;
+  chips::Catalogue catalogue;
+};
+
+/// overrides: `--set` assignments; those that begin with "emulation." go to the fleet, all others
+/// to the job.
+Setup read_setup(const std::filesystem::path& job_path,
+                 const std::filesystem::path& fleet_path,
+                 const std::vector<std::string>& overrides);
+
+/// The probe of --probe FILE, or a new one (a few seconds a device), or none for --no-probe.
+std::optional<plan::Probe> get_probe(const Setup& setup,
+                                     const std::string& probe_path,
+                                     bool no_probe);
+
+/// Processors that emulated chips may use.
+double host_cores();
+
+}  // namespace pelago::cli
