@@ -1,0 +1,139 @@
+#include "train/messages.h"
+
+#include <algorithm>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+
+namespace pelago::train {
+
+namespace {
+
+using nlohmann::json;
+
+json parse(const std::string& text, const char* what) {
+  try {
+    return json::parse(text);
+  } catch (const json::exception& error) {
+    fail("{}: not JSON: {}", what, error.what());
+  }
+}
+
+/// JSON has no NaN: nlohmann writes it as null, and null comes back as NaN.
+double number(const json& value) {
+  return value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
+}
+
+json rank_to_json(const RankReport& rank) {
+  return {{"device", rank.device},
+          {"tokens", rank.tokens},
+          {"compute_s", rank.compute_s},
+          {"wait_ranks_s", rank.wait_ranks_s},
+          {"late_s", rank.late_s},
+          {"host_busy_s", rank.host_busy_s},
+          {"peak_memory_bytes", rank.peak_memory_bytes}};
+}
+
+RankReport rank_from_json(const json& value) {
+  RankReport rank;
+  value.at("device").get_to(rank.device);
+  value.at("tokens").get_to(rank.tokens);
+  value.at("compute_s").get_to(rank.compute_s);
+  value.at("wait_ranks_s").get_to(rank.wait_ranks_s);
+  value.at("late_s").get_to(rank.late_s);
+  value.at("host_busy_s").get_to(rank.host_busy_s);
+  value.at("peak_memory_bytes").get_to(rank.peak_memory_bytes);
+  return rank;
+}
+
+}  // namespace
+
+int64_t ExchangeSchedule::num_regular() const {
+  if (interval() == 0 || num_steps < overlap_steps) return 0;
+  return (num_steps - overlap_steps) / interval();
+}
+
+int64_t ExchangeSchedule::snapshot_after(int64_t completed_steps) const {
+  if (interval() == 0 || completed_steps <= 0 || completed_steps % interval() != 0) return -1;
+  const int64_t exchange_idx = completed_steps / interval() - 1;
+  return exchange_idx < num_regular() ? exchange_idx : -1;
+}
+
+int64_t ExchangeSchedule::merge_after(int64_t completed_steps) const {
+  return snapshot_after(completed_steps - overlap_steps);
+}
+
+bool ExchangeSchedule::is_quiet(int64_t completed_steps) const {
+  if (interval() == 0 || completed_steps < interval()) return true;
+  const int64_t exchange_idx = completed_steps / interval() - 1;
+  return exchange_idx >= num_regular() || completed_steps % interval() >= overlap_steps;
+}
+
+int64_t ExchangeSchedule::first_step_after(int64_t exchange_idx) const {
+  if (interval() == 0 || exchange_idx < 0) return 0;
+  return std::min((exchange_idx + 1) * interval() + overlap_steps, num_steps);
+}
+
+std::string to_json(const StepReport& report) {
+  json value = {{"site", report.site},
+                {"step", report.step},
+                {"loss", report.loss},
+                {"grad_norm", report.grad_norm},
+                {"lr", report.lr},
+                {"tokens", report.tokens},
+                {"step_s", report.step_s},
+                {"wait_line_s", report.wait_line_s},
+                {"reduce_s", report.reduce_s},
+                {"skipped", report.skipped},
+                {"ranks", json::array()}};
+  for (const RankReport& rank : report.ranks) value["ranks"].push_back(rank_to_json(rank));
+  return value.dump();
+}
+
+std::string to_json(const EvaluationReport& report) {
+  return json({{"site", report.site},
+               {"step", report.step},
+               {"loss", report.loss},
+               {"bits_per_byte", report.bits_per_byte},
+               {"tokens", report.tokens}})
+      .dump();
+}
+
+StepReport step_report_from_json(const std::string& text) {
+  const json value = parse(text, "step report");
+  StepReport report;
+  try {
+    value.at("site").get_to(report.site);
+    value.at("step").get_to(report.step);
+    report.loss = number(value.at("loss"));
+    report.grad_norm = number(value.at("grad_norm"));
+    value.at("lr").get_to(report.lr);
+    value.at("tokens").get_to(report.tokens);
+    value.at("step_s").get_to(report.step_s);
+    value.at("wait_line_s").get_to(report.wait_line_s);
+    value.at("reduce_s").get_to(report.reduce_s);
+    value.at("skipped").get_to(report.skipped);
+    for (const json& rank : value.at("ranks")) report.ranks.push_back(rank_from_json(rank));
+  } catch (const json::exception& error) {
+    fail("step report: {}", error.what());
+  }
+  return report;
+}
+
+EvaluationReport evaluation_report_from_json(const std::string& text) {
+  const json value = parse(text, "evaluation report");
+  EvaluationReport report;
+  try {
+    value.at("site").get_to(report.site);
+    value.at("step").get_to(report.step);
+    report.loss = number(value.at("loss"));
+    report.bits_per_byte = number(value.at("bits_per_byte"));
+    value.at("tokens").get_to(report.tokens);
+  } catch (const json::exception& error) {
+    fail("evaluation report: {}", error.what());
+  }
+  return report;
+}
+
+}  // namespace pelago::train

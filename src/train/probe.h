@@ -1,0 +1,39 @@
+// How fast is a device for this job? Times real steps of the real model on made-up tokens, at two
+// sizes, and fits step time = n * sequence_s + step_s. About 3 seconds a device.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "chips/catalogue.h"
+#include "plan/fleet.h"
+#include "plan/job.h"
+#include "plan/plan.h"
+
+namespace pelago::train {
+
+/// Measures in this process, which must not have opened another device. job.model.vocab_size is
+/// set. Throws Failure if the model does not fit the device even one sequence at a time.
+plan::DeviceProfile probe_device(const plan::JobConfig& job,
+                                 const plan::FleetConfig& fleet,
+                                 const std::string& device,
+                                 const chips::Catalogue& catalogue);
+
+/// Every different device of the fleet, one after the other, each in a child process (`pelago
+/// probe-device`) bound to that device's cores. Throws Failure naming the device whose probe
+/// failed.
+plan::Probe probe_fleet(const plan::JobConfig& job, const plan::FleetConfig& fleet);
+
+/// The hidden command `pelago probe-device --job FILE --fleet FILE --device NAME --vocab-size V
+/// [--core I]...`.
+struct ProbeDeviceOptions {
+  std::filesystem::path job, fleet;
+  std::string device;
+  int64_t vocab_size = 0;
+  std::vector<int> cores;
+};
+/// Prints a Probe with one device as JSON on standard output. Returns the exit code.
+int run_probe_device(const ProbeDeviceOptions& options);
+
+}  // namespace pelago::train
