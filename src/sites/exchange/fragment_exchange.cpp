@@ -1,0 +1,125 @@
+#include "sites/exchange/fragment_exchange.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "chips/kernels.h"
+#include "sites/exchange/slice_codec.h"
+
+namespace pelago::sites {
+
+namespace {
+
+template <typename T>
+std::span<T> part(std::span<T> values, const train::Fragment& range) {
+  return values.subspan(static_cast<size_t>(range.begin),
+                        static_cast<size_t>(range.end - range.begin));
+}
+
+}  // namespace
+
+std::vector<train::Fragment> cut_slices(int64_t num_values, int64_t num_members) {
+  const int64_t num_blocks = (num_values + chips::kQuantBlock - 1) / chips::kQuantBlock;
+  std::vector<train::Fragment> slices;
+  for (int64_t idx = 0; idx < num_members; ++idx) {
+    const auto edge = [&](int64_t i) {
+      return std::min(num_values, num_blocks * i / num_members * chips::kQuantBlock);
+    };
+    slices.push_back({.begin = edge(idx), .end = edge(idx + 1)});
+  }
+  return slices;
+}
+
+FragmentExchange::FragmentExchange(const ExchangeSpec& spec,
+                                   std::span<const float> global,
+                                   std::span<const float> local,
+                                   std::span<const float> kept_error)
+    : spec_(spec),
+      slices_(cut_slices(static_cast<int64_t>(global.size()),
+                         static_cast<int64_t>(spec.tokens.size()))),
+      delta_payloads_(spec.tokens.size()),
+      deltas_(spec.tokens.size()),
+      means_here_(spec.tokens.size(), false),
+      mean_(global.size(), 0.0F),
+      new_error_(global.size()) {
+  PELAGO_ASSERT(local.size() == global.size() && kept_error.size() == global.size(),
+                "a fragment has one length");
+  // new_error_ first holds the delta, then what rounding lost of it.
+  for (size_t i = 0; i < global.size(); ++i) new_error_[i] = (global[i] - local[i]) + kept_error[i];
+  std::vector<float> sent;
+  for (size_t idx = 0; idx < slices_.size(); ++idx) {
+    const std::span<float> delta = part(std::span(new_error_), slices_[idx]);
+    delta_payloads_[idx] = encode_slice(delta, spec_.bits);
+    sent.resize(delta.size());
+    const Status decoded = decode_slice(delta_payloads_[idx], spec_.bits, sent);
+    if (!decoded) fail("a delta of this site cannot be sent: {}", decoded.error().message);
+    for (size_t i = 0; i < delta.size(); ++i) delta[i] -= sent[i];
+    if (static_cast<int64_t>(idx) == spec_.member_idx) deltas_[idx] = sent;
+  }
+  for (size_t idx = 0; idx < slices_.size(); ++idx) {
+    if (slices_[idx].begin == slices_[idx].end) means_here_[idx] = true;  // nothing will come
+  }
+  sum_my_slice();
+}
+
+float FragmentExchange::weight(int64_t member_idx) const {
+  const int64_t total = std::accumulate(spec_.tokens.begin(), spec_.tokens.end(), int64_t{0});
+  // Nobody has trained: equal weights keep the mean defined; the deltas are then all zero.
+  if (total == 0) return static_cast<float>(1.0 / static_cast<double>(num_members()));
+  return static_cast<float>(static_cast<double>(spec_.tokens[index(member_idx)]) /
+                            static_cast<double>(total));
+}
+
+std::string FragmentExchange::delta_slice(int64_t member_idx) const {
+  return delta_payloads_[index(member_idx)];
+}
+
+Status FragmentExchange::accept_delta(int64_t member_idx, const std::string& payload) {
+  const train::Fragment& mine = slices_[index(spec_.member_idx)];
+  if (has_delta(member_idx) || mine.begin == mine.end) return ok();
+  std::vector<float> values(static_cast<size_t>(mine.end - mine.begin));
+  Status decoded = decode_slice(payload, spec_.bits, values);
+  if (!decoded) return decoded;
+  deltas_[index(member_idx)] = std::move(values);
+  sum_my_slice();
+  return ok();
+}
+
+void FragmentExchange::sum_my_slice() {
+  const train::Fragment& mine = slices_[index(spec_.member_idx)];
+  if (mine.begin == mine.end || mean_slice_) return;
+  for (int64_t idx = 0; idx < num_members(); ++idx) {
+    if (!has_delta(idx)) return;
+  }
+  std::vector<float> sum(static_cast<size_t>(mine.end - mine.begin), 0.0F);
+  for (int64_t idx = 0; idx < num_members(); ++idx) {
+    const float member_weight = weight(idx);
+    const std::vector<float>& delta = deltas_[index(idx)];
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += member_weight * delta[i];
+  }
+  mean_slice_ = encode_slice(sum, spec_.bits);
+  const std::span<float> mean = part(std::span(mean_), mine);
+  const Status decoded = decode_slice(*mean_slice_, spec_.bits, mean);
+  if (!decoded) fail("a mean of deltas cannot be sent: {}", decoded.error().message);
+  means_here_[index(spec_.member_idx)] = true;
+  // Without tokens this member's deltas count for nothing, so nothing can come back through them.
+  const float my_weight = weight(spec_.member_idx);
+  if (my_weight == 0.0F) return;
+  const float inverse = 1.0F / my_weight;
+  const std::span<float> error = part(std::span(new_error_), mine);
+  for (size_t i = 0; i < sum.size(); ++i) error[i] += inverse * (sum[i] - mean[i]);
+}
+
+Status FragmentExchange::accept_mean(int64_t member_idx, const std::string& payload) {
+  if (has_mean(member_idx)) return ok();
+  Status decoded =
+      decode_slice(payload, spec_.bits, part(std::span(mean_), slices_[index(member_idx)]));
+  if (decoded) means_here_[index(member_idx)] = true;
+  return decoded;
+}
+
+bool FragmentExchange::is_whole() const {
+  return std::all_of(means_here_.begin(), means_here_.end(), [](bool here) { return here; });
+}
+
+}  // namespace pelago::sites

@@ -1,0 +1,80 @@
+// One exchange of one fragment, as one member carries it out: arithmetic and bookkeeping, no
+// network.
+//   1. delta = global - local + kept error, quantised by block; what rounding lost is the new
+//   error.
+//   2. The fragment is cut into one slice a member. Each member gets its slice of every delta, adds
+//      them in site order in f32, weighted by tokens / all tokens, and quantises the mean.
+//   3. Everybody gets every slice of the mean. A member takes its own slice through the same
+//      quantise and dequantise, so that all hold the same bits.
+// The mean is quantised with the bits of the deltas: at 4 bits two sites send 0.5 byte a parameter
+// and round plus one f32 scale per 64 values, 0.5625 in all. What that second rounding lost belongs
+// to the member that summed the slice: divided by its weight it joins that member's new error, and
+// so comes back whole with the next exchange. Nothing outside changes until new_error() is taken:
+// an exchange that is given up is simply destroyed.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "train/messages.h"
+
+namespace pelago::sites {
+
+/// The ranges of a fragment of num_values, one a member, whole quantisation blocks, equal but for a
+/// block. A slice may be empty if there are more members than blocks.
+std::vector<train::Fragment> cut_slices(int64_t num_values, int64_t num_members);
+
+struct ExchangeSpec {
+  int bits = 4;                 // 4, 8 or 32
+  int64_t member_idx = 0;       // mine, in site order
+  std::vector<int64_t> tokens;  // of each member, in site order: the weights
+};
+
+class FragmentExchange {
+ public:
+  /// global, local, kept_error: [N] f32, the fragment's part. Throws Failure if a delta is not
+  /// finite.
+  FragmentExchange(const ExchangeSpec& spec,
+                   std::span<const float> global,
+                   std::span<const float> local,
+                   std::span<const float> kept_error);
+
+  /// My delta's slice for another member, as bytes.
+  std::string delta_slice(int64_t member_idx) const;
+  /// kCorrupt if the bytes are not a slice of the right length with finite scales. A slice that is
+  /// already here is ignored.
+  Status accept_delta(int64_t member_idx, const std::string& payload);
+  /// Present once every delta of my slice is here.
+  const std::optional<std::string>& mean_slice() const { return mean_slice_; }
+  Status accept_mean(int64_t member_idx, const std::string& payload);
+  bool has_delta(int64_t member_idx) const { return !deltas_[index(member_idx)].empty(); }
+  bool has_mean(int64_t member_idx) const { return means_here_[index(member_idx)]; }
+  bool is_whole() const;
+  int64_t num_members() const { return static_cast<int64_t>(spec_.tokens.size()); }
+  const ExchangeSpec& spec() const { return spec_; }
+
+  /// [N]; valid once is_whole().
+  std::span<const float> mean() const { return mean_; }
+  /// [N]: the kept error of the next exchange, if this one is committed.
+  std::span<const float> new_error() const { return new_error_; }
+
+ private:
+  static size_t index(int64_t member_idx) { return static_cast<size_t>(member_idx); }
+  float weight(int64_t member_idx) const;
+  void sum_my_slice();
+
+  ExchangeSpec spec_;
+  std::vector<train::Fragment> slices_;      // one a member
+  std::vector<std::string> delta_payloads_;  // my delta, one slice a member
+  std::vector<std::vector<float>> deltas_;   // of my slice, dequantised; empty: not here
+  std::optional<std::string> mean_slice_;
+  std::vector<bool> means_here_;
+  std::vector<float> mean_;       // [N]
+  std::vector<float> new_error_;  // [N]
+};
+
+}  // namespace pelago::sites

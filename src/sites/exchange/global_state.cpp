@@ -1,0 +1,140 @@
+#include "sites/exchange/global_state.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/files.h"
+
+namespace pelago::sites {
+
+std::string hash_fragment(std::span<const float> global, std::span<const float> momentum) {
+  return hash_hex(hash_hex(std::as_bytes(global)) + hash_hex(std::as_bytes(momentum)));
+}
+
+GlobalState::GlobalState(std::vector<float> global, std::vector<train::Fragment> fragments)
+    : fragments_(std::move(fragments)),
+      global_(std::move(global)),
+      momentum_(global_.size(), 0.0F),
+      kept_error_(global_.size(), 0.0F),
+      applied_(fragments_.size(), -1),
+      sent_steps_(fragments_.size(), 0) {}
+
+std::span<const float> GlobalState::part(const std::vector<float>& values, int64_t fragment) const {
+  const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
+  return std::span(values).subspan(static_cast<size_t>(range.begin),
+                                   static_cast<size_t>(range.end - range.begin));
+}
+
+std::span<float> GlobalState::part(std::vector<float>& values, int64_t fragment) {
+  const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
+  return std::span(values).subspan(static_cast<size_t>(range.begin),
+                                   static_cast<size_t>(range.end - range.begin));
+}
+
+std::string GlobalState::hash() const {
+  std::string all = hash_fragment(global_, momentum_);
+  for (const int64_t exchange : applied_) all += fmt::format(" {}", exchange);
+  return hash_hex(all);
+}
+
+FragmentOutcome GlobalState::outer_step(int64_t fragment,
+                                        std::span<const float> mean,
+                                        const OuterOptions& options) const {
+  const std::span<const float> global = part(global_, fragment);
+  const std::span<const float> momentum = part(momentum_, fragment);
+  PELAGO_ASSERT(mean.size() == global.size(), "the mean covers the fragment");
+  const auto lr = static_cast<float>(options.lr);
+  const auto decay = static_cast<float>(options.momentum);
+  FragmentOutcome outcome;
+  outcome.global.resize(global.size());
+  outcome.momentum.resize(global.size());
+  for (size_t i = 0; i < global.size(); ++i) {
+    const float kept = decay * momentum[i];
+    const float velocity = kept + mean[i];
+    const float ahead = decay * velocity;
+    const float update = lr * (mean[i] + ahead);
+    outcome.momentum[i] = velocity;
+    outcome.global[i] = global[i] - update;
+  }
+  outcome.hash = hash_fragment(outcome.global, outcome.momentum);
+  return outcome;
+}
+
+void GlobalState::apply(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome) {
+  const std::span<float> global = part(global_, fragment);
+  PELAGO_ASSERT(outcome.global.size() == global.size() && outcome.momentum.size() == global.size(),
+                "an outcome covers its fragment");
+  std::copy(outcome.global.begin(), outcome.global.end(), global.begin());
+  std::copy(outcome.momentum.begin(), outcome.momentum.end(), part(momentum_, fragment).begin());
+  applied_[static_cast<size_t>(fragment)] = exchange;
+}
+
+void GlobalState::keep_error(int64_t fragment, std::span<const float> error, int64_t sent_step) {
+  std::copy(error.begin(), error.end(), part(kept_error_, fragment).begin());
+  sent_steps_[static_cast<size_t>(fragment)] = sent_step;
+}
+
+std::string GlobalState::to_bytes(int64_t fragment) const {
+  const std::span<const float> global = part(global_, fragment);
+  const std::span<const float> momentum = part(momentum_, fragment);
+  std::string bytes(2 * global.size_bytes(), '\0');
+  std::memcpy(bytes.data(), global.data(), global.size_bytes());
+  std::memcpy(bytes.data() + global.size_bytes(), momentum.data(), momentum.size_bytes());
+  return bytes;
+}
+
+std::string GlobalState::fragment_hash(int64_t fragment) const {
+  return hash_fragment(part(global_, fragment), part(momentum_, fragment));
+}
+
+Result<FragmentOutcome> GlobalState::from_bytes(int64_t fragment,
+                                                const std::string& bytes,
+                                                const std::string& hash) const {
+  const size_t num_values = part(global_, fragment).size();
+  if (bytes.size() != 2 * num_values * sizeof(float)) {
+    return Error{ErrorCode::kCorrupt,
+                 fmt::format("fragment {} of {} bytes, expected {}",
+                             fragment,
+                             bytes.size(),
+                             2 * num_values * sizeof(float))};
+  }
+  FragmentOutcome outcome;
+  outcome.global.resize(num_values);
+  outcome.momentum.resize(num_values);
+  std::memcpy(outcome.global.data(), bytes.data(), num_values * sizeof(float));
+  std::memcpy(outcome.momentum.data(),
+              bytes.data() + num_values * sizeof(float),
+              num_values * sizeof(float));
+  outcome.hash = hash_fragment(outcome.global, outcome.momentum);
+  if (outcome.hash != hash) {
+    return Error{ErrorCode::kCorrupt, fmt::format("fragment {}: the hash differs", fragment)};
+  }
+  const auto is_finite = [](float value) { return std::isfinite(value); };
+  if (!std::all_of(outcome.global.begin(), outcome.global.end(), is_finite)) {
+    return Error{ErrorCode::kCorrupt, fmt::format("fragment {}: not finite", fragment)};
+  }
+  return outcome;
+}
+
+void GlobalState::restore(std::span<const float> global,
+                          std::span<const float> momentum,
+                          std::span<const float> kept_error,
+                          std::vector<int64_t> applied,
+                          std::vector<int64_t> sent_steps) {
+  PELAGO_ASSERT(global.size() == global_.size() && momentum.size() == global_.size() &&
+                    kept_error.size() == global_.size() && applied.size() == fragments_.size() &&
+                    sent_steps.size() == fragments_.size(),
+                "the caller has compared the shapes");
+  global_.assign(global.begin(), global.end());
+  momentum_.assign(momentum.begin(), momentum.end());
+  kept_error_.assign(kept_error.begin(), kept_error.end());
+  applied_ = std::move(applied);
+  sent_steps_ = std::move(sent_steps);
+}
+
+void GlobalState::set_sent_steps(int64_t step) {
+  std::fill(sent_steps_.begin(), sent_steps_.end(), step);
+}
+
+}  // namespace pelago::sites

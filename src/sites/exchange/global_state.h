@@ -1,0 +1,84 @@
+// What a site holds for the whole run, in host memory: the global weights, the outer momentum, and
+// the quantisation error still owed to the others. Global weights and momentum are bit-identical at
+// all sites after the same commits: the outer step runs on the CPU in f32 in a fixed order with
+// + - x only (no fused multiply-add: this folder is compiled with -ffp-contract=off).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "train/messages.h"
+
+namespace pelago::sites {
+
+/// Nesterov on the mean delta, as Streaming DiLoCo has it (arXiv:2501.18512).
+struct OuterOptions {
+  double lr = 0.4;
+  double momentum = 0.9;
+};
+
+/// A fragment after an outer step, not yet believed.
+struct FragmentOutcome {
+  std::vector<float> global;
+  std::vector<float> momentum;
+  std::string hash;
+};
+
+/// XXH3-128 over the global weights and the momentum of a fragment.
+std::string hash_fragment(std::span<const float> global, std::span<const float> momentum);
+
+class GlobalState {
+ public:
+  /// global: [N]. Momentum and error start at zero.
+  GlobalState(std::vector<float> global, std::vector<train::Fragment> fragments);
+
+  std::span<const float> global() const { return global_; }
+  std::span<const float> momentum() const { return momentum_; }
+  std::span<const float> kept_error() const { return kept_error_; }
+  std::span<const float> global(int64_t fragment) const { return part(global_, fragment); }
+  std::span<const float> kept_error(int64_t fragment) const { return part(kept_error_, fragment); }
+  const std::vector<train::Fragment>& fragments() const { return fragments_; }
+  /// The newest commit each fragment holds; -1: none.
+  const std::vector<int64_t>& applied() const { return applied_; }
+  /// Completed steps whose tokens went out with the last exchange this site was a member of.
+  const std::vector<int64_t>& sent_steps() const { return sent_steps_; }
+  /// Over everything that must be equal at all sites at the same step.
+  std::string hash() const;
+
+  FragmentOutcome outer_step(int64_t fragment,
+                             std::span<const float> mean,
+                             const OuterOptions& options) const;
+  /// Makes an outcome the fragment's state as of this commit.
+  void apply(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
+  void keep_error(int64_t fragment, std::span<const float> error, int64_t sent_step);
+
+  /// A fragment as bytes for a site that lacks it, and back. kCorrupt if the length or the hash is
+  /// wrong or a value is not finite.
+  std::string to_bytes(int64_t fragment) const;
+  std::string fragment_hash(int64_t fragment) const;
+  Result<FragmentOutcome> from_bytes(int64_t fragment,
+                                     const std::string& bytes,
+                                     const std::string& hash) const;
+
+  /// Everything, from a checkpoint or for a joining site (sent_step for all fragments).
+  void restore(std::span<const float> global,
+               std::span<const float> momentum,
+               std::span<const float> kept_error,
+               std::vector<int64_t> applied,
+               std::vector<int64_t> sent_steps);
+  void set_sent_steps(int64_t step);
+
+ private:
+  std::span<const float> part(const std::vector<float>& values, int64_t fragment) const;
+  std::span<float> part(std::vector<float>& values, int64_t fragment);
+
+  std::vector<train::Fragment> fragments_;
+  std::vector<float> global_, momentum_, kept_error_;  // [N] each
+  std::vector<int64_t> applied_;
+  std::vector<int64_t> sent_steps_;
+};
+
+}  // namespace pelago::sites

@@ -1,0 +1,172 @@
+// What the coordinator and the sites' agents tell each other. Every message states a fact that
+// stays true ("this exchange, in this epoch, has these members"), none says "one more": sent twice,
+// late or in another order, it does no harm. Whoever misses an answer says again where it stands
+// (SiteStatus), and is sent again what it lacks.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/error.h"
+#include "sites/transport/transport.h"
+
+namespace pelago::sites {
+
+/// Changes when a message or its meaning does: sites of different versions refuse each other.
+inline constexpr int64_t kWireVersion = 1;
+
+struct SiteAddress {
+  std::string site;
+  std::string address;  // "HOST:PORT"
+};
+struct MemberShare {
+  std::string site;
+  std::string address;
+  int64_t tokens = 0;  // behind its delta: the weight
+};
+
+// From a site to the coordinator.
+
+struct CheckpointOffer {
+  int64_t step = 0;
+  std::string hash;  // of the global weights in it: only equal ones fit together
+};
+/// A site asks to be taken in. The hashes must be those of every other site.
+struct Hello {
+  uint64_t incarnation = 0;  // new at each start of the agent
+  int64_t wire_version = kWireVersion;
+  std::string plan_hash, tokenizer_hash, dataset_hash;
+  std::string weights_hash;  // of the initial weights made from the seed
+  std::string address;       // where other sites reach this one
+  std::vector<CheckpointOffer> checkpoints;
+};
+/// "I am here", from a thread of its own, so that a long save is not taken for death.
+struct Heartbeat {
+  uint64_t incarnation = 0;
+};
+
+enum class SitePhase { kCatchingUp, kStarting, kReady, kTraining, kFinished };
+struct ReadyExchange {
+  int64_t exchange = 0;
+  int64_t tokens = 0;
+  int64_t begun_epoch = -1;          // the newest Begin it knows for this exchange
+  std::string hash;                  // of the outcome, once the whole mean is here; else empty
+  std::vector<std::string> missing;  // members whose pieces have not come
+};
+/// Everything the coordinator needs to know of a site, whenever it changes and every heartbeat.
+struct SiteStatus {
+  uint64_t incarnation = 0;
+  int64_t sequence = 0;  // an older status than the last is dropped
+  SitePhase phase = SitePhase::kCatchingUp;
+  int64_t completed_steps = 0;
+  std::vector<ReadyExchange> exchanges;  // snapshot taken, outcome not yet applied
+  std::vector<int64_t> applied;          // the newest commit it holds, of each fragment; -1: none
+  int64_t stop_step = -1;                // it will stop there
+  bool wants_stop = false;               // it was told to leave (SIGTERM)
+  int64_t num_commits = 0, num_missed = 0;
+  int64_t num_refused = 0;  // messages of an old epoch, or malformed
+  int64_t sent_bytes = 0, exchange_payload_bytes = 0, exchanged_values = 0;
+};
+/// A step, an evaluation or an event, for the run folder and the progress line.
+struct Report {
+  std::string name;  // "step", "evaluation", or the event's name
+  std::string json;
+};
+
+// From the coordinator to a site.
+
+enum class StartMode { kFresh, kResume, kJoin };
+/// The site is taken in. kJoin: fetch every fragment from the donors first.
+struct Welcome {
+  uint64_t incarnation = 0;
+  StartMode mode = StartMode::kFresh;
+  int64_t start_step = 0;
+  int64_t first_exchange = 0;  // that this site may take part in
+  int64_t first_logged = 0;    // the coordinator knows the hash of every commit from here on
+  std::vector<SiteAddress> donors;
+};
+/// The site cannot take part, ever; or it has nothing left to do (exit_code 0).
+struct Refused {
+  uint64_t incarnation = 0;
+  std::string reason;
+  int exit_code = 2;
+};
+struct AllowTraining {
+  uint64_t incarnation = 0;
+};
+/// These members exchange this fragment now. A higher epoch replaces a lower one.
+struct Begin {
+  int64_t exchange = 0;
+  int64_t epoch = 0;
+  std::vector<MemberShare> members;  // in site order
+};
+/// The exchange is done for ever; hash is what everyone must hold. Donors hold it.
+struct Commit {
+  int64_t exchange = 0;
+  int64_t epoch = 0;
+  std::vector<MemberShare> members;
+  std::string hash;
+  std::vector<SiteAddress> donors;
+};
+struct StopAt {
+  int64_t step = 0;
+};
+/// Every site is done: the agent may end.
+struct Release {};
+/// The answer to a heartbeat.
+struct Alive {};
+
+// Between sites.
+
+/// A slice of the sender's delta for the member that sums it, or of the mean from that member.
+struct Slice {
+  int64_t exchange = 0;
+  int64_t epoch = 0;
+  bool of_mean = false;
+  std::string payload;  // scales, then quantised values
+};
+/// "Your piece has not come."
+struct Want {
+  int64_t exchange = 0;
+  int64_t epoch = 0;
+  bool of_mean = false;
+};
+/// "Give me this fragment as of this exchange or a later one."
+struct Fetch {
+  int64_t fragment = 0;
+  int64_t exchange_min = -1;
+};
+struct FragmentState {
+  int64_t fragment = 0;
+  int64_t exchange = -1;
+  std::string hash;
+  std::string payload;  // global weights f32, then outer momentum f32
+};
+
+using Message = std::variant<Hello,
+                             Heartbeat,
+                             SiteStatus,
+                             Report,
+                             Welcome,
+                             Refused,
+                             AllowTraining,
+                             Begin,
+                             Commit,
+                             StopAt,
+                             Release,
+                             Alive,
+                             Slice,
+                             Want,
+                             Fetch,
+                             FragmentState>;
+
+/// "hello", "slice", ...: for logs.
+std::string_view name_of(const Message& message);
+Frame encode(const std::string& from, Message message);
+/// kCorrupt, naming what is wrong, for an unknown kind or a head that does not fit it.
+Result<Message> decode(Frame frame);
+
+}  // namespace pelago::sites
