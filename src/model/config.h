@@ -4,11 +4,22 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace pelago::model {
+
+/// Llama 3.1's stretch of RoPE to longer contexts: wavelengths above original / low_freq_factor
+/// grow by `factor`, those below original / high_freq_factor stay, those between are blended.
+struct RopeScaling {
+  double factor = 8.0;
+  double low_freq_factor = 1.0;
+  double high_freq_factor = 4.0;
+  int64_t original_max_position_embeddings = 8192;
+  bool operator==(const RopeScaling&) const = default;
+};
 
 /// Field names are those of config.json for LlamaForCausalLM and Qwen3ForCausalLM /
 /// Qwen2ForCausalLM.
@@ -25,6 +36,7 @@ struct ModelConfig {
   int64_t max_position_embeddings = 2048;
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
+  std::optional<RopeScaling> rope_scaling;  // rope_type "llama3"; absent: none
   bool tie_word_embeddings = true;
   bool attention_bias = false;  // biases on q, k, v (Qwen 2)
   bool qk_norm =
@@ -37,14 +49,16 @@ struct ModelConfig {
   void validate() const;
   /// Parameters, embeddings counted once if tied.
   int64_t num_parameters() const;
-  /// Multiply-adds x 2 of one forward pass of one token, matmuls and causal attention at this
-  /// context, head included.
+  /// Multiply-adds x 2 of one forward pass of one token: matmuls, head included, and causal
+  /// attention, averaged over the positions of a context of this many tokens.
   double forward_flops_per_token(int64_t context_tokens) const;
+  bool operator==(const ModelConfig&) const = default;
 };
 
 /// A parameter's name (Hugging Face's: "model.layers.0.self_attn.q_proj.weight"), shape, and
 /// whether weight decay applies (matrices yes; norms and biases no). The order is that of the flat
-/// parameter vector everywhere in pelago.
+/// parameter vector everywhere in pelago: q, k, v of a layer lie side by side, then their biases;
+/// gate and up lie side by side. One matmul then serves several of them without a copy.
 struct ParameterSpec {
   std::string name;
   std::vector<int64_t> shape;

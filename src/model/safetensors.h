@@ -27,6 +27,9 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:
+  /// Throws Failure unless the entries cover [0, data_bytes) without gap or overlap.
+  void check_coverage(uint64_t data_bytes) const;
+
   struct Entry {
     c10::ScalarType dtype;
     std::vector<int64_t> shape;
@@ -39,8 +42,9 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes CPU tensors (f32, f16, bf16, i64, i32, u8), data aligned to 8 bytes, header padded with
-/// spaces, atomically. Returns kNoSpace if the disk is full; the old file is then untouched.
+/// Writes CPU tensors of any dtype the format has, data aligned to 8 bytes, header padded with
+/// spaces, atomically and without a second copy in memory. Returns kNoSpace if the disk is full;
+/// the old file is then untouched.
 Status try_write_safetensors(const std::filesystem::path& path,
                              const std::vector<std::pair<std::string, Tensor>>& tensors,
                              const std::map<std::string, std::string>& metadata = {});
