@@ -16,6 +16,10 @@ if(PELAGO_CCACHE)
   add_compile_options($<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
 endif()
 
+# Programs are compiled with -fPIC like the libraries: gcc refuses a precompiled header made with other
+# code generation settings than -fPIE.
+set(CMAKE_CXX_COMPILE_OPTIONS_PIE ${CMAKE_CXX_COMPILE_OPTIONS_PIC})
+
 # torch/torch.h costs 12 s a file; parsed once here, every room that computes reuses it.
 file(WRITE ${CMAKE_BINARY_DIR}/torch_pch.cpp "// Exists to carry the precompiled torch/torch.h.\n")
 add_library(pelago_torch_pch OBJECT ${CMAKE_BINARY_DIR}/torch_pch.cpp)
