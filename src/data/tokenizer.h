@@ -13,6 +13,9 @@ namespace pelago::data {
 
 using TokenId = int32_t;
 
+struct TokenizerSpec;  // data/bpe/tokenizer_spec.h
+
+/// One tokenizer. Its const functions may be called by many threads at once.
 class Tokenizer {
  public:
   /// Reads tokenizer.json: BPE model, ByteLevel pre-tokenizer (alone or after a Split with a
@@ -20,6 +23,8 @@ class Tokenizer {
   /// supported.
   static Tokenizer read(const std::filesystem::path& tokenizer_json);
   static Tokenizer parse(std::string_view json, const std::string& name);
+  /// spec: as training made it.
+  static Tokenizer from_spec(TokenizerSpec spec);
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
@@ -30,14 +35,20 @@ class Tokenizer {
   std::vector<TokenId> encode(std::string_view text) const;
   /// Special tokens decode to nothing.
   std::string decode(std::span<const TokenId> tokens) const;
-  /// The bytes of one token.
+  /// The bytes of one token; none for a special token or an id that no token has.
   std::string_view token_bytes(TokenId token) const;
+  /// What a special token is written as ("<|endoftext|>"); empty for all others.
+  std::string_view special_text(TokenId token) const;
 
   int64_t vocab_size() const;
-  /// "<|endoftext|>", which separates documents; -1 if the tokenizer has none.
+  /// "<|endoftext|>", which separates documents, or Llama 3's "<|end_of_text|>"; -1 if the
+  /// tokenizer has neither.
   TokenId end_of_text() const;
   /// XXH3 of the canonical content, 32 hex digits: shards and checkpoints carry it.
   const std::string& hash() const;
+  const TokenizerSpec& spec() const;
+  /// Writes tokenizer.json and tokenizer_config.json into a folder that exists. Throws Failure.
+  void write(const std::filesystem::path& folder) const;
 
  private:
   struct Impl;
