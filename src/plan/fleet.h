@@ -1,8 +1,10 @@
 // fleet.toml: which devices there are, in which sites, joined by which lines.
 #pragma once
 
+#include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/config.h"
@@ -14,6 +16,8 @@ struct FleetDevice {
   std::string device;      // "cpu", "cuda:0", "emulated:nvidia-h20" (canonical chip id)
   std::vector<int> cores;  // processors its worker is bound to; the reader fills round robin if
                            // fleet.toml is silent
+  std::string chip;  // catalogue id: of what is emulated, or what fleet.toml says a real device is;
+                     // empty: not known, so that only a probe can tell its pace
 };
 
 struct FleetSite {
@@ -40,6 +44,10 @@ struct FleetConfig {
 
   const FleetLink* link_between(const std::string& a, const std::string& b) const;
 };
+
+bool is_emulated(std::string_view device);
+/// "cpu" or emulated: it takes processors and memory of the machine that its worker runs on.
+bool runs_on_host(std::string_view device);
 
 /// Reads and checks fleet.toml. Throws Failure (exit 2): unknown chip (nearest named), no site, a
 /// site without devices, two sites of one name, a link to no site, two sites without a link,

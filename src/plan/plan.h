@@ -30,7 +30,9 @@ struct Probe {
   std::map<std::string, DeviceProfile> devices;
 };
 std::string to_json(const Probe& probe);
+/// Throws Failure (exit 2) naming the file and the field.
 Probe probe_from_json(std::string_view json, const std::string& name);
+/// What Probe::job_hash must be for this job and fleet.
 std::string probe_hash(const JobConfig& job, const FleetConfig& fleet);
 
 struct DevicePlan {
@@ -42,6 +44,7 @@ struct DevicePlan {
   double predicted_tokens_s = 0;  // alone, at this share
   double predicted_memory_bytes = 0;
   double memory_bytes = 0;  // what it has
+  bool measured = false;    // its pace comes from a probe, else from the catalogue
 };
 
 struct SitePlan {
@@ -62,16 +65,18 @@ struct Plan {
   int64_t num_parameters = 0;
   std::vector<SitePlan> sites;  // site order, everywhere
   std::vector<FleetLink> links;
-  SitesConfig exchange;  // H, P, tau, bits, ...
+  SitesConfig exchange;  // H, P, tau, bits, ...; a single site has fragments = 0
   double emulation_slowdown = 0;
   double emulation_memory_bytes = 0;  // 0: the catalogue's
   double predicted_tokens_s = 0;
   double predicted_line_mbit_s = 0;  // sent by each site, average
   double host_load = 0;              // processors that emulation keeps busy
   double host_cores = 0;
+  std::vector<std::string> warnings;  // odd, but not refused: one sentence each
 };
 std::string to_json(const Plan& plan);
-/// Throws Failure naming the file and the field.
+/// Throws Failure (exit 2) naming the file and the field: not JSON, another version, a field that
+/// is missing, unknown or of the wrong kind, shares that do not add up.
 Plan plan_from_json(std::string_view json, const std::string& name);
 /// The plan as a table for people.
 std::string to_table(const Plan& plan);
@@ -87,7 +92,8 @@ Plan make_plan(const JobConfig& job,
                double host_cores);
 
 /// Bytes a device needs to train this model: weights, f32 master, gradients, two moments,
-/// activations of a microbatch, head chunk.
+/// activations of a microbatch, head chunk. An upper estimate: the same for f32 and for bf16 with
+/// f32 masters.
 double training_memory_bytes(const model::ModelConfig& model,
                              int64_t sequence_length,
                              int64_t microbatch);

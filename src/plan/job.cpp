@@ -1,0 +1,268 @@
+#include "plan/job.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <numbers>
+#include <string_view>
+#include <type_traits>
+
+#include "base/error.h"
+
+namespace pelago::plan {
+
+namespace {
+
+// A misspelt key leaves its default behind, and the range check of that default would then complain
+// of a value that nobody wrote. So the file is read twice: once to learn which keys exist, and once
+// more, when no key is unknown, to check what they say.
+enum class Pass { kLearnKeys, kCheck };
+
+/// One section of job.toml: reads a key and, in the second pass, refuses a value outside its range.
+class Section {
+ public:
+  Section(ConfigTable table, Pass pass) : table_(std::move(table)), pass_(pass) {}
+  bool checks() const { return pass_ == Pass::kCheck; }
+  const ConfigTable& table() const { return table_; }
+
+  template <typename T>
+  void take(std::string_view key, T& out) const {
+    table_.read(key, out);
+  }
+
+  /// Accepts lo <= value <= hi. NaN fails every comparison, so it is refused too.
+  template <typename T>
+  void take_between(std::string_view key,
+                    T& out,
+                    std::type_identity_t<T> lo,
+                    std::type_identity_t<T> hi) const {
+    table_.read(key, out);
+    if (out >= lo && out <= hi) return;
+    refuse(key, out, fmt::format("must be between {} and {}", lo, hi));
+  }
+
+  void take_positive(std::string_view key, double& out) const {
+    table_.read(key, out);
+    if (out > 0 && std::isfinite(out)) return;
+    refuse(key, out, "must be greater than 0");
+  }
+
+  /// Accepts lo <= value < 1: betas and momenta, whose sums diverge at 1.
+  void take_below_one(std::string_view key, double& out) const {
+    table_.read(key, out);
+    if (out >= 0 && out < 1) return;
+    refuse(key, out, "must be at least 0 and less than 1");
+  }
+
+  void take_word(std::string_view key,
+                 std::string& out,
+                 std::initializer_list<std::string> allowed) const {
+    table_.read(key, out);
+    if (std::find(allowed.begin(), allowed.end(), out) != allowed.end()) return;
+    const auto nearest = nearest_word(out, allowed);
+    refuse(key,
+           out,
+           fmt::format("must be one of {}{}",
+                       fmt::join(allowed, ", "),
+                       nearest ? fmt::format("; did you mean {}?", *nearest) : ""));
+  }
+
+  template <typename T>
+  void refuse(std::string_view key, const T& value, const std::string& why) const {
+    if (!checks()) return;
+    if constexpr (std::is_same_v<T, std::string>) {
+      fail_usage("{}: {} = \"{}\" {}", table_.where(), key, value, why);
+    } else {
+      fail_usage("{}: {} = {} {}", table_.where(), key, value, why);
+    }
+  }
+
+ private:
+  ConfigTable table_;
+  Pass pass_;
+};
+
+// Far above every real job, low enough that no product of two of them overflows an int64.
+constexpr int64_t kCountMax = 1'000'000'000;
+
+/// The model's room names field and value; the file is ours to name.
+template <typename Action>
+void naming_file(const std::string& file, Action action) {
+  try {
+    action();
+  } catch (const Failure& failure) {
+    fail_usage("{}: {}", file, failure.what());
+  }
+}
+
+void read_model(const Section& section, const std::string& file, JobConfig& job) {
+  std::string config_path;
+  const bool has_preset = section.table().has("preset");
+  section.take("preset", job.model_preset);
+  section.take("config", config_path);
+  if (!config_path.empty()) {
+    if (has_preset) {
+      section.refuse("config", config_path, "stands beside preset: keep one of the two");
+    }
+    job.model_preset.clear();
+    naming_file(file, [&] { job.model = model::read_model_config(config_path); });
+  } else {
+    naming_file(file, [&] { job.model = model::preset(job.model_preset); });
+  }
+  model::ModelConfig& config = job.model;
+  section.take_word("model_type", config.model_type, {"llama", "qwen2", "qwen3"});
+  section.take("vocab_size", config.vocab_size);
+  section.take("hidden_size", config.hidden_size);
+  section.take("intermediate_size", config.intermediate_size);
+  section.take("num_hidden_layers", config.num_hidden_layers);
+  section.take("num_attention_heads", config.num_attention_heads);
+  section.take("num_key_value_heads", config.num_key_value_heads);
+  section.take("head_dim", config.head_dim);
+  section.take("max_position_embeddings", config.max_position_embeddings);
+  section.take_positive("rms_norm_eps", config.rms_norm_eps);
+  section.take_positive("rope_theta", config.rope_theta);
+  section.take("tie_word_embeddings", config.tie_word_embeddings);
+  section.take("attention_bias", config.attention_bias);
+  section.take("qk_norm", config.qk_norm);
+  section.take_positive("initializer_range", config.initializer_range);
+  section.take("bos_token_id", config.bos_token_id);
+  section.take("eos_token_id", config.eos_token_id);
+  if (section.checks()) naming_file(file, [&] { config.validate(); });
+}
+
+void read_data(const Section& section, const model::ModelConfig& model, DataConfig& data) {
+  section.take("dir", data.dir);
+  if (data.dir.empty()) {
+    section.refuse("dir", data.dir, "must name the folder that `pelago data build --out` made");
+  }
+  section.take_between("sequence_length", data.sequence_length, 2, kCountMax);
+  if (data.sequence_length > model.max_position_embeddings) {
+    section.refuse("sequence_length",
+                   data.sequence_length,
+                   fmt::format("is longer than model.max_position_embeddings = {}: shorten the "
+                               "one or raise the other",
+                               model.max_position_embeddings));
+  }
+}
+
+void read_train(const Section& section, TrainConfig& train) {
+  section.take_between("steps", train.steps, 0, kCountMax);
+  section.take_positive("minutes", train.minutes);
+  section.take_between("batch_sequences", train.batch_sequences, 1, kCountMax);
+  section.take_between("microbatch_sequences", train.microbatch_sequences, 1, kCountMax);
+  section.take_positive("lr", train.lr);
+  section.take_between("min_lr_ratio", train.min_lr_ratio, 0, 1);
+  section.take_between("warmup_steps", train.warmup_steps, 0, kCountMax);
+  section.take_word("schedule", train.schedule, {"cosine", "wsd"});
+  section.take_between("wsd_decay_ratio", train.wsd_decay_ratio, 0, 1);
+  section.take_between("weight_decay", train.weight_decay, 0, 1e3);
+  section.take_below_one("beta1", train.beta1);
+  section.take_below_one("beta2", train.beta2);
+  section.take_positive("eps", train.eps);
+  section.take_between("clip_norm", train.clip_norm, 0, 1e9);
+  section.take_word("dtype", train.dtype, {"auto", "f32", "bf16"});
+  section.take_between("seed", train.seed, 0, INT64_MAX);
+  section.take_between("eval_every_steps", train.eval_every_steps, 0, kCountMax);
+  section.take_between("eval_sequences", train.eval_sequences, 0, kCountMax);
+  section.take_between("checkpoint_every_steps", train.checkpoint_every_steps, 0, kCountMax);
+  section.take_between("keep_checkpoints", train.keep_checkpoints, 1, kCountMax);
+}
+
+void check_exchange(const Section& section, const SitesConfig& sites) {
+  if (sites.inner_steps % sites.fragments != 0) {
+    section.refuse("inner_steps",
+                   sites.inner_steps,
+                   fmt::format("must be a multiple of fragments = {}: take {}",
+                               sites.fragments,
+                               (sites.inner_steps / sites.fragments + 1) * sites.fragments));
+  }
+  const int64_t interval = sites.inner_steps / sites.fragments;
+  if (sites.overlap_steps >= interval) {
+    section.refuse("overlap_steps",
+                   sites.overlap_steps,
+                   fmt::format("must be less than inner_steps / fragments = {}, the steps from one "
+                               "exchange to the next: raise inner_steps to at least {}",
+                               interval,
+                               (sites.overlap_steps + 1) * sites.fragments));
+  }
+  if (sites.delta_bits != 4 && sites.delta_bits != 8 && sites.delta_bits != 32) {
+    section.refuse(
+        "delta_bits", sites.delta_bits, "must be 4, 8 or 32, where 32 means not quantised");
+  }
+}
+
+void read_sites(const Section& section, SitesConfig& sites) {
+  section.take_between("inner_steps", sites.inner_steps, 1, kCountMax);
+  section.take_between("fragments", sites.fragments, 1, 10'000);
+  section.take_between("overlap_steps", sites.overlap_steps, 1, kCountMax);
+  section.take("delta_bits", sites.delta_bits);
+  section.take_between("merge_alpha", sites.merge_alpha, 0, 1);
+  section.take_positive("outer_lr", sites.outer_lr);
+  section.take_below_one("outer_momentum", sites.outer_momentum);
+  section.take_positive("grace_s", sites.grace_s);
+  section.take_positive("heartbeat_s", sites.heartbeat_s);
+  if (section.checks()) check_exchange(section, sites);
+}
+
+// The name becomes a folder, and runs_dir/.. or a name with a slash would put it somewhere else.
+bool is_folder_name(const std::string& name) {
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.';
+  };
+  return !name.empty() && name.size() <= 64 && name.front() != '.' &&
+         std::all_of(name.begin(), name.end(), allowed);
+}
+
+void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
+  const Section root(table, pass);
+  root.take("name", job.name);
+  root.take("runs_dir", job.runs_dir);
+  if (!is_folder_name(job.name)) {
+    root.refuse("name",
+                job.name,
+                "must be 1 to 64 letters, digits, '-', '_' or '.', and not start with '.'");
+  }
+  if (job.runs_dir.empty()) root.refuse("runs_dir", job.runs_dir, "must name a folder");
+  read_model(Section(table.table("model"), pass), table.where(), job);
+  read_data(Section(table.table("data"), pass), job.model, job.data);
+  read_train(Section(table.table("train"), pass), job.train);
+  read_sites(Section(table.table("sites"), pass), job.sites);
+}
+
+}  // namespace
+
+double TrainConfig::learning_rate(int64_t step, int64_t num_steps) const {
+  if (step < warmup_steps) {
+    return lr * static_cast<double>(step + 1) / static_cast<double>(warmup_steps);
+  }
+  // Progress through the falling part: 0 at its first step, 1 at the last step of the run.
+  const auto progress_from = [&](double first) {
+    const double last = static_cast<double>(num_steps - 1);
+    if (last <= first) return static_cast<double>(step) >= last && last > 0 ? 1.0 : 0.0;
+    return std::clamp((static_cast<double>(step) - first) / (last - first), 0.0, 1.0);
+  };
+  if (schedule == "wsd") {
+    const double decay_steps = wsd_decay_ratio * static_cast<double>(num_steps);
+    const double first =
+        std::max(static_cast<double>(warmup_steps), static_cast<double>(num_steps) - decay_steps);
+    if (static_cast<double>(step) < first) return lr;
+    return lr * (1 - (1 - min_lr_ratio) * progress_from(first));
+  }
+  const double progress = progress_from(static_cast<double>(warmup_steps));
+  const double height = 0.5 * (1 + std::cos(std::numbers::pi * progress));
+  return lr * (min_lr_ratio + (1 - min_lr_ratio) * height);
+}
+
+JobConfig read_job(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
+  ConfigTable table = ConfigTable::read_file(path);
+  for (const std::string& assignment : overrides) table.set(assignment);
+  JobConfig job;
+  read_all(table, Pass::kLearnKeys, job);
+  table.refuse_unknown();
+  read_all(table, Pass::kCheck, job);
+  job.source_toml = table.to_toml();
+  return job;
+}
+
+}  // namespace pelago::plan

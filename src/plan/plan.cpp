@@ -1,0 +1,233 @@
+// plan.json and probe.json. A field is listed once for both ways; what the fields must mean
+// together (shares add up, samples do not overlap) is checked here too, because a plan is a file
+// that people edit and every worker believes.
+#include "plan/plan.h"
+
+#include <set>
+
+#include "base/files.h"
+#include "plan/record.h"
+
+namespace pelago::plan {
+
+template <typename P, typename T>
+concept Like = std::same_as<std::remove_const_t<P>, T>;
+
+template <typename Visitor, Like<DeviceProfile> P>
+void each_field(Visitor& visit, P& profile) {
+  visit("device", profile.device);
+  visit("sequence_s", profile.sequence_s);
+  visit("step_s", profile.step_s);
+  visit("host_busy_ratio", profile.host_busy_ratio);
+  visit("memory_bytes", profile.memory_bytes);
+  visit("measured", profile.measured);
+}
+
+template <typename Visitor, Like<Probe> P>
+void each_field(Visitor& visit, P& probe) {
+  visit("job_hash", probe.job_hash);
+  visit("devices", probe.devices);
+}
+
+template <typename Visitor, Like<DevicePlan> P>
+void each_field(Visitor& visit, P& device) {
+  visit("device", device.device);
+  visit("cores", device.cores);
+  visit("sequences", device.sequences);
+  visit("microbatch", device.microbatch);
+  visit("predicted_step_s", device.predicted_step_s);
+  visit("predicted_tokens_s", device.predicted_tokens_s);
+  visit("predicted_memory_bytes", device.predicted_memory_bytes);
+  visit("memory_bytes", device.memory_bytes);
+  visit("measured", device.measured);
+}
+
+template <typename Visitor, Like<SitePlan> P>
+void each_field(Visitor& visit, P& site) {
+  visit("name", site.name);
+  visit("listen", site.listen);
+  visit("batch_sequences", site.batch_sequences);
+  visit("first_sequence", site.first_sequence);
+  visit("predicted_step_s", site.predicted_step_s);
+  visit("bound_by", site.bound_by);
+  visit("devices", site.devices);
+}
+
+template <typename Visitor, Like<FleetLink> P>
+void each_field(Visitor& visit, P& link) {
+  visit("from", link.from);
+  visit("to", link.to);
+  visit("bandwidth_mbit_s", link.bandwidth_mbit_s);
+  visit("rtt_ms", link.rtt_ms);
+  visit("emulate", link.emulate);
+}
+
+template <typename Visitor, Like<SitesConfig> P>
+void each_field(Visitor& visit, P& exchange) {
+  visit("inner_steps", exchange.inner_steps);
+  visit("fragments", exchange.fragments);
+  visit("overlap_steps", exchange.overlap_steps);
+  visit("delta_bits", exchange.delta_bits);
+  visit("merge_alpha", exchange.merge_alpha);
+  visit("outer_lr", exchange.outer_lr);
+  visit("outer_momentum", exchange.outer_momentum);
+  visit("grace_s", exchange.grace_s);
+  visit("heartbeat_s", exchange.heartbeat_s);
+}
+
+template <typename Visitor, Like<Plan> P>
+void each_field(Visitor& visit, P& plan) {
+  visit("job_name", plan.job_name);
+  visit("steps", plan.steps);
+  visit("batch_sequences", plan.batch_sequences);
+  visit("sequence_length", plan.sequence_length);
+  visit("num_parameters", plan.num_parameters);
+  visit("sites", plan.sites);
+  visit("links", plan.links);
+  visit("exchange", plan.exchange);
+  visit("emulation_slowdown", plan.emulation_slowdown);
+  visit("emulation_memory_bytes", plan.emulation_memory_bytes);
+  visit("predicted_tokens_s", plan.predicted_tokens_s);
+  visit("predicted_line_mbit_s", plan.predicted_line_mbit_s);
+  visit("host_load", plan.host_load);
+  visit("host_cores", plan.host_cores);
+  visit("warnings", plan.warnings);
+}
+
+namespace {
+
+void check_site(const SitePlan& site, const std::string& where) {
+  if (site.name.empty() || site.devices.empty()) {
+    fail_usage("{}: a site needs a name and at least one device", where);
+  }
+  int64_t sum = 0;
+  for (size_t i = 0; i < site.devices.size(); ++i) {
+    const DevicePlan& device = site.devices[i];
+    if (device.sequences < 1 || device.sequences > site.batch_sequences) {
+      fail_usage(
+          "{}.devices[{}]: sequences = {} must be between 1 and the site's batch_sequences "
+          "= {}",
+          where,
+          i,
+          device.sequences,
+          site.batch_sequences);
+    }
+    if (device.microbatch < 1 || device.microbatch > device.sequences) {
+      fail_usage("{}.devices[{}]: microbatch = {} must be between 1 and sequences = {}",
+                 where,
+                 i,
+                 device.microbatch,
+                 device.sequences);
+    }
+    sum += device.sequences;
+  }
+  if (sum != site.batch_sequences) {
+    fail_usage("{}: batch_sequences = {}, but the sequences of its devices add up to {}",
+               where,
+               site.batch_sequences,
+               sum);
+  }
+}
+
+void check_links(const Plan& plan,
+                 const std::set<std::string>& site_names,
+                 const std::string& name) {
+  for (size_t i = 0; i < plan.links.size(); ++i) {
+    for (const std::string& end : {plan.links[i].from, plan.links[i].to}) {
+      if (site_names.contains(end)) continue;
+      fail_usage("{}: links[{}]: \"{}\" is no site of the plan", name, i, end);
+    }
+  }
+}
+
+void check_exchange(const Plan& plan, const std::string& name) {
+  const SitesConfig& exchange = plan.exchange;
+  if (plan.sites.size() == 1 && exchange.fragments == 0) return;
+  const bool rhythm = exchange.fragments > 0 && exchange.inner_steps > 0 &&
+                      exchange.inner_steps % exchange.fragments == 0;
+  if (!rhythm) {
+    fail_usage("{}: exchange: inner_steps = {} must be a multiple of fragments = {}, both above 0",
+               name,
+               exchange.inner_steps,
+               exchange.fragments);
+  }
+  const int64_t interval = exchange.inner_steps / exchange.fragments;
+  if (exchange.overlap_steps < 1 || exchange.overlap_steps >= interval) {
+    fail_usage("{}: exchange: overlap_steps = {} must be between 1 and {}",
+               name,
+               exchange.overlap_steps,
+               interval - 1);
+  }
+  if (exchange.delta_bits != 4 && exchange.delta_bits != 8 && exchange.delta_bits != 32) {
+    fail_usage("{}: exchange: delta_bits = {} must be 4, 8 or 32", name, exchange.delta_bits);
+  }
+}
+
+void check_plan(const Plan& plan, const std::string& name) {
+  if (plan.sites.empty()) fail_usage("{}: sites is empty; a plan needs at least one", name);
+  if (plan.steps < 1) fail_usage("{}: steps = 0 must be 1 or more", name);
+  if (plan.sequence_length < 1) fail_usage("{}: sequence_length = 0 must be 1 or more", name);
+  std::set<std::string> site_names;
+  int64_t sum = 0;
+  for (size_t i = 0; i < plan.sites.size(); ++i) {
+    const SitePlan& site = plan.sites[i];
+    const std::string where = fmt::format("{}: sites[{}]", name, i);
+    if (site.batch_sequences > plan.batch_sequences) {
+      fail_usage("{}: batch_sequences = {} is more than the plan's {}",
+                 where,
+                 site.batch_sequences,
+                 plan.batch_sequences);
+    }
+    check_site(site, where);
+    if (!site_names.insert(site.name).second) {
+      fail_usage("{}: a second site of the name \"{}\"", where, site.name);
+    }
+    if (site.first_sequence != sum) {
+      fail_usage("{}: first_sequence = {} must be {}, the sum of the sites before it",
+                 where,
+                 site.first_sequence,
+                 sum);
+    }
+    sum += site.batch_sequences;
+  }
+  if (sum != plan.batch_sequences) {
+    fail_usage(
+        "{}: batch_sequences = {}, but its sites add up to {}", name, plan.batch_sequences, sum);
+  }
+  check_links(plan, site_names, name);
+  check_exchange(plan, name);
+}
+
+}  // namespace
+
+std::string to_json(const Plan& plan) { return write_record(plan); }
+
+Plan plan_from_json(std::string_view json, const std::string& name) {
+  Plan plan = read_record<Plan>(json, name);
+  check_plan(plan, name);
+  return plan;
+}
+
+std::string to_json(const Probe& probe) { return write_record(probe); }
+
+Probe probe_from_json(std::string_view json, const std::string& name) {
+  Probe probe = read_record<Probe>(json, name);
+  for (const auto& [device, profile] : probe.devices) {
+    if (profile.sequence_s > 0) continue;
+    fail_usage("{}: devices.{}: sequence_s = 0 must be greater than 0; run `pelago probe` again",
+               name,
+               device);
+  }
+  return probe;
+}
+
+std::string probe_hash(const JobConfig& job, const FleetConfig& fleet) {
+  return hash_hex(fmt::format("{} {} {} {} {}",
+                              model::to_config_json(job.model, job.train.dtype),
+                              job.data.sequence_length,
+                              job.train.microbatch_sequences,
+                              job.train.dtype,
+                              fleet.emulation_slowdown));
+}
+
+}  // namespace pelago::plan

@@ -1,0 +1,195 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "plan/plan.h"
+
+namespace pelago::plan {
+
+namespace {
+
+constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+
+/// Cells in columns; every column is as wide as its widest cell. Words go left, figures right.
+class Columns {
+ public:
+  explicit Columns(std::vector<std::string> head) { rows_.push_back(std::move(head)); }
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void add_rule() { rows_.emplace_back(); }
+
+  std::string text(size_t num_word_columns) const {
+    std::vector<size_t> widths(rows_.front().size(), 0);
+    for (const auto& row : rows_) {
+      for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    }
+    size_t width = 2 * (widths.size() - 1);
+    for (const size_t column : widths) width += column;
+    std::string text;
+    for (const auto& row : rows_) {
+      std::string line = row.empty() ? std::string(width, '-') : "";
+      for (size_t i = 0; i < row.size(); ++i) {
+        const bool is_word = i < num_word_columns || i + 1 == row.size();
+        line += is_word ? fmt::format("{:<{}}", row[i], widths[i])
+                        : fmt::format("{:>{}}", row[i], widths[i]);
+        line += "  ";
+      }
+      line.erase(line.find_last_not_of(' ') + 1);
+      text += line + "\n";
+    }
+    return text;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+/// 41234 as "41,234".
+std::string grouped(double value) {
+  std::string digits = fmt::format("{:.0f}", value);
+  for (size_t i = digits.size(); i > 3;) digits.insert(i -= 3, 1, ',');
+  return digits;
+}
+
+std::string seconds(double value) {
+  return value < 1 ? fmt::format("{:.1f} ms", 1e3 * value) : fmt::format("{:.3f} s", value);
+}
+
+std::string duration(double value_s) {
+  if (value_s < 120) return fmt::format("{:.0f} s", value_s);
+  if (value_s < 7200) return fmt::format("{:.1f} min", value_s / 60);
+  if (value_s < 172800) return fmt::format("{:.1f} h", value_s / 3600);
+  return fmt::format("{:.1f} days", value_s / 86400);
+}
+
+std::string memory(const DevicePlan& device) {
+  const double needed_gib = device.predicted_memory_bytes / kGib;
+  if (device.memory_bytes == 0) return fmt::format("{:.2f} GiB", needed_gib);
+  return fmt::format("{:.2f} of {:.1f} GiB", needed_gib, device.memory_bytes / kGib);
+}
+
+double slowest_step_s(const Plan& plan) {
+  double step_s = 0;
+  for (const SitePlan& site : plan.sites) step_s = std::max(step_s, site.predicted_step_s);
+  return step_s;
+}
+
+std::string share(int64_t sequences, const Plan& plan) {
+  return fmt::format(
+      "{} ({:.0f} %)",
+      sequences,
+      100.0 * static_cast<double>(sequences) / static_cast<double>(plan.batch_sequences));
+}
+
+std::string device_table(const Plan& plan) {
+  Columns columns(
+      {"site", "device", "sequences", "at once", "step", "tokens/s", "memory", "what bounds it"});
+  for (const SitePlan& site : plan.sites) {
+    std::string name = site.name;
+    double tokens = static_cast<double>(site.batch_sequences * plan.sequence_length);
+    for (const DevicePlan& device : site.devices) {
+      const bool is_slowest = device.predicted_step_s >= 0.99 * site.predicted_step_s;
+      columns.add({name,
+                   device.device,
+                   share(device.sequences, plan),
+                   fmt::format("{}", device.microbatch),
+                   seconds(device.predicted_step_s),
+                   grouped(device.predicted_tokens_s),
+                   memory(device),
+                   is_slowest ? site.bound_by : "waits for its site"});
+      name.clear();
+    }
+    columns.add({"",
+                 "the site",
+                 share(site.batch_sequences, plan),
+                 "",
+                 seconds(site.predicted_step_s),
+                 grouped(tokens / site.predicted_step_s),
+                 "",
+                 ""});
+    columns.add_rule();
+  }
+  columns.add({"all",
+               "",
+               fmt::format("{} (100 %)", plan.batch_sequences),
+               "",
+               seconds(slowest_step_s(plan)),
+               grouped(plan.predicted_tokens_s),
+               "",
+               ""});
+  return columns.text(/*num_word_columns=*/2);
+}
+
+std::string exchange_lines(const Plan& plan) {
+  const SitesConfig& exchange = plan.exchange;
+  if (exchange.fragments == 0) return "exchange   none: a single site\n";
+  std::string text = fmt::format(
+      "exchange   every {} steps one of {} fragments, merged {} step{} later; {} bits, alpha {:g}, "
+      "outer lr {:g}\n",
+      exchange.inner_steps / exchange.fragments,
+      exchange.fragments,
+      exchange.overlap_steps,
+      exchange.overlap_steps == 1 ? "" : "s",
+      exchange.delta_bits,
+      exchange.merge_alpha,
+      exchange.outer_lr);
+  const double per_link =
+      plan.predicted_line_mbit_s / std::max(1.0, static_cast<double>(plan.sites.size()) - 1);
+  for (const FleetLink& link : plan.links) {
+    text +=
+        fmt::format("line       {} - {}: {:.1f} of {:g} Mbit/s each way ({:.1f} %), {:g} ms{}\n",
+                    link.from,
+                    link.to,
+                    per_link,
+                    link.bandwidth_mbit_s,
+                    100 * per_link / link.bandwidth_mbit_s,
+                    link.rtt_ms,
+                    link.emulate ? ", emulated" : "");
+  }
+  return text;
+}
+
+std::string emulation_line(const Plan& plan) {
+  if (plan.emulation_slowdown == 0) return "";
+  return fmt::format(
+      "emulation  {:g} times slower than the chips; {}\n",
+      plan.emulation_slowdown,
+      plan.host_load > 0
+          ? fmt::format("keeps {:.2f} of {:g} processors busy", plan.host_load, plan.host_cores)
+          : "load of this machine not measured");
+}
+
+bool is_measured(const Plan& plan) {
+  for (const SitePlan& site : plan.sites) {
+    for (const DevicePlan& device : site.devices) {
+      if (!device.measured) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+std::string to_table(const Plan& plan) {
+  std::string text = fmt::format("plan of \"{}\": {:.1f} M parameters, sequences of {} tokens\n\n",
+                                 plan.job_name,
+                                 static_cast<double>(plan.num_parameters) / 1e6,
+                                 plan.sequence_length);
+  text += device_table(plan) + "\n";
+  text += fmt::format(
+      "run        {} steps of {} tokens, {} in all, about {}\n",
+      grouped(static_cast<double>(plan.steps)),
+      grouped(static_cast<double>(plan.batch_sequences * plan.sequence_length)),
+      grouped(static_cast<double>(plan.steps * plan.batch_sequences * plan.sequence_length)),
+      duration(static_cast<double>(plan.steps) * slowest_step_s(plan)));
+  text += exchange_lines(plan) + emulation_line(plan);
+  if (!is_measured(plan)) {
+    text += "paces      from the catalogue, not measured: `pelago probe` makes them exact\n";
+  }
+  for (const std::string& warning : plan.warnings) text += fmt::format("warning    {}\n", warning);
+  return text;
+}
+
+}  // namespace pelago::plan
