@@ -64,6 +64,8 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     return kExitDone;
+  } catch (const CLI::RuntimeError& ended) {  // a child process's own exit code
+    return ended.get_exit_code();
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     return report(first_line(error.what()) + "; see pelago --help", kExitUsage);

@@ -1,0 +1,76 @@
+// Processes that pelago starts itself: one a site, one a device. Hidden from --help, usable by
+// hand.
+#include <memory>
+
+#include "cli/commands/commands.h"
+#include "cli/many_sites.h"
+#include "train/probe.h"
+#include "train/site_runner.h"
+
+namespace pelago::cli {
+
+namespace {
+
+/// Ends the command with a child's exit code.
+class ExitCode : public CLI::RuntimeError {
+ public:
+  explicit ExitCode(int code) : CLI::RuntimeError(code) {}
+};
+
+void end_with(int code) {
+  if (code != 0) throw ExitCode(code);
+}
+
+void add_worker(CLI::App& app) {
+  auto options = std::make_shared<train::WorkerOptions>();
+  CLI::App* command = app.add_subcommand("worker", "drives one device of a site")->group("");
+  command->add_option("--run-dir", options->run_dir)->required();
+  command->add_option("--site-dir", options->site_dir)->required();
+  command->add_option("--site-idx", options->site_idx)->required();
+  command->add_option("--rank", options->rank)->required();
+  command->callback([options] { end_with(train::run_worker(*options)); });
+}
+
+void add_probe_device(CLI::App& app) {
+  auto options = std::make_shared<train::ProbeDeviceOptions>();
+  CLI::App* command = app.add_subcommand("probe-device", "measures one device")->group("");
+  command->add_option("--job", options->job)->required();
+  command->add_option("--fleet", options->fleet)->required();
+  command->add_option("--device", options->device)->required();
+  command->add_option("--vocab-size", options->vocab_size)->required();
+  command->add_option("--core", options->cores);
+  command->callback([options] { end_with(train::run_probe_device(*options)); });
+}
+
+struct AgentArguments {
+  std::filesystem::path run_dir, certs_dir;
+  std::string site, coordinator;
+  int64_t resume_step = -1;
+};
+
+void add_agent(CLI::App& app) {
+  auto arguments = std::make_shared<AgentArguments>();
+  CLI::App* command = app.add_subcommand("agent", "runs one site of a run")->group("");
+  command->add_option("--run-dir", arguments->run_dir)->required();
+  command->add_option("--site", arguments->site)->required();
+  command->add_option("--coordinator", arguments->coordinator)->required();
+  command->add_option("--certs", arguments->certs_dir)->required();
+  command->add_option("--resume-step", arguments->resume_step);
+  command->callback([arguments] {
+    end_with(run_site_agent(arguments->run_dir,
+                            arguments->site,
+                            arguments->coordinator,
+                            arguments->certs_dir,
+                            arguments->resume_step));
+  });
+}
+
+}  // namespace
+
+void add_children(CLI::App& app, Globals&) {
+  add_worker(app);
+  add_probe_device(app);
+  add_agent(app);
+}
+
+}  // namespace pelago::cli

@@ -1,0 +1,139 @@
+// pelago train: from a job and a fleet to a trained, exported model.
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/log.h"
+#include "cli/commands/commands.h"
+#include "cli/many_sites.h"
+#include "cli/run_view.h"
+#include "cli/setup.h"
+#include "cli/terminal.h"
+#include "train/single_site.h"
+
+namespace pelago::cli {
+
+namespace {
+
+constexpr double kPlainEvery_s = 10;
+
+struct TrainArguments {
+  std::string job, fleet, probe;
+  std::vector<std::string> overrides;
+  bool resume = false, fresh = false, no_probe = false;
+};
+
+// A signal handler can reach nothing but a global: counted here, read by whoever runs the sites.
+std::atomic<int> stop_requests{0};
+static_assert(std::atomic<int>::is_always_lock_free);
+
+void count_stop_request(int) { stop_requests.fetch_add(1); }
+
+// The plan of a run that goes on is the one it began with: another would move the samples.
+plan::Plan choose_plan(const TrainArguments& arguments,
+                       const Setup& setup,
+                       const train::RunFolder& folder) {
+  if (arguments.resume) return train::read_run_plan(folder.path());
+  const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, arguments.no_probe);
+  if (probe) write_file(folder.path() / "probe.json", plan::to_json(*probe));
+  return plan::make_plan(
+      setup.job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
+}
+
+bool train_one_site(const train::RunFolder& folder,
+                    const Setup& setup,
+                    const plan::Plan& plan,
+                    bool resume,
+                    RunView& view,
+                    LiveLine& line) {
+  train::SingleSiteCallbacks callbacks;
+  callbacks.on_step = [&](const train::StepReport& report) {
+    view.add(report);
+    line.draw(view.progress_line(), kPlainEvery_s);
+  };
+  callbacks.on_evaluation = [&](const train::EvaluationReport& report) {
+    view.add(report);
+    line.print_below(fmt::format("step {}: held-out loss {:.4f}, {:.4f} bits per byte",
+                                 report.step,
+                                 report.loss,
+                                 report.bits_per_byte));
+  };
+  callbacks.on_event = [&](const std::string& name, const std::string& fields) {
+    if (name != "checkpoint") line.print_below(fmt::format("{} {}", name, fields));
+  };
+  const train::SingleSiteSummary summary =
+      train::run_single_site(folder, plan, setup.job, stop_requests, resume, callbacks);
+  line.end();
+  return summary.stopped;
+}
+
+void run_train(const TrainArguments& arguments, const Globals& globals) {
+  if (arguments.resume && arguments.fresh)
+    fail_usage("--resume and --fresh exclude each other; give one");
+  const Setup setup = read_setup(arguments.job, arguments.fleet, arguments.overrides);
+  std::signal(SIGINT, count_stop_request);
+  std::signal(SIGTERM, count_stop_request);
+  const auto start = arguments.resume  ? train::RunStart::kResume
+                     : arguments.fresh ? train::RunStart::kFresh
+                                       : train::RunStart::kNew;
+  const auto folder = train::RunFolder::open(setup.job, setup.fleet, start);
+  const plan::Plan plan = choose_plan(arguments, setup, folder);
+  folder.write_plan(plan);
+  if (!globals.json && !globals.quiet) std::fprintf(stderr, "%s\n", plan::to_table(plan).c_str());
+  if (stop_requests.load() > 0) fail("stopped before the first step; nothing was trained");
+
+  RunView view = arguments.resume ? read_run(folder.path()) : RunView(plan);
+  LiveLine line(STDERR_FILENO);
+  bool stopped = false;
+  if (plan.sites.size() == 1) {
+    stopped = train_one_site(folder, setup, plan, arguments.resume, view, line);
+  } else {
+    stopped =
+        train_many_sites(folder, setup, plan, arguments.resume, stop_requests, view, line).stopped;
+  }
+  folder.record_event("summary", summary_json(view, folder.path()));
+  if (stopped) {
+    std::fprintf(stderr,
+                 "stopped with a checkpoint; go on with: pelago train %s --fleet %s --resume\n",
+                 arguments.job.c_str(),
+                 arguments.fleet.c_str());
+    return;
+  }
+  std::printf("%s\n",
+              globals.json ? summary_json(view, folder.path()).c_str()
+                           : summary_table(view, folder.path()).c_str());
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, Globals& globals) {
+  auto arguments = std::make_shared<TrainArguments>();
+  CLI::App* command = add_command(
+      app,
+      globals,
+      "train",
+      "train one model over every site and device of a fleet",
+      "  pelago train examples/two-sites.job.toml --fleet examples/two-sites.fleet.toml\n"
+      "  pelago train job.toml --fleet fleet.toml --set train.lr=1e-3 --set train.minutes=30\n"
+      "  pelago train job.toml --fleet fleet.toml --resume\n"
+      "\nCtrl-C saves a checkpoint and leaves; twice leaves at once.\n");
+  command->add_option("job", arguments->job, "job.toml: model, data and training")->required();
+  command->add_option("--fleet", arguments->fleet, "fleet.toml: sites, devices and lines")
+      ->required();
+  command->add_option("--set", arguments->overrides, "override a field, as section.key=value");
+  command->add_option("--probe",
+                      arguments->probe,
+                      "probe.json of `pelago probe`; else the devices are measured first");
+  command->add_flag(
+      "--no-probe", arguments->no_probe, "measure nothing: shares come from the catalogue");
+  command->add_flag("--resume", arguments->resume, "go on from the newest good checkpoint");
+  command->add_flag("--fresh", arguments->fresh, "delete the run folder and start anew");
+  command->callback([arguments, &globals] { run_train(*arguments, globals); });
+}
+
+}  // namespace pelago::cli

@@ -1,0 +1,48 @@
+#include "cli/setup.h"
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/log.h"
+#include "base/threads.h"
+#include "train/probe.h"
+#include "train/run_folder.h"
+
+namespace pelago::cli {
+
+Setup read_setup(const std::filesystem::path& job_path,
+                 const std::filesystem::path& fleet_path,
+                 const std::vector<std::string>& overrides) {
+  std::vector<std::string> for_job, for_fleet;
+  for (const std::string& assignment : overrides) {
+    (assignment.rfind("emulation.", 0) == 0 ? for_fleet : for_job).push_back(assignment);
+  }
+  chips::Catalogue catalogue = chips::Catalogue::built_in();
+  plan::JobConfig job = plan::read_job(job_path, for_job);
+  plan::FleetConfig fleet = plan::read_fleet(fleet_path, catalogue, for_fleet);
+  train::take_vocabulary(job);
+  return {job_path, fleet_path, std::move(job), std::move(fleet), std::move(catalogue)};
+}
+
+std::optional<plan::Probe> get_probe(const Setup& setup,
+                                     const std::string& probe_path,
+                                     bool no_probe) {
+  if (no_probe) return std::nullopt;
+  if (probe_path.empty()) {
+    log_info("measuring each kind of device for this job, a few seconds each");
+    return train::probe_fleet(setup.job, setup.fleet);
+  }
+  plan::Probe probe = plan::probe_from_json(read_text_file(probe_path), probe_path);
+  if (probe.job_hash != plan::probe_hash(setup.job, setup.fleet)) {
+    fail_usage(
+        "{}: measured for another model, sequence length, microbatch, dtype or slowdown; run "
+        "`pelago probe {} --fleet {}` again",
+        probe_path,
+        setup.job_path.string(),
+        setup.fleet_path.string());
+  }
+  return probe;
+}
+
+double host_cores() { return static_cast<double>(allowed_cores().size()); }
+
+}  // namespace pelago::cli

@@ -1,0 +1,173 @@
+// The account of a run: what it reached, against what its parts would reach, and where time went.
+#include <fmt/format.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "cli/run_view.h"
+#include "train/run_folder.h"
+
+namespace pelago::cli {
+
+namespace {
+
+using Json = nlohmann::json;
+
+double ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
+
+void for_each_line(const std::filesystem::path& path, auto&& take) {
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) {
+    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_discarded()) take(json, line);  // the last line of a live run may be half there
+  }
+}
+
+struct Evaluations {
+  std::optional<train::EvaluationReport> first, last;
+};
+
+// All sites hold the same weights at the start and at the end: the first site speaks for all.
+Evaluations evaluations(const RunView& view) {
+  for (const SiteView& site : view.sites()) {
+    if (site.first_evaluation) return {site.first_evaluation, site.last_evaluation};
+  }
+  return {};
+}
+
+Json site_json(const SiteView& site, const plan::SitePlan& planned) {
+  Json devices = Json::array();
+  for (size_t rank = 0; rank < site.rank_tokens.size(); ++rank) {
+    devices.push_back(
+        {{"device", planned.devices[rank].device},
+         {"tokens", site.rank_tokens[rank]},
+         {"tokens_s", ratio(static_cast<double>(site.rank_tokens[rank]), site.step_s)},
+         {"alone_tokens_s", planned.devices[rank].predicted_tokens_s},
+         {"busy_ratio", ratio(site.rank_compute_s[rank], site.step_s)},
+         {"late_ratio", ratio(site.rank_late_s[rank], site.step_s)}});
+  }
+  return {{"site", site.name},
+          {"step", site.step},
+          {"loss", site.loss},
+          {"tokens", site.tokens},
+          {"tokens_s", ratio(static_cast<double>(site.tokens), site.step_s)},
+          {"wait_line_ratio", ratio(site.wait_line_s, site.step_s)},
+          {"reduce_ratio", ratio(site.reduce_s, site.step_s)},
+          {"devices", devices}};
+}
+
+Json summary(const RunView& view, const std::filesystem::path& run_dir) {
+  Json json = {
+      {"run", run_dir.string()},
+      {"steps", view.plan().steps},
+      {"parameters", view.plan().num_parameters},
+      {"tokens_s", view.tokens_s()},
+      {"parts_tokens_s", view.parts_tokens_s()},
+      {"efficiency", ratio(view.tokens_s(), view.parts_tokens_s())},
+      {"wait_line_ratio", view.wait_line_ratio()},
+      {"line_sent_bytes", view.line().sent_bytes},
+      {"line_bytes_per_parameter", view.line().bytes_per_parameter},
+      {"commits", view.line().commits},
+      {"model", std::filesystem::exists(run_dir / "model") ? (run_dir / "model").string() : ""},
+      {"sites", Json::array()}};
+  const Evaluations evaluated = evaluations(view);
+  if (evaluated.first) {
+    json["bits_per_byte_start"] = evaluated.first->bits_per_byte;
+    json["bits_per_byte_end"] = evaluated.last->bits_per_byte;
+    json["heldout_loss_end"] = evaluated.last->loss;
+  }
+  for (size_t i = 0; i < view.sites().size(); ++i) {
+    json["sites"].push_back(site_json(view.sites()[i], view.plan().sites[i]));
+  }
+  return json;
+}
+
+}  // namespace
+
+std::string summary_json(const RunView& view, const std::filesystem::path& run_dir) {
+  return summary(view, run_dir).dump();
+}
+
+std::string summary_table(const RunView& view, const std::filesystem::path& run_dir) {
+  const Json json = summary(view, run_dir);
+  std::string text =
+      fmt::format("run {}: {} parameters\n", run_dir.string(), json["parameters"].get<int64_t>());
+  text += fmt::format("  {:<10} {:<32} {:>10} {:>10} {:>10} {:>6} {:>6}\n",
+                      "site",
+                      "device",
+                      "tokens",
+                      "tokens/s",
+                      "alone",
+                      "busy",
+                      "late");
+  for (const Json& site : json["sites"]) {
+    for (const Json& device : site["devices"]) {
+      text += fmt::format("  {:<10} {:<32} {:>10} {:>10.0f} {:>10.0f} {:>5.0f}% {:>5.1f}%\n",
+                          site["site"].get<std::string>(),
+                          device["device"].get<std::string>(),
+                          device["tokens"].get<int64_t>(),
+                          device["tokens_s"].get<double>(),
+                          device["alone_tokens_s"].get<double>(),
+                          100 * device["busy_ratio"].get<double>(),
+                          100 * device["late_ratio"].get<double>());
+    }
+    text += fmt::format(
+        "  {:<10} step {}/{}, loss {:.4f}, {:.0f} tokens/s, {:.1f}% of the time reducing, {:.1f}% "
+        "waiting for the line\n",
+        site["site"].get<std::string>(),
+        site["step"].get<int64_t>(),
+        json["steps"].get<int64_t>(),
+        site["loss"].get<double>(),
+        site["tokens_s"].get<double>(),
+        100 * site["reduce_ratio"].get<double>(),
+        100 * site["wait_line_ratio"].get<double>());
+  }
+  if (json.contains("bits_per_byte_start")) {
+    text += fmt::format("  bits per byte of held-out text   {:.4f} at the start, {:.4f} now\n",
+                        json["bits_per_byte_start"].get<double>(),
+                        json["bits_per_byte_end"].get<double>());
+  }
+  text +=
+      fmt::format("  tokens/s, all devices            {:.0f}\n", json["tokens_s"].get<double>());
+  text += fmt::format(
+      "  efficiency against its parts     {:.1f}% ({:.0f} tokens/s if each device trained alone)\n",
+      100 * json["efficiency"].get<double>(),
+      json["parts_tokens_s"].get<double>());
+  if (json["sites"].size() > 1) {
+    text += fmt::format("  time spent waiting for the line  {:.2f}%\n",
+                        100 * json["wait_line_ratio"].get<double>());
+    text += fmt::format(
+        "  sent a parameter and round       {:.3f} bytes by each site, {} commits, {:.1f} MB in "
+        "all\n",
+        json["line_bytes_per_parameter"].get<double>(),
+        json["commits"].get<int64_t>(),
+        json["line_sent_bytes"].get<double>() / 1e6);
+  }
+  const auto model = json["model"].get<std::string>();
+  if (!model.empty()) text += fmt::format("  exported model                   {}\n", model);
+  return text;
+}
+
+RunView read_run(const std::filesystem::path& run_dir) {
+  if (!std::filesystem::exists(run_dir / "plan.json")) {
+    fail_usage("{}: not a run folder (no plan.json); name one under runs/", run_dir.string());
+  }
+  RunView view(train::read_run_plan(run_dir));
+  for_each_line(run_dir / "metrics.jsonl", [&](const Json& json, const std::string& line) {
+    if (json.value("kind", "") == "step") view.add(train::step_report_from_json(line));
+    if (json.value("kind", "") == "evaluation") view.add(train::evaluation_report_from_json(line));
+  });
+  LineView line_view;
+  for_each_line(run_dir / "events.jsonl", [&](const Json& json, const std::string&) {
+    if (json.value("event", "") == "commit") ++line_view.commits;
+    if (json.value("event", "") != "summary") return;
+    line_view.sent_bytes = json.value("line_sent_bytes", 0.0);
+    line_view.bytes_per_parameter = json.value("line_bytes_per_parameter", 0.0);
+  });
+  view.set_line(line_view);
+  return view;
+}
+
+}  // namespace pelago::cli

@@ -1,0 +1,239 @@
+// Runs the built program as a child process and keeps what it said.
+#pragma once
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace pelago::testing {
+
+namespace fs = std::filesystem;
+
+inline std::string read_all(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::stringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+inline void write_all(const fs::path& path, const std::string& text) {
+  fs::create_directories(path.parent_path());
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+/// A folder of this test alone, empty, removed at the end.
+class Scratch {
+ public:
+  explicit Scratch(const std::string& name)
+      : path_(fs::temp_directory_path() / fmt::format("pelago-{}-{}", name, ::getpid())) {
+    fs::remove_all(path_);
+    fs::create_directories(path_);
+  }
+  ~Scratch() { fs::remove_all(path_); }
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+struct Ended {
+  int exit_code = -1;  // 128 + signal if it was killed
+  std::string out, err;
+};
+
+/// A child in a process group of its own, started in `folder`.
+class Program {
+ public:
+  Program(const fs::path& folder, const std::vector<std::string>& arguments) : folder_(folder) {
+    static int count = 0;
+    out_ = folder / fmt::format(".out-{}", count);
+    err_ = folder / fmt::format(".err-{}", count++);
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    ::setpgid(0, 0);
+    if (::chdir(folder.c_str()) != 0) ::_exit(126);
+    ::dup2(::open(out_.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 1);
+    ::dup2(::open(err_.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 2);
+    ::dup2(::open("/dev/null", O_RDONLY), 0);
+    std::vector<char*> argv{const_cast<char*>(PELAGO_PROGRAM)};
+    for (const std::string& argument : arguments)
+      argv.push_back(const_cast<char*>(argument.c_str()));
+    argv.push_back(nullptr);
+    ::execv(PELAGO_PROGRAM, argv.data());
+    ::_exit(127);
+  }
+
+  pid_t pid() const { return pid_; }
+  void signal(int number) const { ::kill(pid_, number); }
+  std::string err_so_far() const { return read_all(err_); }
+
+  /// Waits until `ready` holds; returns false if the child ended or the time passed first.
+  bool wait_for(const std::function<bool()>& ready, double timeout_s) {
+    for (int tenths = 0; tenths < static_cast<int>(10 * timeout_s); ++tenths) {
+      if (ready()) return true;
+      if (::waitpid(pid_, &status_, WNOHANG) == pid_) {
+        reaped_ = true;
+        return ready();
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+    return false;
+  }
+
+  Ended wait() {
+    if (!reaped_) ::waitpid(pid_, &status_, 0);
+    reaped_ = true;
+    const int code = WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
+    return {code, read_all(out_), read_all(err_)};
+  }
+
+ private:
+  fs::path folder_, out_, err_;
+  pid_t pid_ = 0;
+  int status_ = 0;
+  bool reaped_ = false;
+};
+
+inline Ended run(const fs::path& folder, const std::vector<std::string>& arguments) {
+  return Program(folder, arguments).wait();
+}
+
+/// Processes whose command line holds this text: what a run may leave behind.
+inline std::vector<pid_t> processes_with(const std::string& text) {
+  std::vector<pid_t> found;
+  for (const auto& entry : fs::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::string line = read_all(entry.path() / "cmdline");
+    for (char& c : line) {
+      if (c == '\0') c = ' ';
+    }
+    const pid_t pid = static_cast<pid_t>(std::stoi(name));
+    if (pid != ::getpid() && line.find(text) != std::string::npos) found.push_back(pid);
+  }
+  return found;
+}
+
+/// The loss of each step of a site, exactly as written.
+inline std::vector<std::string> loss_curve(const fs::path& run, const std::string& site) {
+  std::vector<std::string> curve;
+  std::ifstream in(run / "metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (json.is_discarded() || json.value("kind", "") != "step" || json.value("site", "") != site)
+      continue;
+    const auto step = json["step"].get<size_t>();
+    if (curve.size() < step) curve.resize(step);
+    curve[step - 1] = json["loss"].dump();  // a resumed run writes its repeated steps again
+  }
+  return curve;
+}
+
+/// A corpus of text that a small model can learn a little of, and a job over it.
+inline void write_corpus(const fs::path& folder) {
+  uint64_t state = 7;
+  for (int file = 0; file < 60; ++file) {
+    std::string text;
+    for (int line = 0; line < 60; ++line) {
+      state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+      const auto draw = static_cast<unsigned>(state >> 33);
+      text += fmt::format(
+          "static inline int field_{}(const struct node *n) {{ return n->value[{}] + {}; }}\n",
+          draw % 97,
+          draw % 13,
+          file);
+    }
+    write_all(folder / "corpus" / fmt::format("part_{}.h", file), text);
+  }
+}
+
+inline const char* kJob = R"(
+name = "test"
+[model]
+preset = "1m"
+hidden_size = 64
+intermediate_size = 128
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 32
+[data]
+dir = "data"
+sequence_length = 32
+[train]
+steps = 24
+batch_sequences = 8
+microbatch_sequences = 4
+lr = 2e-3
+warmup_steps = 4
+eval_every_steps = 12
+eval_sequences = 8
+checkpoint_every_steps = 8
+[sites]
+inner_steps = 8
+fragments = 2
+overlap_steps = 1
+)";
+
+inline const char* kOneSite = R"(
+[emulation]
+slowdown = 20
+[[site]]
+name = "room"
+[[site.device]]
+device = "emulated:a100"
+[[site.device]]
+device = "emulated:h20"
+)";
+
+inline const char* kTwoSites = R"(
+[emulation]
+slowdown = 20
+[[site]]
+name = "lingang"
+[[site.device]]
+device = "emulated:a100"
+[[site]]
+name = "guizhou"
+[[site.device]]
+device = "emulated:910b"
+[[link]]
+between = ["lingang", "guizhou"]
+bandwidth_mbit_s = 200
+rtt_ms = 5
+emulate = true
+)";
+
+/// A folder with a corpus, its dataset in data/, job.toml, one.toml and two.toml.
+inline void prepare(const fs::path& folder) {
+  write_corpus(folder);
+  write_all(folder / "job.toml", kJob);
+  write_all(folder / "one.toml", kOneSite);
+  write_all(folder / "two.toml", kTwoSites);
+  const Ended built = run(folder,
+                          {"data",
+                           "build",
+                           "--from",
+                           "corpus",
+                           "--glob",
+                           "*.h",
+                           "--out",
+                           "data",
+                           "--vocab-size",
+                           "400"});
+  if (built.exit_code != 0) throw std::runtime_error("pelago data build: " + built.err);
+}
+
+}  // namespace pelago::testing

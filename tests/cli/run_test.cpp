@@ -1,0 +1,142 @@
+// Whole runs with real processes: the same bits twice, the same bits after a kill, nothing left
+// behind.
+#include <doctest/doctest.h>
+
+#include <functional>
+
+#include "cli/program.h"
+
+namespace pelago::testing {
+namespace {
+
+std::vector<std::string> train(const std::string& fleet, std::vector<std::string> more = {}) {
+  // --no-probe: a plan from the catalogue is the same every time, a measured one is not.
+  std::vector<std::string> arguments = {"train", "job.toml", "--fleet", fleet, "--no-probe"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+bool reached(const fs::path& run, const std::string& site, size_t step) {
+  return fs::exists(run / "metrics.jsonl") && loss_curve(run, site).size() >= step;
+}
+
+TEST_CASE("the same seed, plan and chips give the same losses bit for bit, and a resumed run too") {
+  const Scratch scratch("same");
+  prepare(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  const Ended first = run(scratch.path(), train("one.toml"));
+  INFO(first.err);
+  REQUIRE(first.exit_code == 0);
+  const auto curve = loss_curve(run_dir, "room");
+  REQUIRE(curve.size() == 24);
+  CHECK(std::stod(curve.back()) < std::stod(curve.front()));
+  CHECK(fs::exists(run_dir / "model" / "model.safetensors"));
+
+  Program second(scratch.path(), train("one.toml", {"--fresh"}));
+  REQUIRE(second.wait_for([&] { return reached(run_dir, "room", 13); }, 60));
+  ::kill(-second.pid(), SIGKILL);
+  REQUIRE(second.wait().exit_code == 128 + SIGKILL);  // the fault fired
+  const Ended third = run(scratch.path(), train("one.toml", {"--resume"}));
+  INFO(third.err);
+  REQUIRE(third.exit_code == 0);
+  CHECK(loss_curve(run_dir, "room") == curve);
+}
+
+TEST_CASE("SIGTERM saves a checkpoint and leaves, and a resumed run ends with the same losses") {
+  const Scratch scratch("term");
+  prepare(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  REQUIRE(run(scratch.path(), train("two.toml")).exit_code == 0);
+  const auto lingang = loss_curve(run_dir, "lingang");
+  const auto guizhou = loss_curve(run_dir, "guizhou");
+  REQUIRE(lingang.size() == 24);
+
+  Program second(scratch.path(), train("two.toml", {"--fresh"}));
+  REQUIRE(second.wait_for([&] { return reached(run_dir, "lingang", 6); }, 60));
+  second.signal(SIGTERM);
+  const Ended stopped = second.wait();
+  INFO(stopped.err);
+  CHECK(stopped.exit_code == 0);
+  CHECK(stopped.err.find("--resume") != std::string::npos);
+  REQUIRE(loss_curve(run_dir, "lingang").size() < 24);  // it did stop on the way
+  const Ended third = run(scratch.path(), train("two.toml", {"--resume"}));
+  INFO(third.err);
+  REQUIRE(third.exit_code == 0);
+  CHECK(loss_curve(run_dir, "lingang") == lingang);
+  CHECK(loss_curve(run_dir, "guizhou") == guizhou);
+  CHECK(processes_with(scratch.path().string()).empty());
+}
+
+TEST_CASE("a site that is killed is left out, comes back, and the run ends") {
+  const Scratch scratch("killed");
+  prepare(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  Program program(
+      scratch.path(),
+      train("two.toml", {"--set", "train.steps=120", "--set", "emulation.slowdown=400"}));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 20); }, 90));
+  const auto agents = processes_with("agent --run-dir");
+  pid_t victim = 0;
+  for (const pid_t pid : agents) {
+    const std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));
+    if (line.find("guizhou") != std::string::npos && line.find("agent") != std::string::npos)
+      victim = pid;
+  }
+  REQUIRE(victim != 0);
+  ::kill(victim, SIGKILL);
+  const size_t before = loss_curve(run_dir, "lingang").size();
+  const Ended ended = program.wait();
+  INFO(ended.err);
+  CHECK(ended.exit_code == 0);
+  CHECK(before < 120);  // it was killed on the way
+  CHECK(loss_curve(run_dir, "lingang").size() == 120);
+  CHECK(read_all(run_dir / "events.jsonl").find("restart") != std::string::npos);
+  CHECK(processes_with("--run-dir " + run_dir.string()).empty());
+}
+
+TEST_CASE("Ctrl-C twice ends everything at once and leaves no process and no half checkpoint") {
+  const Scratch scratch("interrupt");
+  prepare(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  Program program(scratch.path(), train("two.toml", {"--set", "train.steps=400"}));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "lingang", 4); }, 60));
+  program.signal(SIGINT);
+  program.signal(SIGINT);
+  const Ended ended = program.wait();
+  CHECK(ended.exit_code != 0);
+  CHECK(processes_with("--run-dir").empty());
+}
+
+TEST_CASE("a trained model generates the same text for the same seed and stops where it is told") {
+  const Scratch scratch("generate");
+  prepare(scratch.path());
+  REQUIRE(run(scratch.path(), train("one.toml")).exit_code == 0);
+  const std::vector<std::string> ask = {"generate",
+                                        "runs/test/model",
+                                        "--prompt",
+                                        "static inline",
+                                        "--max-tokens",
+                                        "24",
+                                        "--seed",
+                                        "5"};
+  const Ended once = run(scratch.path(), ask);
+  INFO(once.err);
+  REQUIRE(once.exit_code == 0);
+  CHECK(once.out.rfind("static inline", 0) == 0);
+  CHECK(run(scratch.path(), ask).out == once.out);
+  auto stopping = ask;
+  stopping.insert(stopping.end(), {"--stop", "n", "--json"});
+  const auto json = nlohmann::json::parse(run(scratch.path(), stopping).out);
+  CHECK(json["text"].get<std::string>().find('n') == std::string::npos);
+  const Ended exported =
+      run(scratch.path(), {"export", "runs/test", "--out", "folder", "--dtype", "f32"});
+  INFO(exported.err);
+  CHECK(exported.exit_code == 0);
+  CHECK(nlohmann::json::parse(read_all(scratch.path() / "folder" / "config.json"))["model_type"] ==
+        "qwen3");
+  const Ended status = run(scratch.path(), {"status", "runs/test", "--json"});
+  CHECK(nlohmann::json::parse(status.out)["steps"] == 24);
+}
+
+}  // namespace
+}  // namespace pelago::testing
