@@ -36,6 +36,10 @@ class Collective {
   void all_reduce_sum(Tensor& tensor);
   /// Copies a contiguous tensor from one rank to all, whatever its dtype.
   void broadcast(Tensor& tensor, int from_rank);
+
+ private:
+  Tensor staged(const Tensor& tensor);  // a flat host copy in the dtype of tensor
+  Tensor staging_;                      // [N] uint8, grows to the largest device tensor seen
 };
 
 struct CollectiveOptions {
