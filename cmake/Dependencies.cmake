@@ -2,6 +2,7 @@
 find_package(Threads REQUIRED)
 find_package(PkgConfig REQUIRED)
 find_package(Torch REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(tomlplusplus REQUIRED)
@@ -24,3 +25,5 @@ endif()
 add_library(pelago_torch INTERFACE)
 target_include_directories(pelago_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 target_link_libraries(pelago_torch INTERFACE ${TORCH_LIBRARIES})
+# at::parallel_for is a template on OpenMP's pragmas: without the flag it runs on one thread, silently.
+target_link_libraries(pelago_torch INTERFACE OpenMP::OpenMP_CXX)
