@@ -23,7 +23,7 @@ struct BpeTrainOptions {
   std::vector<std::string> special_tokens = {"<|endoftext|>"};
   std::vector<std::string> patterns = {std::string(kLlama3Pattern)};
   int num_threads = 1;
-  std::stop_token stop;  // a stop is a Failure
+  std::stop_token stop = {};  // a stop is a Failure
 
   /// Throws Failure (exit 2) naming the field, its value and the allowed range.
   void validate() const;
