@@ -70,6 +70,13 @@ bool ExchangeSchedule::is_quiet(int64_t completed_steps) const {
   return exchange_idx >= num_regular() || completed_steps % interval() >= overlap_steps;
 }
 
+bool ExchangeSchedule::is_checkpoint_step(int64_t completed_steps, int64_t every_steps) const {
+  if (every_steps <= 0 || completed_steps <= 0 || !is_quiet(completed_steps)) return false;
+  int64_t quiet_before = completed_steps - 1;
+  while (!is_quiet(quiet_before)) --quiet_before;  // step 0 is quiet
+  return completed_steps / every_steps > quiet_before / every_steps;
+}
+
 int64_t ExchangeSchedule::first_step_after(int64_t exchange_idx) const {
   if (interval() == 0 || exchange_idx < 0) return 0;
   return std::min((exchange_idx + 1) * interval() + overlap_steps, num_steps);

@@ -33,19 +33,21 @@ struct ExchangeSchedule {
   int64_t merge_after(int64_t completed_steps) const;
   /// True if no exchange is in flight then: checkpoints and stops happen only at quiet steps.
   bool is_quiet(int64_t completed_steps) const;
+  /// True at the first quiet step at or after each multiple of every_steps; 0: never.
+  bool is_checkpoint_step(int64_t completed_steps, int64_t every_steps) const;
   /// Regular exchanges of the whole run (those whose merge falls into it); the final ones are
   /// num_regular() + fragment.
   int64_t num_regular() const;
-  int64_t first_step_after(int64_t exchange_idx)
-      const;  // the quiet step at which a site that joins for exchange_idx + 1 starts
+  /// The quiet step at which a site that joins for exchange_idx + 1 starts.
+  int64_t first_step_after(int64_t exchange_idx) const;
 };
 
 /// One device's part of a step.
 struct RankReport {
   std::string device;
   int64_t tokens = 0;
-  double compute_s = 0;     // forward, backward and update
-  double wait_ranks_s = 0;  // for slower ranks and the reduction
+  double compute_s = 0;     // forward, backward, and the update of the step before
+  double wait_ranks_s = 0;  // for slower ranks and the reduction, in the step before
   double late_s = 0;        // emulated: time by which the host failed to keep the chip's pace
   double host_busy_s = 0;   // emulated: time the host computed for this chip
   int64_t peak_memory_bytes = 0;

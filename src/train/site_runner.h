@@ -58,7 +58,8 @@ class SiteRunner {
   /// Ends every worker (SIGKILL after a grace of 5 s) and removes shared memory.
   ~SiteRunner();
 
-  /// Starts the workers. They wait at their start step until allow_training() is called.
+  /// Starts the workers. They wait at their start step until allow_training() is called. They die
+  /// with the thread that calls this.
   void start();
   void allow_training();
   /// Handles what came within timeout_s. Returns false once every worker has finished its run.
@@ -66,7 +67,8 @@ class SiteRunner {
   /// words are in the message.
   bool poll(double timeout_s);
 
-  /// Host f32 [N] in shared memory: workers write snapshots here.
+  /// Host f32 [N] in shared memory: workers write snapshots here. Once poll() has returned false it
+  /// holds the site's weights as they were at its last step.
   std::span<float> local_weights();
   /// Host f32 [N] in shared memory: the agent writes merged global weights here, then calls
   /// merged().
@@ -79,6 +81,7 @@ class SiteRunner {
   /// The first quiet step that all ranks can still stop at.
   int64_t next_quiet_step() const;
   int64_t completed_steps() const;
+  /// Ends what on_checkpoint() began: on_checkpoint_saved(), or on_warning() if the disk is full.
   void finish_checkpoint(int64_t step);
   const plan::Plan& plan() const;
   const plan::JobConfig& job() const;
@@ -93,8 +96,8 @@ class SiteRunner {
 /// keeps sizes within 10 %, else inside a tensor.
 std::vector<Fragment> cut_fragments(const model::ModelConfig& model, int64_t num_fragments);
 
-/// The hidden command of a worker process: `pelago worker --run-dir D --site-idx I --rank R`,
-/// control socket on descriptor 3.
+/// The hidden command of a worker process: `pelago worker --run-dir D --site-dir S --site-idx I
+/// --rank R`, control socket on descriptor 3, shared weights on descriptor 4.
 struct WorkerOptions {
   std::filesystem::path run_dir, site_dir;
   int site_idx = 0;

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numbers>
-#include <numeric>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -63,6 +61,7 @@ struct Trainer::Sums {
 
   explicit Sums(size_t num_ranks) : values(kTotals + kFields * num_ranks) {}
   double& loss() { return values[0]; }
+  double loss() const { return values[0]; }
   int64_t tokens() const { return static_cast<int64_t>(values[1]); }
 
   void put(size_t rank, const RankReport& report) {
@@ -245,26 +244,41 @@ void Trainer::adapt_loss_scale(bool skipped) {
 StepReport Trainer::step(int64_t step_idx) {
   const double begin_s = steady_now_s();
   const chips::DeviceStats before = device_->stats();
-  RankReport own = previous_;
   Sums sums(options_.site.devices.size());
-  const double loss_sum = loss_and_gradient(step_idx);
+  sums.loss() = loss_and_gradient(step_idx);
   device_->synchronize();
   const double arrived_s = steady_now_s();
   const chips::DeviceStats computed = device_->stats();
+  RankReport own = previous_;
   own.tokens = own_share().sequences * options_.sequence_length;
   own.compute_s += arrived_s - begin_s;
   own.late_s += computed.late_s - before.late_s;
   own.host_busy_s += computed.host_busy_s - before.host_busy_s;
   own.peak_memory_bytes = computed.peak_bytes;
   sums.put(static_cast<size_t>(collective_->rank()), own);
-  sums.loss() = loss_sum;
 
   const torch::NoGradGuard no_grad;
   collective_->all_reduce_sum(gradient_);
   collective_->all_reduce_sum(std::span<double>(sums.values));
   const double reduced_s = steady_now_s();
+  StepReport report = apply_gradient(step_idx, sums);
+  device_->synchronize();
 
-  StepReport report{.site = options_.site.name, .step = step_idx + 1};
+  const double end_s = steady_now_s();
+  const chips::DeviceStats after = device_->stats();
+  previous_.compute_s = end_s - reduced_s;
+  previous_.wait_ranks_s = reduced_s - arrived_s;
+  previous_.late_s = after.late_s - computed.late_s;
+  previous_.host_busy_s = after.host_busy_s - computed.host_busy_s;
+  report.step_s = end_s - begin_s;
+  return report;
+}
+
+/// Clips, checks and applies the reduced gradient, and fills a report but for its time.
+StepReport Trainer::apply_gradient(int64_t step_idx, const Sums& sums) {
+  StepReport report;
+  report.site = options_.site.name;
+  report.step = step_idx + 1;
   report.tokens = sums.tokens();
   const auto tokens = static_cast<double>(report.tokens);
   report.loss = sums.loss() / tokens;
@@ -276,66 +290,13 @@ StepReport Trainer::step(int64_t step_idx) {
     update(report.lr, (clips ? clip_norm / report.grad_norm : 1.0) / tokens);
   }
   adapt_loss_scale(report.skipped);
-  device_->synchronize();
-
-  const double end_s = steady_now_s();
-  const chips::DeviceStats after = device_->stats();
-  previous_ = {.compute_s = end_s - reduced_s,
-               .wait_ranks_s = reduced_s - arrived_s,
-               .late_s = after.late_s - computed.late_s,
-               .host_busy_s = after.host_busy_s - computed.host_busy_s};
   report.reduce_s = std::numeric_limits<double>::infinity();
   for (size_t rank = 0; rank < options_.site.devices.size(); ++rank) {
     report.ranks.push_back(sums.get(rank, options_.site.devices[rank].device));
     // The rank that came last waited for nobody: its time is that of the reduction alone.
     report.reduce_s = std::min(report.reduce_s, report.ranks.back().wait_ranks_s);
   }
-  report.step_s = end_s - begin_s;
   return report;
-}
-
-EvaluationReport Trainer::evaluate(const TokenSource& heldout,
-                                   std::span<const int32_t> token_bytes,
-                                   int64_t completed_steps) {
-  const torch::NoGradGuard no_grad;
-  // A split shorter than one sequence is one short window.
-  const int64_t length =
-      std::min(options_.sequence_length, std::max<int64_t>(heldout.num_tokens() - 1, 1));
-  int64_t num_sequences = num_windows(heldout, length);
-  const int64_t asked = options_.train.eval_sequences;
-  if (asked > 0) num_sequences = std::min(num_sequences, asked);
-
-  int64_t share_begin = 0;
-  for (int rank = 0; rank < collective_->rank(); ++rank) {
-    share_begin += options_.site.devices[static_cast<size_t>(rank)].sequences;
-  }
-  const int64_t whole = std::max<int64_t>(options_.site.batch_sequences, 1);
-  const int64_t begin = num_sequences * share_begin / whole;
-  const int64_t end = num_sequences * (share_begin + own_share().sequences) / whole;
-  std::vector<int64_t> windows(static_cast<size_t>(end - begin));
-  std::iota(windows.begin(), windows.end(), begin);
-
-  std::vector<double> sums(3);  // nats, tokens, bytes
-  const auto microbatch = static_cast<size_t>(std::max<int64_t>(own_share().microbatch, 1));
-  for (size_t first = 0; first < windows.size(); first += microbatch) {
-    const std::span<const int64_t> all(windows);
-    const Batch batch =
-        read_windows(heldout, length, all.subspan(first, std::min(microbatch, all.size() - first)));
-    const Tensor loss = transformer_->loss_sum(batch.tokens.to(master_.device()),
-                                               batch.targets.to(master_.device()));
-    sums[0] += loss.item<double>();
-    sums[1] += static_cast<double>(batch.targets.numel());
-    const auto* targets = batch.targets.data_ptr<int64_t>();
-    for (int64_t i = 0; i < batch.targets.numel(); ++i) {
-      sums[2] += token_bytes[static_cast<size_t>(targets[i])];
-    }
-  }
-  collective_->all_reduce_sum(std::span<double>(sums));
-  return {.site = options_.site.name,
-          .step = completed_steps,
-          .loss = sums[0] / sums[1],
-          .bits_per_byte = sums[0] / std::numbers::ln2 / sums[2],
-          .tokens = static_cast<int64_t>(sums[1])};
 }
 
 void Trainer::refresh_weights(const Fragment& fragment) {

@@ -98,6 +98,7 @@ class Trainer {
   double loss_and_gradient(int64_t step_idx);
   std::vector<int64_t> windows_of_step(int64_t step_idx) const;
   bool agree_on_norm(double& norm, double loss_sum, int64_t tokens);
+  StepReport apply_gradient(int64_t step_idx, const Sums& sums);
   void update(double lr, double grad_scale);
   void adapt_loss_scale(bool skipped);
   void refresh_weights(const Fragment& fragment);
@@ -117,7 +118,6 @@ class Trainer {
   double loss_scale_;  // used by ranks whose dtype is fp16, kept equal on all
   int64_t loss_scale_steps_ = 0;
   RankReport previous_;  // update and waiting of the step before
-  double reduce_s_ = 0;  // of the step before
 };
 
 }  // namespace pelago::train

@@ -1,0 +1,60 @@
+// A worker's end of the line to its supervisor. A thread reads it all the time: a supervisor that
+// is gone is seen at once, whatever the worker is doing, and ends the process, since nobody would
+// ever ask for its results.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "base/threads.h"
+#include "train/process/packet_socket.h"
+
+namespace pelago::train {
+
+/// The first message of a supervisor: where this start of the site begins.
+struct WorkerSetup {
+  std::string rendezvous_dir;
+  std::string resume_from;  // a checkpoint's folder; empty: fresh weights
+  bool start_from_shared = false;
+  int64_t start_step = 0;
+};
+std::string to_json(const WorkerSetup& setup);
+
+struct StopRequest {
+  int64_t step = 0;  // completed steps
+  bool with_checkpoint = false;
+};
+
+class Control {
+ public:
+  explicit Control(PacketSocket socket);
+  ~Control();
+  Control(const Control&) = delete;
+  Control& operator=(const Control&) = delete;
+
+  void send(const std::string& message) { socket_.send(message); }
+  /// The first message. Throws Failure if it is another one.
+  WorkerSetup wait_for_setup();
+  /// Handles what has come, after waiting at most timeout_s for the first message.
+  void listen(double timeout_s);
+
+  bool may_train() const { return may_train_; }
+  bool is_merged(int64_t exchange_idx) const { return merged_.contains(exchange_idx); }
+  void forget_merged(int64_t exchange_idx) { merged_.erase(exchange_idx); }
+  const std::optional<StopRequest>& stop_request() const { return stop_request_; }
+
+ private:
+  void handle(const std::string& packet);
+
+  PacketSocket socket_;
+  BoundedQueue<std::string> packets_;
+  bool may_train_ = false;
+  std::set<int64_t> merged_;  // exchanges whose merge has come and was not yet taken
+  std::optional<StopRequest> stop_request_;
+  std::jthread reader_;  // last: it uses the members above
+};
+
+}  // namespace pelago::train

@@ -1,0 +1,292 @@
+#include "train/rank/rank_run.h"
+
+#include <torch/torch.h>
+
+#include <array>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "base/clock.h"
+#include "base/files.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "data/tokenizer.h"
+#include "model/safetensors.h"
+#include "model/transformer.h"
+#include "train/run_folder.h"
+
+namespace pelago::train {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+/// While rank 0 waits for the outside, the others hear from it this often: far below the silence
+/// after which a collective gives a peer up.
+constexpr double kStillHereS = 10;
+
+std::vector<int32_t> token_lengths(const plan::JobConfig& job) {
+  const auto tokenizer = data::Tokenizer::read(fs::path(job.data.dir) / "tokenizer.json");
+  std::vector<int32_t> lengths(static_cast<size_t>(tokenizer.vocab_size()));
+  for (size_t token = 0; token < lengths.size(); ++token) {
+    const auto id = static_cast<data::TokenId>(token);
+    // Special tokens decode to nothing: there is no text behind them.
+    lengths[token] = static_cast<int32_t>(tokenizer.decode(std::span(&id, 1)).size());
+  }
+  return lengths;
+}
+
+chips::EmulationOptions emulation_of(const plan::Plan& plan) {
+  chips::EmulationOptions options;
+  if (plan.emulation_slowdown > 0) options.slowdown = plan.emulation_slowdown;
+  if (plan.emulation_memory_bytes > 0) options.memory_bytes = plan.emulation_memory_bytes;
+  return options;
+}
+
+std::string typed(const char* type, const std::string& fields_json) {
+  json message = json::parse(fields_json);
+  message["type"] = type;
+  return message.dump();
+}
+
+}  // namespace
+
+ExchangeSchedule schedule_of(const plan::Plan& plan) {
+  ExchangeSchedule schedule;
+  schedule.num_steps = plan.steps;
+  if (plan.sites.size() < 2) return schedule;
+  schedule.inner_steps = plan.exchange.inner_steps;
+  schedule.num_fragments = plan.exchange.fragments;
+  schedule.overlap_steps = plan.exchange.overlap_steps;
+  return schedule;
+}
+
+// Rank 0 hashes the shards before anyone trains on them; the other ranks would only read the same
+// bytes again.
+RankRun::RankRun(const WorkerOptions& options,
+                 const WorkerSetup& setup,
+                 SharedWeights shared,
+                 Control& control)
+    : options_(options),
+      shared_(std::move(shared)),
+      control_(&control),
+      job_(read_run_job(options.run_dir)),
+      plan_(read_run_plan(options.run_dir)),
+      schedule_(schedule_of(plan_)),
+      train_stream_(job_.data.dir, "train", options.rank == 0),
+      heldout_stream_(job_.data.dir, "heldout", options.rank == 0),
+      samples_(train_stream_),
+      heldout_(heldout_stream_),
+      token_bytes_(token_lengths(job_)),
+      state_(identity_of(job_)) {
+  if (plan_.num_parameters != job_.model.num_parameters()) {
+    fail("plan.json is for a model of {} parameters, job.toml's has {}: plan again",
+         plan_.num_parameters,
+         job_.model.num_parameters());
+  }
+  const plan::SitePlan& site = plan_.sites.at(static_cast<size_t>(options.site_idx));
+  const plan::DevicePlan& share = site.devices.at(static_cast<size_t>(options.rank));
+  if (schedule_.num_fragments > 0) {
+    fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
+  }
+  device_ = chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan_));
+  collective_ = chips::open_collective({.rank = options.rank,
+                                        .num_ranks = static_cast<int>(site.devices.size()),
+                                        .rendezvous_dir = setup.rendezvous_dir});
+  trainer_ = std::make_unique<Trainer>(
+      trainer_options(job_, plan_, options.site_idx), *device_, *collective_, samples_);
+  load_weights(setup);
+}
+
+void RankRun::load_weights(const WorkerSetup& setup) {
+  state_.step = setup.start_step;
+  if (!setup.resume_from.empty()) {
+    const fs::path dir = setup.resume_from;
+    const fs::path state_path = dir / "state.json";
+    const TrainState found = train_state_from_json(read_text_file(state_path), state_path.string());
+    refuse_other_run(found, state_, dir.string());
+    const model::SafetensorsFile weights(dir / "weights.safetensors");
+    const model::SafetensorsFile optimizer(dir / "optimizer.safetensors");
+    trainer_->load_state(
+        weights.tensor("master"), optimizer.tensor("m"), optimizer.tensor("v"), found);
+    state_.step = found.step;
+    state_.tokens = found.tokens;
+    saved_step_ = found.step;
+    is_fresh_ = false;
+  } else if (setup.start_from_shared) {
+    const std::span<float> given = shared_.local();
+    trainer_->load_weights(
+        torch::from_blob(given.data(), {static_cast<int64_t>(given.size())}, torch::kFloat32));
+    is_fresh_ = false;
+  } else {
+    trainer_->load_weights(
+        model::initial_weights(job_.model, Rng(static_cast<uint64_t>(job_.train.seed))));
+  }
+  trainer_->align_ranks();
+}
+
+void RankRun::run() {
+  control_->send(json({{"type", "ready"}}).dump());
+  wait_together([this] { return control_->may_train(); });
+  const bool was_finished = !is_fresh_ && state_.step >= plan_.steps;
+  if (is_fresh_) evaluate();
+  Order order = Order::kGoOn;
+  while (state_.step < plan_.steps) {
+    order = share_order();
+    if (order != Order::kGoOn) break;
+    train_step();
+    const int64_t eval_every = job_.train.eval_every_steps;
+    if (eval_every > 0 && state_.step % eval_every == 0 && state_.step < plan_.steps) evaluate();
+    if (state_.step < plan_.steps &&
+        schedule_.is_checkpoint_step(state_.step, job_.train.checkpoint_every_steps)) {
+      save_checkpoint();
+    }
+  }
+  if (order == Order::kStopWithCheckpoint && saved_step_ != state_.step) save_checkpoint();
+  if (order == Order::kGoOn) {
+    if (!was_finished) take_last_merges();
+    if (evaluated_step_ != state_.step || !fragments_.empty()) evaluate();
+    if (!was_finished) save_checkpoint();
+  }
+  if (is_first_rank()) {
+    trainer_->copy_fragment({0, trainer_->master().numel()}, shared_.local());
+  }
+  collective_->barrier();  // a rank that leaves earlier could take its transport from the others
+  control_->send(json({{"type", "finished"}, {"step", state_.step}}).dump());
+}
+
+/// Returns on every rank once rank 0 finds that something has come.
+void RankRun::wait_together(const std::function<bool()>& has_come) {
+  std::array<std::byte, 1> come{};
+  while (true) {
+    if (is_first_rank()) {
+      control_->listen(0);
+      const double deadline_s = steady_now_s() + kStillHereS;
+      while (!has_come() && steady_now_s() < deadline_s) {
+        control_->listen(deadline_s - steady_now_s());
+      }
+      come[0] = std::byte{has_come()};
+    }
+    collective_->broadcast(come, 0);
+    if (come[0] != std::byte{0}) return;
+  }
+}
+
+RankRun::Order RankRun::share_order() {
+  std::array<std::byte, 1> order{};
+  if (is_first_rank()) {
+    control_->listen(0);
+    const auto& request = control_->stop_request();
+    // Later than asked is possible if the request came late; in flight is not.
+    if (request && state_.step >= request->step && schedule_.is_quiet(state_.step)) {
+      order[0] = static_cast<std::byte>(request->with_checkpoint ? Order::kStopWithCheckpoint
+                                                                 : Order::kStop);
+    }
+  }
+  collective_->broadcast(order, 0);
+  return static_cast<Order>(order[0]);
+}
+
+void RankRun::train_step() {
+  const double begin_s = steady_now_s();
+  StepReport report = trainer_->step(state_.step);
+  state_.step = report.step;
+  state_.tokens += report.tokens;
+  const int64_t leaving = schedule_.snapshot_after(state_.step);
+  if (leaving >= 0) snapshot(leaving);
+  const int64_t coming = schedule_.merge_after(state_.step);
+  if (coming >= 0) report.wait_line_s = merge(coming, plan_.exchange.merge_alpha);
+  report.step_s = steady_now_s() - begin_s;
+  if (is_first_rank()) control_->send(typed("step", to_json(report)));
+}
+
+const Fragment& RankRun::fragment_of(int64_t exchange_idx) const {
+  // The final exchanges are numbered num_regular() + fragment.
+  const int64_t num_regular = schedule_.num_regular();
+  const int64_t fragment_idx = exchange_idx < num_regular ? exchange_idx % schedule_.num_fragments
+                                                          : exchange_idx - num_regular;
+  return fragments_[static_cast<size_t>(fragment_idx)];
+}
+
+void RankRun::snapshot(int64_t exchange_idx) {
+  if (!is_first_rank()) return;
+  const Fragment& fragment = fragment_of(exchange_idx);
+  const auto begin = static_cast<size_t>(fragment.begin);
+  const auto length = static_cast<size_t>(fragment.end - fragment.begin);
+  trainer_->copy_fragment(fragment, shared_.local().subspan(begin, length));
+  control_->send(json({{"type", "snapshot"}, {"exchange", exchange_idx}}).dump());
+}
+
+/// Returns the seconds spent waiting for the merged fragment.
+double RankRun::merge(int64_t exchange_idx, double alpha) {
+  const double begin_s = steady_now_s();
+  wait_together([&] { return control_->is_merged(exchange_idx); });
+  const double wait_s = steady_now_s() - begin_s;
+  const Fragment& fragment = fragment_of(exchange_idx);
+  const auto begin = static_cast<size_t>(fragment.begin);
+  const auto length = static_cast<size_t>(fragment.end - fragment.begin);
+  trainer_->merge_fragment(fragment, shared_.merged().subspan(begin, length), alpha);
+  control_->forget_merged(exchange_idx);
+  return wait_s;
+}
+
+void RankRun::take_last_merges() {
+  const auto num_fragments = static_cast<int64_t>(fragments_.size());
+  for (int64_t i = 0; i < num_fragments; ++i) {
+    const int64_t exchange_idx = schedule_.num_regular() + i;
+    snapshot(exchange_idx);
+    merge(exchange_idx, /*alpha=*/0);
+  }
+}
+
+void RankRun::evaluate() {
+  const EvaluationReport report = trainer_->evaluate(heldout_, token_bytes_, state_.step);
+  evaluated_step_ = state_.step;
+  if (is_first_rank()) control_->send(typed("evaluation", to_json(report)));
+}
+
+void RankRun::save_checkpoint() {
+  trainer_->align_ranks();
+  saved_step_ = state_.step;
+  if (!is_first_rank()) return;
+  const fs::path checkpoints = options_.site_dir / "checkpoints";
+  fs::path dir;
+  std::string wrong;
+  try {
+    dir = begin_checkpoint(checkpoints, state_.step);
+    wrong = write_checkpoint(dir);
+  } catch (const Failure& failure) {
+    wrong = failure.what();
+  }
+  if (!wrong.empty()) {
+    std::error_code ignored;
+    if (!dir.empty()) fs::remove_all(dir, ignored);
+    warn(fmt::format("checkpoint of step {} not saved, training goes on: {}", state_.step, wrong));
+    return;
+  }
+  control_->send(
+      json({{"type", "checkpoint"}, {"step", state_.step}, {"dir", dir.string()}}).dump());
+}
+
+/// Returns what went wrong, or nothing.
+std::string RankRun::write_checkpoint(const fs::path& dir) {
+  trainer_->save_state(state_);
+  const auto on_host = [](const Tensor& tensor) { return tensor.to(torch::kCPU); };
+  const Status weights = model::try_write_safetensors(dir / "weights.safetensors",
+                                                      {{"master", on_host(trainer_->master())}});
+  if (!weights) return weights.error().message;
+  const Status optimizer = model::try_write_safetensors(
+      dir / "optimizer.safetensors",
+      {{"m", on_host(trainer_->first_moment())}, {"v", on_host(trainer_->second_moment())}});
+  if (!optimizer) return optimizer.error().message;
+  const Status state = try_write_file(dir / "state.json", to_json(state_) + "\n");
+  return state ? "" : state.error().message;
+}
+
+void RankRun::warn(const std::string& message) {
+  log_warn("{}", message);
+  control_->send(json({{"type", "warning"}, {"message", message}}).dump());
+}
+
+}  // namespace pelago::train
