@@ -1,0 +1,157 @@
+// The transformer once more, as loops over doubles that follow the papers and share no line with
+// src/model: what the fast one is compared with.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "chips/tensor.h"
+#include "model/config.h"
+
+namespace pelago::model {
+
+class PlainTransformer {
+ public:
+  using Vector = std::vector<double>;
+
+  /// flat: f32 [N] on the CPU, in parameter_specs() order.
+  PlainTransformer(const ModelConfig& config, const Tensor& flat) : config_(config) {
+    const float* values = flat.data_ptr<float>();
+    for (const ParameterSpec& spec : parameter_specs(config)) {
+      weights_[spec.name] = Vector(values, values + spec.num_values());
+      values += spec.num_values();
+    }
+  }
+
+  /// One sequence. Returns logits of every position, [T][V].
+  std::vector<Vector> logits(const std::vector<int64_t>& tokens) const {
+    const auto hidden_size = static_cast<size_t>(config_.hidden_size);
+    const Vector& embedding = weights_.at("model.embed_tokens.weight");
+    std::vector<Vector> stream;
+    for (const int64_t token : tokens) {
+      const auto row = embedding.begin() + token * config_.hidden_size;
+      stream.emplace_back(row, row + config_.hidden_size);
+    }
+    for (int64_t layer_idx = 0; layer_idx < config_.num_hidden_layers; ++layer_idx) {
+      const std::string prefix = "model.layers." + std::to_string(layer_idx) + ".";
+      const std::vector<Vector> attended = attend(stream, prefix);
+      for (size_t t = 0; t < stream.size(); ++t) {
+        for (size_t d = 0; d < hidden_size; ++d) stream[t][d] += attended[t][d];
+        const Vector normed =
+            norm(stream[t], weights_.at(prefix + "post_attention_layernorm.weight"));
+        Vector gate = project(normed, prefix + "mlp.gate_proj");
+        const Vector up = project(normed, prefix + "mlp.up_proj");
+        for (size_t f = 0; f < gate.size(); ++f)
+          gate[f] = gate[f] / (1 + std::exp(-gate[f])) * up[f];
+        const Vector fed = project(gate, prefix + "mlp.down_proj");
+        for (size_t d = 0; d < hidden_size; ++d) stream[t][d] += fed[d];
+      }
+    }
+    std::vector<Vector> all;
+    for (const Vector& position : stream) {
+      all.push_back(project(norm(position, weights_.at("model.norm.weight")),
+                            config_.tie_word_embeddings ? "model.embed_tokens" : "lm_head"));
+    }
+    return all;
+  }
+
+  /// Cross entropy of one position.
+  static double loss(const Vector& logits, int64_t target) {
+    double total = 0;
+    for (const double logit : logits) total += std::exp(logit);
+    return std::log(total) - logits[static_cast<size_t>(target)];
+  }
+
+ private:
+  Vector norm(const Vector& x, const Vector& weight) const {
+    double sum = 0;
+    for (const double value : x) sum += value * value;
+    const double rms = std::sqrt(sum / static_cast<double>(x.size()) + config_.rms_norm_eps);
+    Vector y;
+    for (size_t idx = 0; idx < x.size(); ++idx) y.push_back(x[idx] / rms * weight[idx]);
+    return y;
+  }
+
+  Vector project(const Vector& x, const std::string& name) const {
+    const Vector& weight = weights_.at(name + ".weight");
+    Vector y(weight.size() / x.size());
+    for (size_t row = 0; row < y.size(); ++row) {
+      for (size_t column = 0; column < x.size(); ++column) {
+        y[row] += weight[row * x.size() + column] * x[column];
+      }
+    }
+    if (weights_.contains(name + ".bias")) {
+      for (size_t row = 0; row < y.size(); ++row) y[row] += weights_.at(name + ".bias")[row];
+    }
+    return y;
+  }
+
+  /// One head of a projection, normalised if norm_name is a weight, and rotated.
+  Vector rotated_head(const Vector& all,
+                      size_t head,
+                      const std::string& norm_name,
+                      size_t t) const {
+    const auto head_dim = static_cast<size_t>(config_.head_dim);
+    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(head * head_dim);
+    Vector x(begin, begin + config_.head_dim);
+    if (weights_.contains(norm_name)) x = norm(x, weights_.at(norm_name));
+    Vector y(x);
+    for (size_t pair = 0; pair < head_dim / 2; ++pair) {
+      const double angle = static_cast<double>(t) * std::pow(config_.rope_theta,
+                                                             -2.0 * static_cast<double>(pair) /
+                                                                 static_cast<double>(head_dim));
+      const double first = x[pair], second = x[pair + head_dim / 2];
+      y[pair] = first * std::cos(angle) - second * std::sin(angle);
+      y[pair + head_dim / 2] = second * std::cos(angle) + first * std::sin(angle);
+    }
+    return y;
+  }
+
+  std::vector<Vector> attend(const std::vector<Vector>& stream, const std::string& prefix) const {
+    const auto head_dim = static_cast<size_t>(config_.head_dim);
+    const auto num_heads = static_cast<size_t>(config_.num_attention_heads);
+    const size_t group = num_heads / static_cast<size_t>(config_.num_key_value_heads);
+    std::vector<Vector> q, k, v;
+    for (const Vector& position : stream) {
+      const Vector normed = norm(position, weights_.at(prefix + "input_layernorm.weight"));
+      q.push_back(project(normed, prefix + "self_attn.q_proj"));
+      k.push_back(project(normed, prefix + "self_attn.k_proj"));
+      v.push_back(project(normed, prefix + "self_attn.v_proj"));
+    }
+    std::vector<Vector> attended;
+    for (size_t t = 0; t < stream.size(); ++t) {
+      Vector mixed;
+      for (size_t head = 0; head < num_heads; ++head) {
+        const Vector query = rotated_head(q[t], head, prefix + "self_attn.q_norm.weight", t);
+        Vector shares;
+        double total = 0;
+        for (size_t seen = 0; seen <= t; ++seen) {
+          const Vector key =
+              rotated_head(k[seen], head / group, prefix + "self_attn.k_norm.weight", seen);
+          double score = 0;
+          for (size_t e = 0; e < head_dim; ++e) score += query[e] * key[e];
+          shares.push_back(std::exp(score / std::sqrt(static_cast<double>(head_dim))));
+          total += shares.back();
+        }
+        for (size_t e = 0; e < head_dim; ++e) {
+          double sum = 0;
+          for (size_t seen = 0; seen <= t; ++seen) {
+            sum += shares[seen] / total * v[seen][head / group * head_dim + e];
+          }
+          mixed.push_back(sum);
+        }
+      }
+      attended.push_back(project(mixed, prefix + "self_attn.o_proj"));
+    }
+    return attended;
+  }
+
+  ModelConfig config_;
+  std::map<std::string, Vector> weights_;
+};
+
+}  // namespace pelago::model
