@@ -6,8 +6,8 @@
 
 #include "base/error.h"
 #include "base/rng.h"
-#include "data/dataset_index.h"
-#include "data/shard.h"
+#include "data/shards/dataset_index.h"
+#include "data/shards/shard.h"
 #include "data/tokenizer.h"
 
 namespace pelago::data {

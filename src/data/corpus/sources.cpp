@@ -58,6 +58,8 @@ class FolderSearch {
       std::error_code ignored;
       if (entries->is_directory(ignored)) {
         if (!entries->is_symlink(ignored) && !name.starts_with('.')) search_below(path);
+      } else if (entries->exists(ignored) && !entries->is_regular_file(ignored)) {
+        continue;  // a pipe or a device, which would never end
       } else if (matches(name, globs_)) {
         found_.files.push_back(source_of(path, /*was_named=*/false));
       }
@@ -90,6 +92,8 @@ SourceList find_sources(const std::vector<fs::path>& from, const std::vector<std
     }
     if (fs::is_directory(status)) {
       FolderSearch(globs, found).search(path);
+    } else if (!fs::is_regular_file(status)) {
+      fail_usage("{}: not a regular file; pipe it into standard input", path.string());
     } else {
       found.files.push_back(source_of(path, /*was_named=*/true));
     }

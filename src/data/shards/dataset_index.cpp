@@ -1,10 +1,10 @@
-#include "data/dataset_index.h"
+#include "data/shards/dataset_index.h"
 
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/files.h"
-#include "data/shard.h"
+#include "data/shards/shard.h"
 
 namespace pelago::data {
 
