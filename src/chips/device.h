@@ -7,6 +7,7 @@
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -18,7 +19,8 @@ namespace pelago::chips {
 /// How an emulated chip is paced and bounded. Without effect on real devices.
 struct EmulationOptions {
   double slowdown = 1000;  // the chip runs this many times slower than the catalogue says
-  std::optional<double> memory_bytes;  // instead of the catalogue's; tests make small chips with it
+  std::optional<double> memory_bytes = {};  // instead of the catalogue's, for small chips in tests
+  std::filesystem::path plugin_dir = {};    // of the emulator's library; empty: beside the program
 };
 
 /// Figures since open or since the last reset_stats().
@@ -37,19 +39,20 @@ class Device {
   virtual ~Device() = default;
   virtual c10::Device torch_device() const = 0;
   virtual const std::string& name() const = 0;  // the string it was opened with
-  virtual const Chip* chip() const = 0;         // null for cpu
+  virtual const Chip* chip() const = 0;         // null for cpu, and if the catalogue lacks it
   /// bf16 where the chip has it, else fp16 (emulated 910A), f32 on a CPU without bf16 instructions.
   virtual c10::ScalarType training_dtype() const = 0;
   /// Waits until all work given to the device is done.
   virtual void synchronize() = 0;
   virtual DeviceStats stats() const = 0;
   virtual void reset_stats() = 0;
-  virtual int64_t memory_bytes() const = 0;
+  virtual int64_t memory_bytes() const = 0;  // that work may use; 0 if unknown
 };
 
-/// Throws Failure (exit 2) for an unknown string or chip, Failure (exit 1) naming the library
-/// looked for and how to get it if a plug-in is missing. Exhausted emulated memory is a c10::Error
-/// whose text names chip, size and need.
+/// The device keeps a pointer into the catalogue, which outlives it. One device other than cpu may
+/// be open at a time. Throws Failure (exit 2) for an unknown string or chip, Failure (exit 1)
+/// naming the library looked for and how to get it if a plug-in is missing. Exhausted emulated
+/// memory is a c10::Error whose text names chip, size and need.
 std::unique_ptr<Device> open_device(const std::string& name,
                                     const Catalogue& catalogue,
                                     const EmulationOptions& emulation = {});

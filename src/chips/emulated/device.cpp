@@ -1,0 +1,163 @@
+#include "chips/emulated/device.h"
+
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "chips/cpu/device.h"
+#include "chips/emulator/abi.h"
+
+namespace pelago::chips {
+namespace {
+
+// What a real chip needs to start an operator that the host has queued: 3 to 10 us are usual.
+constexpr double kLaunchS = 5e-6;
+
+// PCIe 4 x16 between host and card, as large copies reach it; the cards of the catalogue have that
+// or better, but for those whose copies nobody measured.
+constexpr double kHostLinkBytesPerS = 25e9;
+
+// f32 matmuls where no figure is published. Elsewhere in the catalogue f32 has 1/4 (910B, MLU370)
+// to 1/16 (A100) of the 16-bit peak.
+constexpr double kF32ShareOf16Bit = 1.0 / 8;
+
+/// The functions of a loaded plug-in. It stays loaded: libtorch cannot forget a back end.
+struct Plugin {
+  emulator::OpenFunction open = nullptr;
+  emulator::CloseFunction close = nullptr;
+  emulator::SynchronizeFunction synchronize = nullptr;
+  emulator::StatsFunction stats = nullptr;
+  emulator::ResetStatsFunction reset_stats = nullptr;
+};
+
+Plugin load_plugin(const std::filesystem::path& path) {
+  constexpr int kMode = RTLD_NOW | RTLD_GLOBAL;
+  void* library = dlopen(path.c_str(), kMode | RTLD_NOLOAD);
+  if (library == nullptr) {
+    if (c10::impl::hasDeviceGuardImpl(c10::DeviceType::PrivateUse1)) {
+      fail(
+          "the emulator cannot be loaded: another plug-in holds libtorch's slot for plug-ins; one "
+          "process drives one vendor");
+    }
+    library = dlopen(path.c_str(), kMode);
+  }
+  if (library == nullptr) {
+    const char* const reason = dlerror();
+    fail(
+        "the emulator {} cannot be loaded ({}); build the target pelago_emulator and leave it "
+        "beside the program",
+        path.string(),
+        reason != nullptr ? reason : "no reason given");
+  }
+  Plugin plugin;
+  const auto find = [&]<typename Function>(Function& function, const char* symbol) {
+    function = reinterpret_cast<Function>(dlsym(library, symbol));
+    if (function == nullptr) fail("{} lacks {}; build it anew", path.string(), symbol);
+  };
+  find(plugin.open, emulator::kOpenSymbol);
+  find(plugin.close, emulator::kCloseSymbol);
+  find(plugin.synchronize, emulator::kSynchronizeSymbol);
+  find(plugin.stats, emulator::kStatsSymbol);
+  find(plugin.reset_stats, emulator::kResetStatsSymbol);
+  return plugin;
+}
+
+emulator::Settings settings_for(const Chip& chip, const EmulationOptions& options) {
+  const double gemm_flop_s = chip.training_gemm_tflops() * 1e12;
+  const double memory_bytes = options.memory_bytes.value_or(chip.usable_memory_gib * 0x1p30);
+  const char* missing = gemm_flop_s <= 0        ? "bf16 or fp16 rate"
+                        : chip.memory_gb_s <= 0 ? "memory bandwidth"
+                        : memory_bytes <= 0     ? "memory size"
+                                                : nullptr;
+  if (missing != nullptr) {
+    fail_usage("{} cannot be emulated: the catalogue knows no {} of it", chip.id, missing);
+  }
+  if (!(options.slowdown > 0)) {
+    fail_usage("emulated {}: slowdown {} must be above 0", chip.id, options.slowdown);
+  }
+  emulator::Settings settings;
+  settings.has_bf16 = chip.has_bf16 ? 1 : 0;
+  const size_t length = std::min(chip.id.size(), sizeof settings.chip - 1);
+  std::memcpy(settings.chip, chip.id.data(), length);
+  settings.memory_bytes = memory_bytes;
+  settings.gemm_16bit_flop_s = gemm_flop_s;
+  settings.gemm_32bit_flop_s =
+      chip.fp32_tflops ? *chip.fp32_tflops * 1e12 : kF32ShareOf16Bit * gemm_flop_s;
+  settings.memory_bytes_per_s = chip.memory_gb_s * 1e9;
+  settings.host_link_bytes_per_s = kHostLinkBytesPerS;
+  settings.launch_s = kLaunchS;
+  settings.slowdown = options.slowdown;
+  return settings;
+}
+
+class EmulatedDevice final : public Device {
+ public:
+  EmulatedDevice(std::string name, const Chip& chip, const Plugin& plugin, double memory_bytes)
+      : name_(std::move(name)),
+        chip_(chip),
+        plugin_(plugin),
+        memory_bytes_(static_cast<int64_t>(memory_bytes)) {}
+  EmulatedDevice(const EmulatedDevice&) = delete;
+  EmulatedDevice& operator=(const EmulatedDevice&) = delete;
+  ~EmulatedDevice() override { plugin_.close(); }
+
+  c10::Device torch_device() const override { return {c10::DeviceType::PrivateUse1, 0}; }
+  const std::string& name() const override { return name_; }
+  const Chip* chip() const override { return &chip_; }
+  c10::ScalarType training_dtype() const override {
+    return chip_.has_bf16 ? c10::kBFloat16 : c10::kHalf;
+  }
+  void synchronize() override { plugin_.synchronize(); }
+  DeviceStats stats() const override {
+    emulator::Stats stats;
+    plugin_.stats(&stats);
+    return {.device_busy_s = stats.device_busy_s,
+            .host_busy_s = stats.host_busy_s,
+            .late_s = stats.late_s,
+            .slept_s = stats.slept_s,
+            .flops = stats.flops,
+            .peak_bytes = stats.peak_bytes,
+            .used_bytes = stats.used_bytes};
+  }
+  void reset_stats() override { plugin_.reset_stats(); }
+  int64_t memory_bytes() const override { return memory_bytes_; }
+
+ private:
+  std::string name_;
+  const Chip& chip_;  // in the catalogue, which outlives the device
+  Plugin plugin_;
+  int64_t memory_bytes_;
+};
+
+}  // namespace
+
+std::filesystem::path emulator_path(const EmulationOptions& options) {
+  const std::filesystem::path dir =
+      options.plugin_dir.empty() ? program_path().parent_path() : options.plugin_dir;
+  return dir / emulator::kLibraryName;
+}
+
+std::unique_ptr<Device> open_emulated(const std::string& name,
+                                      const Chip& chip,
+                                      const EmulationOptions& options) {
+  const emulator::Settings settings = settings_for(chip, options);
+  const std::filesystem::path path = emulator_path(options);
+  const Plugin plugin = load_plugin(path);
+  keep_freed_memory();
+  switch (plugin.open(&settings)) {
+    case emulator::kOpened:
+      break;
+    case emulator::kAlreadyOpen:
+      fail("{} cannot be opened: this process has an emulated chip open; one process drives one",
+           name);
+    default:
+      fail("{} is of another version than this program; build both anew", path.string());
+  }
+  return std::make_unique<EmulatedDevice>(name, chip, plugin, settings.memory_bytes);
+}
+
+}  // namespace pelago::chips

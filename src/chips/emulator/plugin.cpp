@@ -1,0 +1,130 @@
+// The back end as libtorch sees it: a device guard, an allocator, the few operators that make
+// tensors, and one boxed fallback for all others. And as pelago sees it: the C functions of abi.h.
+// Everything registers itself when the library is loaded, as vendors' plug-ins do.
+#include <ATen/EmptyTensor.h>
+#include <ATen/native/Resize.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/library.h>
+#include <torch/torch.h>
+
+#include "chips/emulator/abi.h"
+#include "chips/emulator/host_call.h"
+#include "chips/emulator/machine.h"
+#include "chips/emulator/memory.h"
+#include "chips/torch_compat.h"
+
+namespace pelago::emulator {
+namespace {
+
+constexpr c10::DispatchKeySet kChipKeys(c10::DispatchKey::PrivateUse1);
+
+/// One device, one stream.
+struct ChipGuard final : public c10::impl::DeviceGuardImplInterface {
+  c10::DeviceType type() const override { return chip_device().type(); }
+  c10::Device exchangeDevice(c10::Device) const override { return chip_device(); }
+  c10::Device getDevice() const override { return chip_device(); }
+  void setDevice(c10::Device) const override {}
+  void uncheckedSetDevice(c10::Device) const noexcept override {}
+  c10::Stream getStream(c10::Device) const noexcept override {
+    return c10::Stream(c10::Stream::DEFAULT, chip_device());
+  }
+  c10::Stream exchangeStream(c10::Stream) const noexcept override {
+    return c10::Stream(c10::Stream::DEFAULT, chip_device());
+  }
+  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
+  bool queryStream(const c10::Stream&) const override { return true; }
+  void synchronizeStream(const c10::Stream&) const override { machine().synchronize(); }
+};
+
+C10_REGISTER_GUARD_IMPL(PrivateUse1, ChipGuard);
+REGISTER_ALLOCATOR(c10::DeviceType::PrivateUse1, chip_allocator());
+
+at::Tensor empty(at::IntArrayRef sizes,
+                 c10::optional<at::ScalarType> dtype,
+                 c10::optional<at::Layout>,
+                 c10::optional<at::Device>,
+                 c10::optional<bool>,
+                 c10::optional<at::MemoryFormat> format) {
+  const at::ScalarType chosen = c10::dtype_or_default(dtype);
+  machine().check_dtype(chosen);
+  return at::detail::empty_generic(sizes, chip_allocator(), kChipKeys, chosen, format);
+}
+
+at::Tensor empty_strided(at::IntArrayRef sizes,
+                         at::IntArrayRef strides,
+                         c10::optional<at::ScalarType> dtype,
+                         c10::optional<at::Layout>,
+                         c10::optional<at::Device>,
+                         c10::optional<bool>) {
+  const at::ScalarType chosen = c10::dtype_or_default(dtype);
+  machine().check_dtype(chosen);
+  return at::detail::empty_strided_generic(sizes, strides, chip_allocator(), kChipKeys, chosen);
+}
+
+at::Tensor as_strided(const at::Tensor& self,
+                      at::IntArrayRef sizes,
+                      at::IntArrayRef strides,
+                      c10::optional<int64_t> offset) {
+  return at::native::as_strided_tensorimpl(self, sizes, strides, offset);
+}
+
+at::Tensor view(const at::Tensor& self, at::IntArrayRef sizes) {
+  return at::native::view(self, sizes);
+}
+
+at::Tensor reshape_alias(const at::Tensor& self, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  return at::native::_reshape_alias(self, sizes, strides);
+}
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
+  library.impl("empty.memory_format", TORCH_FN(empty));
+  library.impl("empty_strided", TORCH_FN(empty_strided));
+  library.impl("as_strided", TORCH_FN(as_strided));
+  library.impl("view", TORCH_FN(view));
+  library.impl("_reshape_alias", TORCH_FN(reshape_alias));
+  library.impl("_copy_from", TORCH_FN(copy_between));
+}
+
+TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
+  library.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+}
+
+/// Pelago's own operators have a composite for chips without kernels; this chip runs them as one
+/// operator each, as a chip with kernels of its own would.
+void register_pelago_operators() {
+  static auto* const library = new torch::Library(
+      torch::Library::IMPL, "pelago", c10::DispatchKey::PrivateUse1, __FILE__, 0);
+  for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
+    if (name.name.rfind("pelago::", 0) != 0) continue;
+    const auto op = c10::Dispatcher::singleton().findOp(name);
+    if (op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1)) continue;
+    const std::string full =
+        name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
+    library->impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+  }
+}
+
+[[maybe_unused]] const bool kIsNamed = (chips::name_private_backend("emulated"), true);
+
+}  // namespace
+}  // namespace pelago::emulator
+
+extern "C" {
+
+int32_t pelago_emulator_open(const pelago::emulator::Settings* settings) {
+  const int32_t answer = pelago::emulator::machine().open(*settings);
+  if (answer == pelago::emulator::kOpened) pelago::emulator::register_pelago_operators();
+  return answer;
+}
+
+void pelago_emulator_close() { pelago::emulator::machine().close(); }
+
+void pelago_emulator_synchronize() { pelago::emulator::machine().synchronize(); }
+
+void pelago_emulator_stats(pelago::emulator::Stats* stats) {
+  *stats = pelago::emulator::machine().stats();
+}
+
+void pelago_emulator_reset_stats() { pelago::emulator::machine().reset_stats(); }
+
+}  // extern "C"
