@@ -57,7 +57,7 @@ TrainerOptions alone(const plan::JobConfig& job, const std::string& device, int6
   options.site.batch_sequences = sequences;
   options.batch_sequences = sequences;
   options.sequence_length = job.data.sequence_length;
-  options.num_steps = 1;
+  options.num_steps = 1000;  // beyond any number of timed ones
   return options;
 }
 
@@ -130,9 +130,11 @@ plan::DeviceProfile profile_with(const plan::JobConfig& job,
   const StepTime large_step = time(large, kBudgetS * 0.7);
   plan::DeviceProfile profile;
   profile.device = name;
-  profile.sequence_s =
-      std::max(large_step.seconds - small_step.seconds, 0.5 * large_step.seconds * 2 / 3) /
-      static_cast<double>(large - small);
+  // Noise must not turn the slope of a real device around: at least half of a step is its
+  // sequences.
+  const double slope =
+      (large_step.seconds - small_step.seconds) / static_cast<double>(large - small);
+  profile.sequence_s = std::max(slope, 0.5 * large_step.seconds / static_cast<double>(large));
   profile.step_s =
       std::max(0.0, large_step.seconds - static_cast<double>(large) * profile.sequence_s);
   profile.host_busy_ratio = large_step.host_busy_s / large_step.seconds;

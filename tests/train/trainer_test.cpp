@@ -1,0 +1,218 @@
+#include "train/rank/trainer.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "train/rank_fixture.h"
+
+namespace pelago::train {
+namespace {
+
+double relative_difference(const Tensor& a, const Tensor& b) {
+  return ((a - b).norm() / b.norm()).item<double>();
+}
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  return a.numel() == b.numel() &&
+         std::memcmp(a.data_ptr(), b.data_ptr(), static_cast<size_t>(a.nbytes())) == 0;
+}
+
+Tensor gradient_of_first_step(const SiteShape& shape, const TokenSource& samples) {
+  Tensor gradient;
+  run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
+    trainer.step(0);
+    if (rank == 0) gradient = trainer.gradient().clone();
+  });
+  return gradient;
+}
+
+TEST_CASE("any split of a batch over ranks and microbatches gives the same gradient") {
+  const MemorySource samples = learnable_tokens(2000);
+  const Tensor whole = gradient_of_first_step({.sequences = {6}, .microbatch = 6}, samples);
+  for (const SiteShape& shape : {SiteShape{.sequences = {6}, .microbatch = 1},
+                                 SiteShape{.sequences = {4, 2}, .microbatch = 3},
+                                 SiteShape{.sequences = {1, 5}, .microbatch = 2},
+                                 SiteShape{.sequences = {3, 1, 2}, .microbatch = 2}}) {
+    CAPTURE(shape.sequences.size());
+    CHECK(relative_difference(gradient_of_first_step(shape, samples), whole) < 1e-6);
+  }
+}
+
+TEST_CASE("the samples of two sites together are those of one site, each once") {
+  const MemorySource samples = learnable_tokens(2000);
+  const Tensor whole = gradient_of_first_step({.sequences = {6}}, samples);
+  const Tensor first = gradient_of_first_step({.sequences = {3, 1}, .batch_sequences = 6}, samples);
+  const Tensor second = gradient_of_first_step(
+      {.sequences = {2}, .first_sequence = 4, .batch_sequences = 6}, samples);
+  CHECK(relative_difference(first + second, whole) < 1e-6);
+}
+
+TEST_CASE("all ranks end a step with the same bits and the same report") {
+  const MemorySource samples = learnable_tokens(2000);
+  std::vector<Tensor> masters(3);
+  std::vector<StepReport> reports(3);
+  run_ranks({.sequences = {3, 1, 2}}, samples, [&](Trainer& trainer, int rank) {
+    const auto idx = static_cast<size_t>(rank);
+    for (int64_t step = 0; step < 3; ++step) reports[idx] = trainer.step(step);
+    masters[idx] = trainer.master().clone();
+  });
+  CHECK(same_bits(masters[0], masters[1]));
+  CHECK(same_bits(masters[0], masters[2]));
+  CHECK(reports[0].loss == reports[2].loss);
+  CHECK(reports[0].grad_norm == reports[2].grad_norm);
+  CHECK(reports[0].tokens == 6 * 16);
+  REQUIRE(reports[0].ranks.size() == 3);
+  CHECK(reports[0].ranks[2].tokens == 2 * 16);
+}
+
+TEST_CASE("the loss falls, in f32, in bf16 and in fp16 with its scaled loss") {
+  const MemorySource samples = learnable_tokens(4000);
+  for (const c10::ScalarType dtype : {torch::kFloat32, torch::kBFloat16, torch::kHalf}) {
+    CAPTURE(c10::toString(dtype));
+    std::vector<double> losses;
+    run_ranks({.sequences = {4}, .dtype = "auto", .device_dtype = dtype},
+              samples,
+              [&](Trainer& trainer, int /*rank*/) {
+                for (int64_t step = 0; step < 40; ++step) losses.push_back(trainer.step(step).loss);
+              });
+    CHECK(losses.front() == doctest::Approx(std::log(32.0)).epsilon(0.05));
+    CHECK(losses.back() < 0.75 * losses.front());
+  }
+}
+
+TEST_CASE("the same seed gives the same bits, and so does going on from a saved state") {
+  const MemorySource samples = learnable_tokens(2000);
+  const SiteShape shape{.sequences = {2, 2}, .dtype = "bf16"};
+  Tensor straight, again, resumed;
+  const auto train_through = [&](Tensor& result) {
+    run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
+      for (int64_t step = 0; step < 6; ++step) trainer.step(step);
+      if (rank == 0) result = trainer.master().clone();
+    });
+  };
+  train_through(straight);
+  train_through(again);
+  CHECK(same_bits(straight, again));
+
+  Tensor weights, m, v;
+  TrainState state;
+  run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
+    for (int64_t step = 0; step < 3; ++step) trainer.step(step);
+    if (rank != 0) return;
+    weights = trainer.master().clone();
+    m = trainer.first_moment().clone();
+    v = trainer.second_moment().clone();
+    trainer.save_state(state);
+  });
+  run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
+    trainer.load_state(weights, m, v, state);
+    for (int64_t step = 3; step < 6; ++step) trainer.step(step);
+    if (rank == 0) resumed = trainer.master().clone();
+  });
+  CHECK(same_bits(straight, resumed));
+}
+
+TEST_CASE("a gradient that is not finite on one rank is applied on none") {
+  const MemorySource samples = learnable_tokens(2000);
+  std::vector<Tensor> before(2), after(2);
+  std::vector<StepReport> reports(2);
+  run_ranks({.sequences = {3, 1}}, samples, [&](Trainer& trainer, int rank) {
+    const auto idx = static_cast<size_t>(rank);
+    trainer.step(0);
+    if (rank == 1) {
+      Tensor broken = trainer.master().clone();
+      broken.fill_(std::numeric_limits<float>::infinity());
+      trainer.load_weights(broken);
+    }
+    before[idx] = trainer.master().clone();
+    reports[idx] = trainer.step(1);
+    after[idx] = trainer.master().clone();
+  });
+  CHECK(reports[0].skipped);
+  CHECK(reports[1].skipped);
+  CHECK(same_bits(before[0], after[0]));
+  CHECK(same_bits(before[1], after[1]));
+}
+
+TEST_CASE("the update is that of a gradient clipped to its norm, and spares norms from decay") {
+  const MemorySource samples = learnable_tokens(2000);
+  run_ranks({.sequences = {4}}, samples, [&](Trainer& trainer, int /*rank*/) {
+    const Tensor before = trainer.master().clone();
+    const StepReport report = trainer.step(0);
+    const Tensor mean = trainer.gradient() / static_cast<double>(report.tokens);
+    CHECK(report.grad_norm == doctest::Approx(mean.norm().item<double>()).epsilon(1e-5));
+    const double clip = std::min(1.0, 1.0 / report.grad_norm);
+    // After one step m = 0.1 g and v = 0.05 g^2, corrected for bias: the update is lr * sign(g).
+    CHECK(relative_difference(trainer.first_moment(), 0.1 * clip * mean) < 1e-5);
+    int64_t begin = 0;
+    for (const model::ParameterSpec& spec : model::parameter_specs(tiny_model())) {
+      const auto range = [&](const Tensor& flat) {
+        return flat.narrow(0, begin, spec.num_values());
+      };
+      const Tensor g = clip * range(mean);
+      const double decay = spec.decays ? 1.0 - report.lr * 0.1 : 1.0;
+      const Tensor expected = range(before) * decay - report.lr * g / (g.abs() + 1e-8);
+      CAPTURE(spec.name);
+      CHECK((range(trainer.master()) - expected).abs().max().item<double>() < 1e-5);
+      begin += spec.num_values();
+    }
+  });
+}
+
+TEST_CASE("a model that knows nothing needs log2 of the vocabulary bits for each token's bytes") {
+  const MemorySource samples = learnable_tokens(2000);
+  const MemorySource heldout = learnable_tokens(16 * 5 + 9, /*seed=*/11);  // five windows, a rest
+  std::vector<int32_t> token_bytes(32);
+  for (size_t token = 0; token < 32; ++token) token_bytes[token] = static_cast<int32_t>(token % 5);
+  std::vector<int64_t> tokens(16 * 5 + 1);
+  heldout.read(0, tokens);
+  double num_bytes = 0;
+  for (size_t i = 1; i < tokens.size(); ++i) num_bytes += static_cast<double>(tokens[i] % 5);
+  for (const std::vector<int64_t>& shares : {std::vector<int64_t>{4}, {3, 1}, {1, 2, 1}}) {
+    run_ranks({.sequences = shares, .microbatch = 2}, samples, [&](Trainer& trainer, int rank) {
+      trainer.load_weights(torch::zeros({trainer.master().numel()}));
+      const EvaluationReport report = trainer.evaluate(heldout, token_bytes, 12);
+      if (rank != 0) return;
+      CHECK(report.step == 12);
+      CHECK(report.tokens == 80);
+      CHECK(report.loss == doctest::Approx(std::log(32.0)).epsilon(1e-6));
+      CHECK(report.bits_per_byte == doctest::Approx(80 * 5 / num_bytes).epsilon(1e-6));
+    });
+  }
+}
+
+TEST_CASE("a merge mixes one fragment on rank 0 and gives it to all, and leaves the rest alone") {
+  const MemorySource samples = learnable_tokens(2000);
+  const Fragment fragment{100, 400};
+  const std::vector<float> global(300, 2.0F);
+  std::vector<Tensor> masters(2);
+  Tensor before;
+  run_ranks({.sequences = {3, 1}, .dtype = "bf16"}, samples, [&](Trainer& trainer, int rank) {
+    if (rank == 0) before = trainer.master().clone();
+    trainer.merge_fragment(fragment, global, 0.25);
+    masters[static_cast<size_t>(rank)] = trainer.master().clone();
+    std::vector<float> out(300);
+    trainer.copy_fragment(fragment, out);
+    CHECK(out[7] == trainer.master()[107].item<float>());
+  });
+  Tensor expected = before.clone();
+  expected.narrow(0, 100, 300).mul_(0.25).add_(1.5);
+  CHECK(torch::allclose(masters[0], expected, 1e-6, 1e-7));
+  CHECK(same_bits(masters[0], masters[1]));
+}
+
+TEST_CASE("a corpus smaller than one sequence is refused with both numbers") {
+  const MemorySource samples = learnable_tokens(16);
+  PlainDevice device(torch::kFloat32);
+  ThreadGroup group(1);
+  ThreadCollective collective(group, 0);
+  CHECK_THROWS_WITH_AS(Trainer(options_of({}), device, collective, samples),
+                       "the corpus has 16 tokens, one sequence needs 17: add text or shorten "
+                       "data.sequence_length",
+                       Failure);
+}
+
+}  // namespace
+}  // namespace pelago::train
