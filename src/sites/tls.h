@@ -8,9 +8,6 @@
 
 namespace pelago::sites {
 
-/// The name under which the coordinator speaks; no site may carry it.
-inline constexpr const char* kCoordinatorName = "coordinator";
-
 /// Makes dir with ca.pem, ca.key and NAME.pem, NAME.key for each site and for the coordinator,
 /// valid for one year, keys readable by their owner alone. An authority that is already there is
 /// kept and signs what is missing. Throws Failure (exit 2) for a name that is not [A-Za-z0-9._-]+

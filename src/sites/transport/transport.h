@@ -12,6 +12,9 @@
 
 namespace pelago::sites {
 
+/// The name under which the coordinator speaks; no site may carry it.
+inline constexpr const char* kCoordinatorName = "coordinator";
+
 /// One message on its way. head: JSON; payload: raw little-endian values, may be empty.
 struct Frame {
   std::string from;

@@ -1,0 +1,135 @@
+#include "sites/agent.h"
+
+#include <torch/torch.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <nlohmann/json.hpp>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/files.h"
+#include "base/log.h"
+#include "model/transformer.h"
+#include "sites/grpc_transport.h"
+#include "sites/process/line_emulation.h"
+#include "sites/process/site_agent.h"
+#include "sites/process/site_checkpoint.h"
+#include "train/run_folder.h"
+#include "train/site_runner.h"
+
+namespace pelago::sites {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// A signal handler can reach nothing else; run_agent() is the process's main function.
+std::atomic<bool> stop_requested{false};
+
+void listen_to_signals() {
+  struct sigaction stop {};
+  stop.sa_handler = [](int) { stop_requested = true; };
+  stop.sa_flags = SA_RESTART;
+  ::sigaction(SIGTERM, &stop, nullptr);
+  // The terminal sends SIGINT to everyone; the command that started the sites decides.
+  ::signal(SIGINT, SIG_IGN);
+  ::signal(SIGPIPE, SIG_IGN);
+}
+
+int site_index(const plan::Plan& plan, const std::string& site) {
+  for (size_t idx = 0; idx < plan.sites.size(); ++idx) {
+    if (plan.sites[idx].name == site) return static_cast<int>(idx);
+  }
+  fail_usage("site {}: not in plan.json; start it under one of the plan's names", site);
+}
+
+GlobalState fresh_state(const plan::JobConfig& job, const plan::Plan& plan) {
+  const Tensor initial =
+      model::initial_weights(job.model, Rng(static_cast<uint64_t>(job.train.seed)));  // [N]
+  const float* values = initial.const_data_ptr<float>();
+  return GlobalState(std::vector<float>(values, values + initial.numel()),
+                     train::cut_fragments(job.model, plan.exchange.fragments));
+}
+
+Hello hello_of(const AgentOptions& options,
+               const plan::JobConfig& job,
+               const GlobalState& state,
+               const std::string& address) {
+  const train::TrainState identity = train::identity_of(job);
+  Hello hello;
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  hello.incarnation =
+      Rng::mix(static_cast<uint64_t>(now.count())) ^ Rng::mix(static_cast<uint64_t>(::getpid()));
+  hello.plan_hash = hash_hex(read_text_file(options.run_dir / "plan.json") + identity.model_hash);
+  hello.tokenizer_hash = identity.tokenizer_hash;
+  hello.dataset_hash = identity.dataset_hash;
+  hello.weights_hash = hash_hex(std::as_bytes(state.global()));
+  hello.address = address;
+  hello.checkpoints = offer_checkpoints(options.run_dir / "sites" / options.site / "checkpoints");
+  if (options.resume_step) {
+    std::erase_if(hello.checkpoints,
+                  [&](const CheckpointOffer& offer) { return offer.step != *options.resume_step; });
+  }
+  return hello;
+}
+
+int64_t frame_bytes_max(const GlobalState& state) {
+  int64_t largest = 0;
+  for (const train::Fragment& fragment : state.fragments()) {
+    largest = std::max(largest, fragment.end - fragment.begin);
+  }
+  // The largest frame is a fragment's weights and momentum for a site that joins.
+  return 2 * largest * static_cast<int64_t>(sizeof(float)) + (1 << 20);
+}
+
+}  // namespace
+
+int run_agent(const AgentOptions& options) {
+  listen_to_signals();
+  const plan::Plan plan = train::read_run_plan(options.run_dir);
+  const plan::JobConfig job = train::read_run_job(options.run_dir);
+  const int site_idx = site_index(plan, options.site);
+  schedule_of(plan);
+  GlobalState state = fresh_state(job, plan);
+  const plan::SitePlan& site = plan.sites[static_cast<size_t>(site_idx)];
+  GrpcTransportOptions line;
+  line.name = options.site;
+  line.certs_dir = options.certs_dir;
+  line.listen = (site.listen.empty() ? "127.0.0.1" : site.listen) + ":0";
+  line.frame_bytes_max = frame_bytes_max(state);
+  line.emulated_line = [&](const std::string& peer) {
+    return emulated_line(plan, options.site, peer);
+  };
+  GrpcTransport transport(line);
+  transport.set_address(kCoordinatorName, options.coordinator);
+  const SystemClock clock;
+  std::optional<Failure> failure;
+  {
+    SiteAgent agent({.run_dir = options.run_dir,
+                     .site_idx = site_idx,
+                     .plan = plan,
+                     .hello = hello_of(options, job, state, transport.address())},
+                    transport,
+                    state,
+                    clock);
+    try {
+      const Leave leave = agent.run(stop_requested);
+      log_info("leaving reason=\"{}\"", leave.reason);
+      if (leave.exit_code != kExitDone) failure.emplace(leave.reason, leave.exit_code);
+    } catch (const Failure& thrown) {
+      failure = thrown;
+      const nlohmann::json words{{"message", thrown.what()}};
+      transport.send(kCoordinatorName,
+                     encode(options.site, Report{.name = "site_failed", .json = words.dump()}));
+    }
+  }
+  transport.flush(1);
+  if (failure) throw Failure(*failure);
+  return kExitDone;
+}
+
+}  // namespace pelago::sites

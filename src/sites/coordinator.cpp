@@ -1,0 +1,100 @@
+#include "sites/coordinator.h"
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/log.h"
+
+namespace pelago::sites {
+
+Coordinator::Coordinator(const RoundOptions& options,
+                         Transport& transport,
+                         Journal& journal,
+                         const Clock& clock,
+                         CoordinatorCallbacks callbacks)
+    : rounds_(options),
+      transport_(&transport),
+      journal_(&journal),
+      clock_(&clock),
+      callbacks_(std::move(callbacks)) {}
+
+void Coordinator::poll(double timeout_s) {
+  // What has piled up is taken in one go, but never for so long that the clock is not looked at.
+  constexpr int kArrivalsMax = 256;
+  for (int i = 0; i < kArrivalsMax; ++i) {
+    const std::optional<Arrival> arrival = transport_->receive(i == 0 ? timeout_s : 0);
+    if (!arrival) break;
+    take(*arrival);
+  }
+  carry_out(rounds_.on_tick(clock_->now_s()));
+}
+
+void Coordinator::request_stop() { carry_out(rounds_.request_stop(clock_->now_s())); }
+
+void Coordinator::take(const Arrival& arrival) {
+  if (!arrival.frame) {
+    carry_out(rounds_.on_lost(arrival.peer, clock_->now_s()));
+    return;
+  }
+  const Result<Message> message = decode(*arrival.frame);
+  if (!message) {
+    log_warn("refused from={} reason=\"{}\"", arrival.peer, message.error().message);
+    return;
+  }
+  if (const auto* hello = std::get_if<Hello>(&*message)) {
+    transport_->set_address(arrival.peer, hello->address);
+  }
+  if (const auto* report = std::get_if<Report>(&*message)) take_report(arrival.peer, *report);
+  carry_out(rounds_.on_message(arrival.peer, *message, clock_->now_s()));
+  const auto* status = std::get_if<SiteStatus>(&*message);
+  if (status != nullptr && callbacks_.on_status) callbacks_.on_status(arrival.peer, *status);
+}
+
+void Coordinator::take_report(const std::string& site, const Report& report) {
+  try {
+    if (report.name == "step") {
+      if (callbacks_.on_step) callbacks_.on_step(train::step_report_from_json(report.json));
+    } else if (report.name == "evaluation") {
+      if (callbacks_.on_evaluation) {
+        callbacks_.on_evaluation(train::evaluation_report_from_json(report.json));
+      }
+    } else {
+      nlohmann::json fields = nlohmann::json::parse(report.json);
+      fields["site"] = site;
+      record(report.name, fields.dump());
+    }
+  } catch (const std::exception& error) {  // a report that cannot be read must not end the run
+    log_warn("refused from={} reason=\"{}\"", site, error.what());
+  }
+}
+
+void Coordinator::carry_out(const RoundOutput& output) {
+  const bool has_begun = rounds_.phase() != RoundMachine::RunPhase::kGathering;
+  if (has_begun && !has_forgotten_) {
+    has_forgotten_ = true;
+    journal_->forget_from(rounds_.first_logged());
+  }
+  for (const Commit& commit : output.commits) {
+    journal_->record_commit(commit);
+    nlohmann::json members = nlohmann::json::array();
+    for (const MemberShare& member : commit.members) members.push_back(member.site);
+    record("commit",
+           nlohmann::json{{"exchange", commit.exchange},
+                          {"epoch", commit.epoch},
+                          {"members", members},
+                          {"hash", commit.hash}}
+               .dump());
+  }
+  for (const auto& [name, fields] : output.events) record(name, fields);
+  for (const auto& [site, message] : output.messages) {
+    transport_->send(site, encode(kCoordinatorName, message));
+  }
+}
+
+void Coordinator::record(const std::string& name, const std::string& fields_json) {
+  if (name != "commit") journal_->record_event(name, fields_json);
+  log_debug("event name={} fields={}", name, fields_json);
+  if (callbacks_.on_event) callbacks_.on_event(name, fields_json);
+}
+
+}  // namespace pelago::sites

@@ -1,0 +1,50 @@
+// The real line between sites: frames as chunks over gRPC streams with mutual TLS. One stream and
+// one sending thread a peer and direction. A peer is believed to be who its certificate says, and
+// nobody else. Where a line is emulated, the sending thread holds each frame back until it would
+// have arrived.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "sites/transport/emulated_line.h"
+#include "sites/transport/transport.h"
+
+namespace pelago::sites {
+
+struct GrpcTransportOptions {
+  std::string name;                 // this end: a site, or the coordinator
+  std::filesystem::path certs_dir;  // ca.pem, NAME.pem, NAME.key
+  std::string listen = "127.0.0.1:0";
+  int64_t frame_bytes_max = 64 << 20;  // larger frames are refused before memory is taken
+  /// The line to a peer, if it is to be emulated.
+  std::function<std::optional<LineOptions>(const std::string& peer)> emulated_line;
+};
+
+class GrpcTransport final : public Transport {
+ public:
+  /// Throws Failure (exit 2) if a certificate is missing or the port is taken.
+  explicit GrpcTransport(const GrpcTransportOptions& options);
+  ~GrpcTransport() override;
+
+  /// "HOST:PORT" with the port that was really taken.
+  std::string address() const;
+
+  void set_address(const std::string& peer, const std::string& address) override;
+  bool send(const std::string& peer, Frame frame) override;
+  std::optional<Arrival> receive(double timeout_s) override;
+  int64_t num_queued(const std::string& peer) const override;
+  std::map<std::string, PeerTraffic> traffic() const override;
+  /// Waits until every queue is empty, at most timeout_s: last words before the end.
+  void flush(double timeout_s);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pelago::sites

@@ -1,0 +1,220 @@
+#include "sites/process/site_agent.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "sites/process/site_checkpoint.h"
+#include "train/checkpoint.h"
+
+namespace pelago::sites {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+constexpr double kPollS = 0.003;  // an exchange waits for at most two of these a hop
+constexpr double kHangS = 60;     // a main thread that has not turned for so long is dead
+constexpr double kTickS = 0.02;
+
+MemberOptions member_options(const SiteAgentOptions& options) {
+  const plan::SitePlan& site = options.plan.sites[static_cast<size_t>(options.site_idx)];
+  const plan::SitesConfig& exchange = options.plan.exchange;
+  MemberOptions member;
+  member.site = site.name;
+  member.schedule = schedule_of(options.plan);
+  member.bits = exchange.delta_bits;
+  member.outer = {.lr = exchange.outer_lr, .momentum = exchange.outer_momentum};
+  member.tokens_per_step = site.batch_sequences * options.plan.sequence_length;
+  member.heartbeat_s = exchange.heartbeat_s;
+  member.hello = options.hello;
+  return member;
+}
+
+}  // namespace
+
+train::ExchangeSchedule schedule_of(const plan::Plan& plan) {
+  const train::ExchangeSchedule schedule{.inner_steps = plan.exchange.inner_steps,
+                                         .num_fragments = plan.exchange.fragments,
+                                         .overlap_steps = plan.exchange.overlap_steps,
+                                         .num_steps = plan.steps};
+  const bool is_good = schedule.num_fragments > 0 && schedule.overlap_steps >= 0 &&
+                       schedule.inner_steps % schedule.num_fragments == 0 &&
+                       schedule.overlap_steps < schedule.interval();
+  if (!is_good) {
+    fail_usage(
+        "sites: inner_steps = {}, fragments = {}, overlap_steps = {}: inner_steps must be a "
+        "multiple of fragments, and overlap_steps below their quotient",
+        schedule.inner_steps,
+        schedule.num_fragments,
+        schedule.overlap_steps);
+  }
+  return schedule;
+}
+
+SiteAgent::SiteAgent(const SiteAgentOptions& options,
+                     Transport& transport,
+                     GlobalState& state,
+                     const Clock& clock)
+    : options_(options),
+      site_(options.plan.sites[static_cast<size_t>(options.site_idx)].name),
+      site_dir_(options.run_dir / "sites" / site_),
+      transport_(&transport),
+      state_(&state),
+      clock_(&clock),
+      member_(member_options(options), state),
+      turned_s_(clock.now_s()),
+      heart_([this](const std::stop_token& stop) { beat(stop); }) {}
+
+SiteAgent::~SiteAgent() = default;
+
+void SiteAgent::beat(const std::stop_token& stop) {
+  std::mutex never_shared;
+  std::condition_variable_any woken;
+  std::unique_lock lock(never_shared);
+  const std::chrono::duration<double> pause(options_.plan.exchange.heartbeat_s);
+  while (!stop.stop_requested()) {
+    if (clock_->now_s() - turned_s_ < kHangS) {
+      transport_->send(kCoordinatorName, encode(site_, Heartbeat{options_.hello.incarnation}));
+    }
+    woken.wait_for(lock, stop, pause, [] { return false; });
+  }
+}
+
+Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
+  double ticked_s = -1;
+  while (!leave_) {
+    const double now_s = clock_->now_s();
+    turned_s_ = now_s;
+    if (now_s - ticked_s >= kTickS) {
+      ticked_s = now_s;
+      int64_t sent_bytes = 0;
+      for (const auto& [peer, traffic] : transport_->traffic()) {
+        if (peer != kCoordinatorName) sent_bytes += traffic.sent_bytes;
+      }
+      member_.set_sent_bytes(sent_bytes);
+      if (stop_requested) carry_out(member_.ask_stop(now_s));
+      carry_out(member_.on_tick(now_s));
+    }
+    receive(kPollS);
+    if (runner_ && is_running_ && !leave_ && !runner_->poll(is_running_ ? kPollS : 0)) {
+      is_running_ = false;
+      carry_out(member_.on_finished(clock_->now_s()));
+    }
+  }
+  return *leave_;
+}
+
+void SiteAgent::receive(double timeout_s) {
+  while (const std::optional<Arrival> arrival = transport_->receive(timeout_s)) {
+    timeout_s = 0;
+    if (!arrival->frame) continue;  // the coordinator tells who is left
+    const Result<Message> message = decode(*arrival->frame);
+    if (message) {
+      carry_out(member_.on_message(arrival->peer, *message, clock_->now_s()));
+    } else {
+      log_warn("refused from={} reason=\"{}\"", arrival->peer, message.error().message);
+    }
+    if (leave_) return;
+  }
+}
+
+void SiteAgent::carry_out(MemberActions actions) {
+  for (MemberAction& action : actions) {
+    if (auto* send = std::get_if<SendMessage>(&action)) {
+      if (send->again && transport_->num_queued(send->to) > 0) continue;
+      transport_->send(send->to, encode(site_, std::move(send->message)));
+    } else if (const auto* known = std::get_if<KnowAddress>(&action)) {
+      transport_->set_address(known->site, known->address);
+    } else if (const auto* start = std::get_if<StartWorkers>(&action)) {
+      start_workers(*start);
+    } else if (std::holds_alternative<LetTrain>(action)) {
+      runner_->allow_training();
+    } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
+      give_merged(*merged);
+    } else if (const auto* stop = std::get_if<StopTraining>(&action)) {
+      log_info("stopping step={}", stop->step);
+      runner_->stop_at(stop->step, /*with_checkpoint=*/true);
+    } else if (const auto* leave = std::get_if<Leave>(&action)) {
+      leave_ = *leave;
+    }
+  }
+}
+
+void SiteAgent::start_workers(const StartWorkers& start) {
+  train::SiteRunOptions run;
+  run.run_dir = options_.run_dir;
+  run.site_dir = site_dir_;
+  run.site_idx = options_.site_idx;
+  if (start.mode == StartMode::kResume) {
+    const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
+    read_site_checkpoint(checkpoint, *state_);
+    run.resume_from = checkpoint;
+  } else if (start.mode == StartMode::kJoin) {
+    run.start_from_shared = true;
+    run.start_step = start.step;
+  }
+  log_info("starting workers step={} joining={}", start.step, run.start_from_shared);
+  runner_ = std::make_unique<train::SiteRunner>(run, *this);
+  if (run.start_from_shared) {
+    std::copy(state_->global().begin(), state_->global().end(), runner_->local_weights().begin());
+  }
+  runner_->start();
+  is_running_ = true;
+}
+
+void SiteAgent::give_merged(const GiveMerged& merged) {
+  const std::span<const float> global = state_->global(merged.fragment);
+  const train::Fragment& range = state_->fragments()[static_cast<size_t>(merged.fragment)];
+  std::copy(global.begin(), global.end(), runner_->merged_weights().begin() + range.begin);
+  runner_->merged(merged.exchange);
+}
+
+void SiteAgent::report(const std::string& name, const std::string& fields) {
+  transport_->send(kCoordinatorName, encode(site_, Report{.name = name, .json = fields}));
+}
+
+void SiteAgent::on_ready() { carry_out(member_.on_workers_ready(clock_->now_s())); }
+
+void SiteAgent::on_step(const train::StepReport& step) {
+  member_.on_step(step.step);
+  report("step", train::to_json(step));
+}
+
+void SiteAgent::on_evaluation(const train::EvaluationReport& evaluation) {
+  report("evaluation", train::to_json(evaluation));
+}
+
+void SiteAgent::on_snapshot(int64_t exchange_idx, train::Fragment fragment) {
+  const std::span<const float> local = runner_->local_weights().subspan(
+      static_cast<size_t>(fragment.begin), static_cast<size_t>(fragment.end - fragment.begin));
+  carry_out(member_.on_snapshot(exchange_idx, local, clock_->now_s()));
+}
+
+void SiteAgent::on_checkpoint(int64_t step, const fs::path& dir) {
+  const Status written = try_write_site_checkpoint(dir, *state_);
+  if (written) {
+    runner_->finish_checkpoint(step);
+    return;
+  }
+  // A checkpoint without this file could not be resumed from: better none of this step.
+  std::error_code ignored;
+  fs::remove_all(dir, ignored);
+  on_warning(fmt::format(
+      "checkpoint of step {} not saved, training goes on: {}", step, written.error().message));
+}
+
+void SiteAgent::on_checkpoint_saved(int64_t step) {
+  report("checkpoint", json{{"step", step}}.dump());
+}
+
+void SiteAgent::on_warning(const std::string& message) {
+  log_warn("{}", message);
+  report("warning", json{{"message", message}}.dump());
+}
+
+}  // namespace pelago::sites

@@ -1,0 +1,75 @@
+// The agent at work: Member joined to the site's workers, the transport and the clock. One thread
+// does everything but heartbeats, which have a thread of their own so that a long save to a slow
+// disk is not taken for death; it falls silent if the main thread has not turned for a minute.
+#pragma once
+
+#include <atomic>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "base/clock.h"
+#include "plan/job.h"
+#include "plan/plan.h"
+#include "sites/exchange/global_state.h"
+#include "sites/protocol/member.h"
+#include "sites/transport/transport.h"
+#include "train/site_runner.h"
+
+namespace pelago::sites {
+
+struct SiteAgentOptions {
+  std::filesystem::path run_dir;
+  int site_idx = 0;
+  plan::Plan plan;
+  Hello hello;
+};
+
+class SiteAgent final : public train::SiteEvents {
+ public:
+  /// transport, state and clock outlive the agent.
+  SiteAgent(const SiteAgentOptions& options,
+            Transport& transport,
+            GlobalState& state,
+            const Clock& clock);
+  ~SiteAgent() override;
+
+  /// Works until the coordinator lets the site go. stop_requested: set by a signal. Returns how it
+  /// ended; throws Failure if a worker is lost.
+  Leave run(const std::atomic<bool>& stop_requested);
+
+  void on_ready() override;
+  void on_step(const train::StepReport& report) override;
+  void on_evaluation(const train::EvaluationReport& report) override;
+  void on_snapshot(int64_t exchange_idx, train::Fragment fragment) override;
+  void on_checkpoint(int64_t step, const std::filesystem::path& dir) override;
+  void on_checkpoint_saved(int64_t step) override;
+  void on_warning(const std::string& message) override;
+
+ private:
+  void carry_out(MemberActions actions);
+  void start_workers(const StartWorkers& start);
+  void give_merged(const GiveMerged& merged);
+  void receive(double timeout_s);
+  void report(const std::string& name, const std::string& json);
+  void beat(const std::stop_token& stop);
+
+  SiteAgentOptions options_;
+  std::string site_;
+  std::filesystem::path site_dir_;
+  Transport* transport_;
+  GlobalState* state_;
+  const Clock* clock_;
+  Member member_;
+  std::unique_ptr<train::SiteRunner> runner_;  // once the run has begun for this site
+  bool is_running_ = false;                    // the workers have not finished
+  std::optional<Leave> leave_;
+  std::atomic<double> turned_s_;  // when the main thread last turned
+  std::jthread heart_;            // last: it uses the members above
+};
+
+/// H, P and tau of the plan. Throws Failure (exit 2) if its sites would never exchange.
+train::ExchangeSchedule schedule_of(const plan::Plan& plan);
+
+}  // namespace pelago::sites

@@ -1,0 +1,27 @@
+// A site's part of a checkpoint: sites.safetensors with "global", "outer_momentum" and
+// "kept_error", f32 [N] each. Its metadata hold what belongs to them: the newest exchange in each
+// fragment
+// ("applied"), the steps whose tokens were sent with it ("sent_steps"), and the hash by which sites
+// find a step that all of them can go back to ("hash").
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "sites/exchange/global_state.h"
+#include "sites/protocol/messages.h"
+
+namespace pelago::sites {
+
+/// Adds the file to a checkpoint that is being made. kNoSpace or kUnavailable if it cannot.
+Status try_write_site_checkpoint(const std::filesystem::path& dir, const GlobalState& state);
+/// Throws Failure naming the file if it is missing, damaged or of another model.
+void read_site_checkpoint(const std::filesystem::path& dir, GlobalState& state);
+/// The global weights of a checkpoint. Throws Failure.
+std::vector<float> read_global_weights(const std::filesystem::path& dir);
+/// The site's good checkpoints with their hashes, oldest first.
+std::vector<CheckpointOffer> offer_checkpoints(const std::filesystem::path& checkpoints_dir);
+
+}  // namespace pelago::sites

@@ -1,0 +1,169 @@
+// A site's side of the protocol as a pure state machine: (state, event, now) in, actions out. It
+// opens no socket, reads no clock and knows no worker: the agent carries out what it says, the
+// simulation does the same without processes.
+//
+// An exchange at a member:  snapshot taken -> begun(epoch) -> whole -> applied.
+//   snapshot taken  told to the coordinator; slices of peers that are ahead are laid aside
+//   begun           my slices are out; a higher epoch starts again from the same snapshot
+//   whole           the outcome is computed and its hash told, nothing is changed yet
+//   applied         after the commit only: by my outcome if its hash is the committed one, else by
+//                   fetching the fragment from a site that holds it
+// A commit waits for this site's own snapshot of that exchange: what a checkpoint of step s holds
+// then depends on s alone, and all sites can go back to s together.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "sites/exchange/fragment_exchange.h"
+#include "sites/exchange/global_state.h"
+#include "sites/protocol/messages.h"
+
+namespace pelago::sites {
+
+struct MemberOptions {
+  std::string site;
+  train::ExchangeSchedule schedule;
+  int bits = 4;
+  OuterOptions outer;
+  int64_t tokens_per_step = 0;
+  double heartbeat_s = 1;
+  double coordinator_silence_s = 60;  // then the site gives up; a restart of it takes less
+  Hello hello;                        // with a new incarnation
+};
+
+struct SendMessage {
+  std::string to;
+  Message message;
+  bool again = false;  // not needed if the line to this peer is still busy
+};
+struct KnowAddress {
+  std::string site, address;
+};
+/// Start the workers; kJoin: from the global weights, which are here now.
+struct StartWorkers {
+  StartMode mode = StartMode::kFresh;
+  int64_t step = 0;
+};
+struct LetTrain {};
+/// The fragment's global weights are those the workers wait for.
+struct GiveMerged {
+  int64_t exchange = 0;
+  int64_t fragment = 0;
+};
+struct StopTraining {
+  int64_t step = 0;
+};
+/// Done, or nothing can be done: the agent ends.
+struct Leave {
+  int exit_code = 0;
+  std::string reason;
+};
+using MemberAction =
+    std::variant<SendMessage, KnowAddress, StartWorkers, LetTrain, GiveMerged, StopTraining, Leave>;
+using MemberActions = std::vector<MemberAction>;
+
+class Member {
+ public:
+  /// state outlives the member.
+  Member(MemberOptions options, GlobalState& state);
+
+  MemberActions on_message(const std::string& from, const Message& message, double now_s);
+  MemberActions on_tick(double now_s);
+  MemberActions on_workers_ready(double now_s);
+  /// local: the fragment's weights [N] f32; stays as it is until GiveMerged.
+  MemberActions on_snapshot(int64_t exchange, std::span<const float> local, double now_s);
+  MemberActions on_finished(double now_s);
+  void on_step(int64_t completed_steps) { status_.completed_steps = completed_steps; }
+  /// This site wants to leave: asks the coordinator to stop everyone.
+  MemberActions ask_stop(double now_s);
+  /// For the coordinator's account of the line.
+  void set_sent_bytes(int64_t bytes) { status_.sent_bytes = bytes; }
+
+  SitePhase phase() const { return status_.phase; }
+  const SiteStatus& status() const { return status_; }
+
+ private:
+  struct Record {
+    std::span<const float> local;
+    int64_t tokens = 0;
+    std::optional<Begin> begin;
+    std::unique_ptr<FragmentExchange> work;  // null: not begun, or not a member
+    bool mean_sent = false;
+    std::optional<FragmentOutcome> outcome;
+    double progress_s = 0;
+  };
+  struct Fetching {
+    int64_t exchange_min = -1;
+    std::vector<SiteAddress> donors;
+    size_t next_donor = 0;
+    double asked_s = -1e9;
+    std::optional<FragmentState> early;  // came before the commit that vouches for it
+  };
+
+  void take(const std::string& from, const Welcome& welcome);
+  void take(const std::string& from, const Refused& refused);
+  void take(const std::string& from, const AllowTraining& allow);
+  void take(const std::string& from, const Begin& begin);
+  void take(const std::string& from, const Commit& commit);
+  void take(const std::string& from, const StopAt& stop);
+  void take(const std::string& from, const Release& release);
+  void take(const std::string& from, const Alive& alive);
+  void take(const std::string& from, const Slice& slice);
+  void take(const std::string& from, const Want& want);
+  void take(const std::string& from, const Fetch& fetch);
+  void take(const std::string& from, const FragmentState& fetched);
+  void take(const std::string& from, const Hello&) { refuse(from, "hello"); }
+  void take(const std::string& from, const Heartbeat&) { refuse(from, "heartbeat"); }
+  void take(const std::string& from, const SiteStatus&) { refuse(from, "status"); }
+  void take(const std::string& from, const Report&) { refuse(from, "report"); }
+
+  int64_t fragment_of(int64_t exchange) const;
+  int64_t snapshot_step(int64_t exchange) const;
+  bool is_possible(int64_t exchange) const;
+  void start_work(int64_t exchange, Record& record);
+  void progress(int64_t exchange, Record& record);
+  void want_missing(int64_t exchange, Record& record);
+  void settle(int64_t exchange, Record& record);  // applies or fetches if the commit is known
+  void settle_all();
+  void fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors);
+  void ask_donor(int64_t fragment, Fetching& fetching);
+  void believe(int64_t fragment, Fetching& fetching);
+  std::vector<std::string> missing(const Record& record) const;
+  void send_slice(const std::string& to, Slice slice, bool again);
+  void refuse(const std::string& from, const std::string& why);
+  void tell_status();
+  template <typename Action>
+  void act(Action action) {
+    // In place: g++ 12 warns falsely about a variant that is built elsewhere and moved.
+    actions_.emplace_back(std::in_place_type<Action>, std::move(action));
+  }
+  MemberActions take_actions();
+
+  MemberOptions options_;
+  GlobalState* state_;
+  SiteStatus status_;
+  std::optional<Welcome> welcome_;
+  std::map<int64_t, Record> records_;                      // snapshot taken, not yet applied
+  std::vector<std::pair<std::string, Slice>> laid_aside_;  // of peers that are ahead
+  std::map<int64_t, Commit> newest_commits_;               // by fragment
+  std::map<int64_t, std::string> known_hashes_;            // by exchange
+  std::map<int64_t, Fetching> fetches_;                    // by fragment
+  bool status_changed_ = false;
+  bool has_left_ = false;
+  double now_s_ = 0;
+  double told_s_ = -1e9;
+  double greeted_s_ = -1e9;
+  std::optional<double> ticked_s_;
+  std::optional<double> heard_s_;  // from the coordinator
+  MemberActions actions_;
+};
+
+}  // namespace pelago::sites

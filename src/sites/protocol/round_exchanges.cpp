@@ -1,0 +1,178 @@
+// The life of an exchange: gathering -> exchanging(epoch) -> committed, and the common stop.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "sites/protocol/round_machine.h"
+
+namespace pelago::sites {
+
+using nlohmann::json;
+
+int64_t RoundMachine::fragment_of(int64_t exchange) const {
+  const int64_t num_regular = options_.schedule.num_regular();
+  return exchange < num_regular ? exchange % options_.schedule.num_fragments
+                                : exchange - num_regular;
+}
+
+const ReadyExchange* RoundMachine::ready(const Site& site, int64_t exchange) const {
+  if (!is_live(site) || !site.status) return nullptr;
+  for (const ReadyExchange& held : site.status->exchanges) {
+    if (held.exchange == exchange) return &held;
+  }
+  return nullptr;
+}
+
+// A site still starting is not waited for: one that dies at each start would hold up the others.
+bool RoundMachine::is_awaited(const Site& site, int64_t exchange) const {
+  if (!is_live(site) || site.welcome->first_exchange > exchange || !site.status) return false;
+  return site.status->phase == SitePhase::kTraining || site.status->phase == SitePhase::kReady;
+}
+
+void RoundMachine::collect_ready() {
+  const int64_t num_exchanges = options_.schedule.num_regular() + options_.schedule.num_fragments;
+  for (const Site& site : sites_) {
+    if (!is_live(site) || !site.status) continue;
+    for (const ReadyExchange& held : site.status->exchanges) {
+      const bool is_possible = held.exchange >= first_logged_ && held.exchange < num_exchanges;
+      if (!is_possible || committed_.contains(held.exchange)) continue;
+      exchanges_.try_emplace(held.exchange,
+                             Exchange{.first_ready_s = now_s_, .begin = {}, .left_out = {}});
+    }
+  }
+}
+
+bool RoundMachine::is_due(int64_t exchange, const Exchange& state) const {
+  const bool all_ready = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+    return !is_awaited(site, exchange) || ready(site, exchange) != nullptr;
+  });
+  return all_ready || now_s_ - state.first_ready_s >= options_.grace_s;
+}
+
+void RoundMachine::advance_exchange(int64_t exchange, Exchange& state) {
+  if (!state.begin) {
+    if (is_due(exchange, state)) begin(exchange, state);
+    return;
+  }
+  const auto is_here = [&](const MemberShare& member) {
+    return ready(*find(member.site), exchange) != nullptr;
+  };
+  const std::vector<MemberShare>& members = state.begin->members;
+  if (!std::all_of(members.begin(), members.end(), is_here)) {
+    begin(exchange, state);
+  } else if (!commit_if_held(exchange, *state.begin) && stop_is_known() &&
+             now_s_ - state.begun_s > options_.exchange_s) {
+    leave_out_late(exchange, state);
+    begin(exchange, state);
+  }
+}
+
+void RoundMachine::begin(int64_t exchange, Exchange& state) {
+  Begin next{.exchange = exchange, .epoch = ++epoch_, .members = {}};
+  for (const Site& site : sites_) {
+    const ReadyExchange* held = ready(site, exchange);
+    if (held == nullptr || state.left_out.contains(site.name)) continue;
+    next.members.push_back(
+        {.site = site.name, .address = site.hello.address, .tokens = held->tokens});
+  }
+  state.begun_s = now_s_;
+  if (next.members.empty()) {  // whoever was ready has died: gather anew
+    state = Exchange{.first_ready_s = now_s_, .begin = {}, .left_out = {}};
+    return;
+  }
+  if (state.begin) {
+    record("exchange_redone", json{{"exchange", exchange}, {"epoch", next.epoch}}.dump());
+  }
+  for (const Site& site : sites_) {
+    const bool is_member =
+        std::any_of(next.members.begin(), next.members.end(), [&](const MemberShare& member) {
+          return member.site == site.name;
+        });
+    if (is_awaited(site, exchange) && !is_member) {
+      record("site_left_out", json{{"site", site.name}, {"exchange", exchange}}.dump());
+    }
+  }
+  state.begin = next;
+  send_live(next);
+}
+
+// Somebody's pieces do not get through. If some hold the result, those that do not are late; if
+// nobody does, the one that most others miss is, and of equals the last in site order.
+void RoundMachine::leave_out_late(int64_t exchange, Exchange& state) {
+  std::map<std::string, int64_t> num_accusers;
+  std::set<std::string> without;
+  for (const MemberShare& member : state.begin->members) {
+    const ReadyExchange* held = ready(*find(member.site), exchange);
+    num_accusers.try_emplace(member.site, 0);
+    if (held->begun_epoch != state.begin->epoch || held->hash.empty()) without.insert(member.site);
+    for (const std::string& missing : held->missing) ++num_accusers[missing];
+  }
+  if (without.size() < state.begin->members.size()) {
+    state.left_out.insert(without.begin(), without.end());
+    return;
+  }
+  const MemberShare* accused = nullptr;
+  for (const MemberShare& member : state.begin->members) {
+    const bool is_worse =
+        accused == nullptr || num_accusers[member.site] >= num_accusers[accused->site];
+    if (is_worse) accused = &member;
+  }
+  if (state.begin->members.size() > 1) state.left_out.insert(accused->site);
+}
+
+bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
+  std::map<std::string, int64_t> num_holders;  // by hash
+  for (const MemberShare& member : begun.members) {
+    const ReadyExchange* held = ready(*find(member.site), exchange);
+    if (held->begun_epoch != begun.epoch || held->hash.empty()) return false;
+    ++num_holders[held->hash];
+  }
+  if (!stop_is_known()) return false;
+  Commit commit{.exchange = exchange,
+                .epoch = begun.epoch,
+                .members = begun.members,
+                .hash = {},
+                .donors = {}};
+  for (const MemberShare& member : begun.members) {
+    const std::string& hash = ready(*find(member.site), exchange)->hash;
+    if (commit.hash.empty() || num_holders[hash] > num_holders[commit.hash]) commit.hash = hash;
+  }
+  for (const MemberShare& member : begun.members) {
+    if (ready(*find(member.site), exchange)->hash == commit.hash) {
+      commit.donors.push_back({.site = member.site, .address = member.address});
+    } else {
+      ++num_differing_;
+      record("hash_differs", json{{"site", member.site}, {"exchange", exchange}}.dump());
+    }
+  }
+  PELAGO_ASSERT(committed_.insert(exchange).second, "an exchange is committed once");
+  ++num_commits_;
+  while (committed_.contains(next_exchange_)) ++next_exchange_;
+  newest_commits_[fragment_of(exchange)] = commit;
+  out_.commits.push_back(commit);
+  send_live(commit);
+  return true;
+}
+
+// No site can pass the merge of an exchange before its commit, so every site can still stop right
+// after the merge of the first exchange that is not committed, if it hears of it before that
+// commit: the commit waits until all have said so.
+void RoundMachine::decide_stop() {
+  if (phase_ != RunPhase::kTraining || stop_step_) return;
+  if (next_exchange_ >= options_.schedule.num_regular()) return;  // it ends by itself, and soon
+  const int64_t step = options_.schedule.first_step_after(next_exchange_);
+  if (step >= options_.schedule.num_steps) return;
+  stop_step_ = step;
+  record("stopping", json{{"step", step}}.dump());
+  send_live(StopAt{step});
+}
+
+bool RoundMachine::stop_is_known() const {
+  if (!stop_step_) return true;
+  return std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+    const bool trains = is_live(site) && site.status && site.status->phase == SitePhase::kTraining;
+    return !trains || site.status->stop_step == *stop_step_;
+  });
+}
+
+}  // namespace pelago::sites

@@ -1,0 +1,109 @@
+// When the run begins and ends.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "sites/protocol/round_machine.h"
+
+namespace pelago::sites {
+
+using nlohmann::json;
+
+void RoundMachine::advance() {
+  if (failure_) return;
+  if (phase_ == RunPhase::kGathering) start_if_gathered();
+  if (phase_ == RunPhase::kStarting) allow_if_ready();
+  if (phase_ != RunPhase::kTraining) return;
+  collect_ready();
+  for (auto state = exchanges_.begin(); state != exchanges_.end();) {
+    const int64_t exchange = state->first;
+    advance_exchange(exchange, state->second);
+    state = committed_.contains(exchange) ? exchanges_.erase(state) : std::next(state);
+  }
+  finish_if_done();
+}
+
+void RoundMachine::start_if_gathered() {
+  const auto is_here = [](const Site& site) { return site.incarnation != 0 && !site.dead; };
+  if (stop_requested_) {
+    phase_ = RunPhase::kOver;
+    for (Site& site : sites_) {
+      if (is_here(site)) dismiss(site, "the run was stopped before it began", kExitDone);
+    }
+    return;
+  }
+  if (!std::all_of(sites_.begin(), sites_.end(), is_here)) return;
+  if (options_.resume) {
+    std::optional<int64_t> newest;
+    for (const CheckpointOffer& offer : sites_.front().hello.checkpoints) {
+      const bool is_common = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+        const auto& offers = site.hello.checkpoints;
+        return std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& other) {
+          return other.step == offer.step && other.hash == offer.hash;
+        });
+      });
+      if (is_common) newest = std::max(newest.value_or(0), offer.step);
+    }
+    if (!newest) {
+      failure_ = "no good checkpoint that all sites have; start afresh with --fresh";
+      return;
+    }
+    start_step_ = *newest;
+    start_mode_ = StartMode::kResume;
+  }
+  while (next_exchange_ < options_.schedule.num_regular() && start_step_ > 0 &&
+         options_.schedule.first_step_after(next_exchange_) <= start_step_) {
+    ++next_exchange_;
+  }
+  first_logged_ = next_exchange_;
+  phase_ = RunPhase::kStarting;
+  record("run_starting", json{{"step", start_step_}, {"resumed", options_.resume}}.dump());
+  for (Site& site : sites_) {
+    site.welcome = first_welcome(site);
+    send(site, *site.welcome);
+  }
+}
+
+void RoundMachine::allow_if_ready() {
+  if (stop_requested_) {
+    phase_ = RunPhase::kOver;
+    send_live(Release{});
+    return;
+  }
+  const bool all_ready = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+    return is_live(site) && site.status && site.status->phase == SitePhase::kReady;
+  });
+  if (!all_ready) return;
+  phase_ = RunPhase::kTraining;
+  record("run_started", json{{"step", start_step_}}.dump());
+  for (Site& site : sites_) send(site, AllowTraining{site.incarnation});
+}
+
+// Its workers are at work, or have just been told to be.
+bool RoundMachine::trains(const Site& site) const {
+  if (!is_live(site) || !site.status) return false;
+  return site.status->phase == SitePhase::kTraining ||
+         (site.status->phase == SitePhase::kReady && site.welcome->mode != StartMode::kJoin);
+}
+
+void RoundMachine::finish_if_done() {
+  if (std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) { return trains(site); })) {
+    forsaken_s_.reset();
+    return;
+  }
+  const bool any_finished =
+      std::any_of(sites_.begin(), sites_.end(), [](const Site& site) { return is_finished(site); });
+  if (!any_finished) {
+    // A site that only could not be heard for a while may yet come back.
+    if (!forsaken_s_) forsaken_s_ = now_s_;
+    if (now_s_ - *forsaken_s_ > kSilentHeartbeats * options_.heartbeat_s) {
+      failure_ = "no site is left that trains; go on from the newest checkpoint with --resume";
+    }
+    return;
+  }
+  phase_ = RunPhase::kOver;
+  record("run_over", json{{"commits", num_commits_}}.dump());
+  send_live(Release{});
+}
+
+}  // namespace pelago::sites

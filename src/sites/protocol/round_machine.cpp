@@ -1,0 +1,294 @@
+// Membership: who is here, who may come in, who is dead, when the run begins and ends. The
+// exchanges themselves are in round_exchanges.cpp.
+#include "sites/protocol/round_machine.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+
+namespace pelago::sites {
+
+using nlohmann::json;
+
+RoundMachine::RoundMachine(RoundOptions options) : options_(std::move(options)) {
+  PELAGO_ASSERT(!options_.sites.empty(), "the plan has a site");
+  PELAGO_ASSERT(options_.schedule.num_fragments > 0, "sites that never exchange need no rounds");
+  for (const std::string& name : options_.sites) {
+    sites_.emplace_back();
+    sites_.back().name = name;
+  }
+}
+
+RoundMachine::Site* RoundMachine::find(const std::string& name) {
+  const auto site = std::find_if(
+      sites_.begin(), sites_.end(), [&](const Site& known) { return known.name == name; });
+  return site == sites_.end() ? nullptr : &*site;
+}
+
+const std::optional<SiteStatus>& RoundMachine::status(const std::string& site) const {
+  return const_cast<RoundMachine*>(this)->find(site)->status;
+}
+
+bool RoundMachine::is_live(const Site& site) const {
+  return site.incarnation != 0 && !site.dead && site.welcome.has_value();
+}
+
+void RoundMachine::send(Site& site, const Message& message) {
+  site.sent_s = now_s_;
+  out_.messages.emplace_back(site.name, message);
+}
+
+void RoundMachine::send_live(const Message& message) {
+  for (Site& site : sites_) {
+    if (is_live(site)) send(site, message);
+  }
+}
+
+void RoundMachine::record(const std::string& name, const std::string& fields_json) {
+  out_.events.emplace_back(name, fields_json);
+}
+
+RoundOutput RoundMachine::on_message(const std::string& from,
+                                     const Message& message,
+                                     double now_s) {
+  now_s_ = now_s;
+  Site* site = find(from);
+  if (site == nullptr) {
+    ++num_refused_;
+    return take_output();
+  }
+  if (const auto* hello = std::get_if<Hello>(&message)) {
+    take_hello(*site, *hello);
+  } else if (const auto* status = std::get_if<SiteStatus>(&message)) {
+    take_status(*site, *status);
+  } else if (const auto* heartbeat = std::get_if<Heartbeat>(&message)) {
+    if (heartbeat->incarnation == site->incarnation) hear(*site);
+    out_.messages.emplace_back(from, Alive{});
+  } else if (!std::holds_alternative<Report>(message)) {
+    ++num_refused_;  // only sites say the rest to each other
+  }
+  advance();
+  return take_output();
+}
+
+RoundOutput RoundMachine::on_lost(const std::string& name, double now_s) {
+  now_s_ = now_s;
+  Site* site = find(name);
+  if (site != nullptr && !site->dead && site->incarnation != 0) site->lost_s = now_s;
+  return take_output();
+}
+
+RoundOutput RoundMachine::on_tick(double now_s) {
+  now_s_ = now_s;
+  // If this process itself did not run for a while, nobody else is to blame for the silence.
+  const double own_gap_s = ticked_s_ ? now_s - *ticked_s_ : 0;
+  ticked_s_ = now_s;
+  for (Site& site : sites_) {
+    if (site.incarnation == 0 || site.dead) continue;
+    if (own_gap_s > 2 * options_.heartbeat_s) site.heard_s += own_gap_s;
+    if (now_s - site.heard_s > kSilentHeartbeats * options_.heartbeat_s) {
+      mark_dead(site, fmt::format("silent for {:.1f} s", now_s - site.heard_s));
+    } else if (site.lost_s && now_s - *site.lost_s > options_.heartbeat_s) {
+      mark_dead(site, "its connection broke");
+    }
+  }
+  advance();
+  return take_output();
+}
+
+RoundOutput RoundMachine::request_stop(double now_s) {
+  now_s_ = now_s;
+  if (!stop_requested_) {
+    stop_requested_ = true;
+    record("stop_requested", "{}");
+    decide_stop();
+  }
+  advance();
+  return take_output();
+}
+
+void RoundMachine::hear(Site& site) {
+  site.heard_s = now_s_;
+  site.lost_s.reset();
+  if (!site.dead) return;
+  site.dead = false;
+  record("site_returned", json{{"site", site.name}}.dump());
+}
+
+void RoundMachine::mark_dead(Site& site, const std::string& why) {
+  site.dead = true;
+  site.lost_s.reset();
+  if (is_finished(site)) return;
+  record("site_lost", json{{"site", site.name}, {"reason", why}}.dump());
+}
+
+void RoundMachine::take_hello(Site& site, const Hello& hello) {
+  if (hello.incarnation == 0) {
+    ++num_refused_;
+    return;
+  }
+  if (hello.incarnation == site.incarnation) {  // said again: its answer was lost
+    hear(site);
+    answer_hello(site);
+    return;
+  }
+  if (refuse_mismatch(site, hello)) return;
+  site.incarnation = hello.incarnation;
+  site.hello = hello;
+  site.status.reset();
+  site.welcome.reset();
+  hear(site);
+  record("site_joined", json{{"site", site.name}, {"address", hello.address}}.dump());
+  answer_hello(site);
+}
+
+void RoundMachine::answer_hello(Site& site) {
+  if (phase_ == RunPhase::kOver) {
+    dismiss(site, "the run is over", kExitDone);
+  } else if (site.welcome) {
+    send(site, *site.welcome);
+  } else if (phase_ == RunPhase::kStarting) {
+    site.welcome = first_welcome(site);
+    send(site, *site.welcome);
+  } else if (phase_ == RunPhase::kTraining) {
+    welcome_joiner(site);
+  }
+}
+
+Welcome RoundMachine::first_welcome(const Site& site) const {
+  return Welcome{.incarnation = site.incarnation,
+                 .mode = start_mode_,
+                 .start_step = start_step_,
+                 .first_exchange = first_logged_,
+                 .first_logged = first_logged_,
+                 .donors = {}};
+}
+
+bool RoundMachine::refuse_mismatch(Site& site, const Hello& hello) {
+  struct Difference {
+    const char* what;
+    std::string mine, theirs;
+  };
+  for (const Site& other : sites_) {
+    if (other.incarnation == 0 || &other == &site) continue;
+    const Hello& known = other.hello;
+    const Difference differences[] = {
+        {"wire version", std::to_string(hello.wire_version), std::to_string(known.wire_version)},
+        {"plan.json", hello.plan_hash, known.plan_hash},
+        {"tokenizer", hello.tokenizer_hash, known.tokenizer_hash},
+        {"dataset", hello.dataset_hash, known.dataset_hash},
+        {"initial weights", hello.weights_hash, known.weights_hash}};
+    for (const Difference& difference : differences) {
+      if (difference.mine == difference.theirs) continue;
+      const std::string reason =
+          fmt::format("site {}: its {} ({}) is not that of site {} ({}); give both the same files",
+                      site.name,
+                      difference.what,
+                      difference.mine,
+                      other.name,
+                      difference.theirs);
+      ++num_refused_;
+      record("site_refused", json{{"site", site.name}, {"reason", reason}}.dump());
+      out_.messages.emplace_back(
+          site.name,
+          Refused{.incarnation = hello.incarnation, .reason = reason, .exit_code = kExitUsage});
+      return true;
+    }
+  }
+  return false;
+}
+
+void RoundMachine::dismiss(Site& site, const std::string& reason, int exit_code) {
+  send(site, Refused{.incarnation = site.incarnation, .reason = reason, .exit_code = exit_code});
+}
+
+void RoundMachine::welcome_joiner(Site& site) {
+  int64_t first = next_exchange_;
+  const auto is_begun = [&](int64_t exchange) {
+    const auto found = exchanges_.find(exchange);
+    return committed_.contains(exchange) ||
+           (found != exchanges_.end() && found->second.begin.has_value());
+  };
+  const int64_t num_regular = options_.schedule.num_regular();
+  while (first <= num_regular && is_begun(first)) ++first;
+  if (first > num_regular || stop_requested_) {
+    dismiss(site, "the run is about to end without this site", kExitDone);
+    return;
+  }
+  Welcome welcome{
+      .incarnation = site.incarnation,
+      .mode = StartMode::kJoin,
+      .start_step = std::max(start_step_, options_.schedule.first_step_after(first - 1)),
+      .first_exchange = first,
+      .first_logged = first_logged_,
+      .donors = {}};
+  for (const Site& donor : sites_) {
+    const bool has_state = is_live(donor) && donor.status && (trains(donor) || is_finished(donor));
+    if (has_state) welcome.donors.push_back({.site = donor.name, .address = donor.hello.address});
+  }
+  if (welcome.donors.empty()) return;  // advance() then finds that no site is left
+  site.welcome = welcome;
+  send(site, welcome);
+  for (const auto& [fragment, commit] : newest_commits_) send(site, commit);
+}
+
+void RoundMachine::allow(Site& site) {
+  // Its start may lie behind the step at which the others stop: it has nothing to add to that.
+  if (stop_requested_ && site.welcome->mode == StartMode::kJoin) {
+    send(site, Release{});
+  } else {
+    send(site, AllowTraining{site.incarnation});
+  }
+}
+
+void RoundMachine::take_status(Site& site, const SiteStatus& status) {
+  if (status.incarnation != site.incarnation || !site.welcome ||
+      static_cast<int64_t>(status.applied.size()) != options_.schedule.num_fragments) {
+    ++num_refused_;
+    return;
+  }
+  hear(site);
+  if (site.status && status.sequence <= site.status->sequence) return;
+  const bool becomes_ready = status.phase == SitePhase::kReady &&
+                             (!site.status || site.status->phase != SitePhase::kReady);
+  for (const ReadyExchange& held : status.exchanges) {
+    const auto known = exchanges_.find(held.exchange);
+    const bool is_old = known != exchanges_.end() && known->second.begin && !held.hash.empty() &&
+                        held.begun_epoch < known->second.begin->epoch;
+    if (is_old) ++num_refused_;
+  }
+  site.status = status;
+  if (status.wants_stop && !stop_requested_) {
+    stop_requested_ = true;
+    record("stop_requested", json{{"site", site.name}}.dump());
+    decide_stop();
+  }
+  if (becomes_ready && phase_ == RunPhase::kTraining) {
+    allow(site);
+  } else if (now_s_ - site.sent_s > options_.heartbeat_s) {
+    answer_gaps(site);
+  }
+}
+
+void RoundMachine::answer_gaps(Site& site) {
+  const SiteStatus& status = *site.status;
+  if (phase_ == RunPhase::kOver) {
+    send(site, Release{});
+    return;
+  }
+  if (phase_ != RunPhase::kTraining) return;
+  if (status.phase == SitePhase::kReady) allow(site);
+  if (stop_step_ && status.stop_step != *stop_step_) send(site, StopAt{*stop_step_});
+  for (const auto& [fragment, commit] : newest_commits_) {
+    if (status.applied[static_cast<size_t>(fragment)] < commit.exchange) send(site, commit);
+  }
+  for (const auto& [exchange, state] : exchanges_) {
+    const ReadyExchange* held = ready(site, exchange);
+    if (state.begin && held != nullptr && held->begun_epoch < state.begin->epoch) {
+      send(site, *state.begin);
+    }
+  }
+}
+
+}  // namespace pelago::sites

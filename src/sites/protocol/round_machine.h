@@ -1,0 +1,155 @@
+// The coordinator's side of the protocol as a pure state machine: (state, event, now) in, messages
+// and records out. It holds no weights, opens no socket, reads no clock, so that the simulation
+// runs it through thousands of seeds of loss, delay, duplication and death.
+//
+// An exchange goes  gathering -> exchanging(epoch) -> committed.  What keeps it right:
+//   - A commit is made once, from the reports of all members of one epoch that hold one result, and
+//     is written to the journal before anyone hears of it.
+//   - Losing a member raises the epoch; reports of an older epoch are refused and counted.
+//   - A site that was left out lacks nothing it could not fetch: its own progress stays in its
+//     weights and goes out with the fragment's next exchange.
+//   - Whatever a site missed it is sent again when its next status shows the gap.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "sites/protocol/messages.h"
+#include "train/messages.h"
+
+namespace pelago::sites {
+
+struct RoundOptions {
+  std::vector<std::string> sites;  // in plan order, which is the order of every sum
+  train::ExchangeSchedule schedule;
+  double grace_s = 10;     // how long ready sites wait for a late one
+  double heartbeat_s = 1;  // a site silent for five of these is dead
+  double exchange_s = 60;  // longest time from Begin to the last Held; then somebody is left out
+  bool resume = false;     // start from the newest checkpoint common to all
+};
+
+struct RoundOutput {
+  std::vector<Commit> commits;  // to be journalled before any message is sent
+  std::vector<std::pair<std::string, std::string>> events;  // name, JSON fields
+  std::vector<std::pair<std::string, Message>> messages;    // to a site
+};
+
+class RoundMachine {
+ public:
+  explicit RoundMachine(RoundOptions options);
+
+  RoundOutput on_message(const std::string& from, const Message& message, double now_s);
+  /// The connection from a site broke. It is dead unless it is heard again within a heartbeat.
+  RoundOutput on_lost(const std::string& site, double now_s);
+  /// Whatever is due by time alone. Call it several times a heartbeat.
+  RoundOutput on_tick(double now_s);
+  /// All sites stop at one quiet step with a checkpoint.
+  RoundOutput request_stop(double now_s);
+
+  enum class RunPhase {
+    kGathering,  // waiting for every site's hello; nothing is decided, any site may come or go
+    kStarting,  // the start is decided, workers start; a site that starts again gets the same start
+    kTraining,  // exchanges happen; a site that starts again must join
+    kOver,      // every site that lives has finished; only Release is sent
+  };
+  RunPhase phase() const { return phase_; }
+  /// Why the run cannot go on; set once, in kGathering or when no site is left.
+  const std::optional<std::string>& failure() const { return failure_; }
+  bool was_stopped() const { return stop_requested_; }
+  int64_t num_commits() const { return num_commits_; }
+  int64_t num_differing() const { return num_differing_; }
+  int64_t num_refused() const { return num_refused_; }
+  int64_t start_step() const { return start_step_; }
+  /// The first exchange of this run; earlier ones belong to the checkpoint it went on from.
+  int64_t first_logged() const { return first_logged_; }
+  const std::optional<SiteStatus>& status(const std::string& site) const;
+
+ private:
+  struct Site {
+    std::string name;
+    uint64_t incarnation = 0;  // 0: never heard of
+    Hello hello;
+    std::optional<Welcome> welcome;  // absent: not taken in
+    std::optional<SiteStatus> status;
+    bool dead = false;
+    double heard_s = 0;
+    std::optional<double> lost_s;
+    double sent_s = -1e9;  // when something was last sent to it
+  };
+  struct Exchange {
+    double first_ready_s = 0;
+    std::optional<Begin> begin;  // absent: gathering
+    double begun_s = 0;
+    std::set<std::string> left_out;  // for not holding it in time, in an earlier epoch
+  };
+
+  // A site silent for so many heartbeats is dead.
+  static constexpr double kSilentHeartbeats = 5;
+
+  Site* find(const std::string& name);
+  const ReadyExchange* ready(const Site& site, int64_t exchange) const;
+  bool is_live(const Site& site) const;
+  bool trains(const Site& site) const;
+  static bool is_finished(const Site& site) {
+    return site.status && site.status->phase == SitePhase::kFinished;
+  }
+  Welcome first_welcome(const Site& site) const;
+  bool is_awaited(const Site& site, int64_t exchange) const;
+  int64_t fragment_of(int64_t exchange) const;
+
+  void take_hello(Site& site, const Hello& hello);
+  void take_status(Site& site, const SiteStatus& status);
+  void answer_gaps(Site& site);
+  void hear(Site& site);
+  void mark_dead(Site& site, const std::string& why);
+  bool refuse_mismatch(Site& site, const Hello& hello);
+  void answer_hello(Site& site);
+  void welcome_joiner(Site& site);
+  void allow(Site& site);
+  void dismiss(Site& site, const std::string& reason, int exit_code);
+
+  void advance();
+  void start_if_gathered();
+  void allow_if_ready();
+  void collect_ready();
+  void advance_exchange(int64_t exchange, Exchange& state);
+  bool is_due(int64_t exchange, const Exchange& state) const;
+  void begin(int64_t exchange, Exchange& state);
+  void leave_out_late(int64_t exchange, Exchange& state);
+  bool commit_if_held(int64_t exchange, const Begin& begin);
+  void decide_stop();
+  bool stop_is_known() const;
+  void finish_if_done();
+
+  void send(Site& site, const Message& message);
+  void send_live(const Message& message);
+  void record(const std::string& name, const std::string& fields_json);
+  RoundOutput take_output() { return std::exchange(out_, {}); }
+
+  RoundOptions options_;
+  RunPhase phase_ = RunPhase::kGathering;
+  std::vector<Site> sites_;                   // plan order
+  std::map<int64_t, Exchange> exchanges_;     // begun or gathering
+  std::map<int64_t, Commit> newest_commits_;  // by fragment
+  std::set<int64_t> committed_;
+  int64_t next_exchange_ = 0;  // the first that is not committed, as long as they come in order
+  int64_t first_logged_ = 0;
+  int64_t epoch_ = 0;
+  int64_t start_step_ = 0;
+  StartMode start_mode_ = StartMode::kFresh;
+  bool stop_requested_ = false;
+  std::optional<int64_t> stop_step_;
+  std::optional<std::string> failure_;
+  int64_t num_commits_ = 0, num_differing_ = 0, num_refused_ = 0;
+  double now_s_ = 0;                  // of the event at hand
+  std::optional<double> ticked_s_;    // the last on_tick
+  std::optional<double> forsaken_s_;  // since when no site trains
+  RoundOutput out_;
+};
+
+}  // namespace pelago::sites

@@ -1,0 +1,83 @@
+#include "sites/transport/loopback.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace pelago::sites {
+
+class LoopbackTransport final : public Transport {
+ public:
+  LoopbackTransport(LoopbackNetwork& network, std::string name)
+      : network_(&network), name_(std::move(name)) {}
+
+  void set_address(const std::string&, const std::string&) override {}
+
+  bool send(const std::string& peer, Frame frame) override {
+    PeerTraffic& traffic = traffic_[peer];
+    ++traffic.sent_frames;
+    traffic.sent_bytes += frame.num_bytes();
+    traffic.sent_payload_bytes += static_cast<int64_t>(frame.payload.size());
+    frame.from = name_;
+    network_->put(peer, {.peer = name_, .frame = std::move(frame)});
+    return true;
+  }
+  std::optional<Arrival> receive(double /*timeout_s*/) override { return network_->take(name_); }
+  int64_t num_queued(const std::string&) const override { return 0; }
+  std::map<std::string, PeerTraffic> traffic() const override { return traffic_; }
+
+ private:
+  LoopbackNetwork* network_;
+  std::string name_;
+  std::map<std::string, PeerTraffic> traffic_;
+};
+
+LoopbackNetwork::LoopbackNetwork(const LoopbackOptions& options, const Clock& clock)
+    : options_(options), clock_(&clock), rng_(Rng(options.seed).fork("loopback")) {}
+
+std::unique_ptr<Transport> LoopbackNetwork::open(const std::string& name) {
+  inboxes_[name].clear();
+  return std::make_unique<LoopbackTransport>(*this, name);
+}
+
+void LoopbackNetwork::cut(const std::string& name) {
+  inboxes_.erase(name);
+  for (auto& [receiver, inbox] : inboxes_) {
+    std::erase_if(inbox, [&](const Flight& flight) { return flight.arrival.peer == name; });
+    inbox.push_back({.arrival_s = clock_->now_s(),
+                     .number = num_flights_++,
+                     .to = receiver,
+                     .arrival = {.peer = name, .frame = {}}});
+  }
+}
+
+void LoopbackNetwork::put(const std::string& to, Arrival arrival) {
+  const auto inbox = inboxes_.find(to);
+  const bool is_lost = rng_.next_uniform() < options_.loss;
+  if (inbox == inboxes_.end() || is_lost) {
+    ++num_lost_;
+    return;
+  }
+  const bool is_doubled = rng_.next_uniform() < options_.doubling;
+  num_doubled_ += is_doubled ? 1 : 0;
+  for (int copy = 0; copy < (is_doubled ? 2 : 1); ++copy) {
+    const double delay_s = options_.delay_s + options_.jitter_s * rng_.next_uniform();
+    inbox->second.push_back({.arrival_s = clock_->now_s() + delay_s,
+                             .number = num_flights_++,
+                             .to = to,
+                             .arrival = arrival});
+  }
+}
+
+std::optional<Arrival> LoopbackNetwork::take(const std::string& name) {
+  const auto inbox = inboxes_.find(name);
+  if (inbox == inboxes_.end() || inbox->second.empty()) return std::nullopt;
+  std::vector<Flight>& flights = inbox->second;
+  const auto first = std::min_element(
+      flights.begin(), flights.end(), [](const Flight& a, const Flight& b) { return b > a; });
+  if (first->arrival_s > clock_->now_s()) return std::nullopt;
+  Arrival arrival = std::move(first->arrival);
+  flights.erase(first);
+  return arrival;
+}
+
+}  // namespace pelago::sites

@@ -1,0 +1,60 @@
+// A network inside one process, in virtual time: the transport of simulations. Frames may be lost,
+// delayed (and so overtake each other) and doubled, by a seeded generator; an endpoint that is cut
+// off loses what is on its way to and from it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/rng.h"
+#include "sites/transport/transport.h"
+
+namespace pelago::sites {
+
+struct LoopbackOptions {
+  double loss = 0;         // share of frames that never arrive
+  double doubling = 0;     // share of frames that arrive twice
+  double delay_s = 0.001;  // the least
+  double jitter_s = 0;     // and at most this much more, each frame by itself
+  uint64_t seed = 1;
+};
+
+class LoopbackNetwork {
+ public:
+  /// clock outlives the network and its endpoints.
+  LoopbackNetwork(const LoopbackOptions& options, const Clock& clock);
+  /// An endpoint under this name, in place of an earlier one. The network outlives it.
+  std::unique_ptr<Transport> open(const std::string& name);
+  /// Everything on its way to and from it is gone; its peers learn that the connection broke.
+  void cut(const std::string& name);
+  /// From now on nothing is lost or doubled: what is left must come to an end.
+  void calm() { options_.loss = options_.doubling = 0; }
+  int64_t num_lost() const { return num_lost_; }
+  int64_t num_doubled() const { return num_doubled_; }
+
+ private:
+  friend class LoopbackTransport;
+  struct Flight {
+    double arrival_s;
+    uint64_t number;  // ties go to the earlier
+    std::string to;
+    Arrival arrival;
+    bool operator>(const Flight& other) const {
+      return arrival_s != other.arrival_s ? arrival_s > other.arrival_s : number > other.number;
+    }
+  };
+  void put(const std::string& to, Arrival arrival);
+  std::optional<Arrival> take(const std::string& name);
+
+  LoopbackOptions options_;
+  const Clock* clock_;
+  Rng rng_;
+  uint64_t num_flights_ = 0;
+  int64_t num_lost_ = 0, num_doubled_ = 0;
+  std::map<std::string, std::vector<Flight>> inboxes_;  // by receiver, unordered
+};
+
+}  // namespace pelago::sites
