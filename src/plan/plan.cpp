@@ -17,6 +17,7 @@ template <typename Visitor, Like<DeviceProfile> P>
 void each_field(Visitor& visit, P& profile) {
   visit("device", profile.device);
   visit("sequence_s", profile.sequence_s);
+  visit("microbatch_s", profile.microbatch_s);
   visit("step_s", profile.step_s);
   visit("host_busy_ratio", profile.host_busy_ratio);
   visit("memory_bytes", profile.memory_bytes);

@@ -13,10 +13,12 @@
 
 namespace pelago::plan {
 
-/// What one device needs for one job: a step of n sequences takes n * sequence_s + step_s.
+/// What one device needs for one job: a step of n sequences in k microbatches takes
+/// n * sequence_s + k * microbatch_s + step_s.
 struct DeviceProfile {
   std::string device;          // "emulated:nvidia-h20"
   double sequence_s = 0;       // forward and backward of one sequence
+  double microbatch_s = 0;     // starting operators and reading weights, whatever its size
   double step_s = 0;           // optimizer, clipping and the rest, once a step
   double host_busy_ratio = 0;  // emulated: processors of the host it keeps busy (0..1); real: 0
   int64_t memory_bytes = 0;    // measured peak, 0 if unknown

@@ -16,12 +16,16 @@
 
 namespace pelago::plan {
 
-/// A step of n sequences takes n * sequence_s + step_s.
+/// A step of n sequences takes n * sequence_s + (microbatches of n) * microbatch_s + step_s.
 struct Pace {
-  double sequence_s = 0;  // > 0
-  double step_s = 0;      // >= 0
+  double sequence_s = 0;       // > 0
+  double step_s = 0;           // >= 0
+  double microbatch_s = 0;     // >= 0
+  int64_t microbatch_max = 1;  // sequences of the largest microbatch
   double time_s(int64_t sequences) const {
-    return static_cast<double>(sequences) * sequence_s + step_s;
+    const int64_t num_microbatches = (sequences + microbatch_max - 1) / microbatch_max;
+    return static_cast<double>(sequences) * sequence_s +
+           static_cast<double>(num_microbatches) * microbatch_s + step_s;
   }
 };
 

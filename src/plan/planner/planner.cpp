@@ -25,7 +25,12 @@ struct Candidate {
   DeviceProfile profile;
   double memory_bytes = 0;
   int64_t microbatch_max = 0;
-  Pace pace() const { return {.sequence_s = profile.sequence_s, .step_s = profile.step_s}; }
+  Pace pace() const {
+    return {.sequence_s = profile.sequence_s,
+            .step_s = profile.step_s,
+            .microbatch_s = profile.microbatch_s,
+            .microbatch_max = microbatch_max};
+  }
 };
 
 void refuse_wrong_dtype(const JobConfig& job,
@@ -45,7 +50,8 @@ std::vector<Candidate> gather_candidates(const JobConfig& job,
   std::map<std::string, Candidate> known;
   for (const FleetSite& site : fleet.sites) {
     for (const FleetDevice& device : site.devices) {
-      const std::string kind = fmt::format("{} {}", device.device, device.cores.size());
+      const std::string kind =
+          fmt::format("{} {} {}", device.device, device.chip, device.cores.size());
       auto found = known.find(kind);
       if (found == known.end()) {
         refuse_wrong_dtype(job, device, catalogue);
@@ -93,14 +99,22 @@ DevicePlan plan_device(const Candidate& candidate, int64_t sequences, const JobC
   return device;
 }
 
-/// What a site's step waits for: "A100 80GB SXM compute", "host memory", ...
+/// What a site's step waits for: "A100 80GB SXM compute", "cpu compute", ...
 std::string name_bound(const Candidate& slowest,
+                       const DevicePlan& device,
                        const JobConfig& job,
                        const chips::Catalogue& catalogue) {
   const chips::Chip* chip = find_chip(*slowest.device, catalogue);
   if (chip == nullptr) return slowest.device->device + " compute";
   const Roofline line = chip_roofline(*chip, job);
-  return chip->name + (line.sequence_compute_s >= line.sequence_memory_s ? " compute" : " memory");
+  const double sequences = static_cast<double>(device.sequences);
+  const double microbatches = std::ceil(sequences / static_cast<double>(device.microbatch));
+  const double compute_s = sequences * line.sequence_compute_s;
+  const double launch_s = microbatches * line.microbatch_launch_s;
+  const double memory_s =
+      sequences * line.sequence_memory_s + microbatches * line.microbatch_memory_s + line.step_s;
+  if (launch_s > std::max(compute_s, memory_s)) return chip->name + " launches";
+  return chip->name + (compute_s >= memory_s ? " compute" : " memory");
 }
 
 void fill_sites(const std::vector<Candidate>& candidates,
@@ -117,6 +131,7 @@ void fill_sites(const std::vector<Candidate>& candidates,
     site.listen = fleet_site.listen;
     site.first_sequence = first_sequence;
     const Candidate* slowest = nullptr;
+    size_t slowest_idx = 0;
     for (size_t i = 0; i < fleet_site.devices.size(); ++i, ++candidate_idx) {
       const Candidate& candidate = candidates[candidate_idx];
       site.devices.push_back(plan_device(candidate, balance.sequences[candidate_idx], job));
@@ -124,9 +139,10 @@ void fill_sites(const std::vector<Candidate>& candidates,
       if (site.devices.back().predicted_step_s > site.predicted_step_s) {
         site.predicted_step_s = site.devices.back().predicted_step_s;
         slowest = &candidate;
+        slowest_idx = i;
       }
     }
-    site.bound_by = name_bound(*slowest, job, catalogue);
+    site.bound_by = name_bound(*slowest, site.devices[slowest_idx], job, catalogue);
     if (site.predicted_step_s < 0.95 * balance.step_s) site.bound_by = "waits for a slower site";
     first_sequence += site.batch_sequences;
     plan.sites.push_back(std::move(site));

@@ -22,7 +22,15 @@ constexpr double kOptimizerBytes = 34;
 constexpr double kCoreFlops = 50e9;
 constexpr double kCoreBytesPerSecond = 8e9;
 
-Roofline roofline(const JobConfig& job, double flops, double bytes_per_second) {
+// Operators that libtorch starts for one layer of a microbatch, forward and backward, where the
+// kernels are composites, and beside the layers; then for the optimizer.
+constexpr double kOperatorsPerLayer = 180;
+constexpr double kOperatorsBeside = 40;
+constexpr double kOperatorsPerStep = 20;
+// What an accelerator needs to start an operator that the host has queued: 3 to 10 us are usual.
+constexpr double kLaunchS = 5e-6;
+
+Roofline roofline(const JobConfig& job, double flops, double bytes_per_second, double launch_s) {
   const auto tokens = static_cast<double>(job.data.sequence_length);
   const auto parameters = static_cast<double>(job.model.num_parameters());
   const auto layers = static_cast<double>(job.model.num_hidden_layers);
@@ -33,12 +41,11 @@ Roofline roofline(const JobConfig& job, double flops, double bytes_per_second) {
   // Each kept value is written once and read once going forward, and the same for its gradient with
   // one more read of the value itself.
   const double activation_bytes = 5 * kHalfBytes * tokens * layers * activation_values(job.model);
-  // Weights are read forward and backward and their gradients written and added up in f32, once a
-  // microbatch; a sequence bears its part.
-  const double weight_bytes =
-      (3 * kHalfBytes + 10) * parameters / static_cast<double>(job.train.microbatch_sequences);
-  line.sequence_memory_s = (activation_bytes + weight_bytes) / bytes_per_second;
-  line.step_s = kOptimizerBytes * parameters / bytes_per_second;
+  line.sequence_memory_s = activation_bytes / bytes_per_second;
+  // Weights are read forward and backward, their gradients written, read, and added up in f32.
+  line.microbatch_memory_s = (4 * kHalfBytes + 8) * parameters / bytes_per_second;
+  line.microbatch_launch_s = (kOperatorsPerLayer * layers + kOperatorsBeside) * launch_s;
+  line.step_s = kOptimizerBytes * parameters / bytes_per_second + kOperatorsPerStep * launch_s;
   return line;
 }
 
@@ -56,11 +63,13 @@ double activation_values(const model::ModelConfig& model) {
 }
 
 Roofline chip_roofline(const chips::Chip& chip, const JobConfig& job) {
-  return roofline(job, chip.training_gemm_tflops() * 1e12, chip.memory_gb_s * 1e9);
+  return roofline(job, chip.training_gemm_tflops() * 1e12, chip.memory_gb_s * 1e9, kLaunchS);
 }
 
 Roofline processor_roofline(const JobConfig& job, double num_cores) {
-  return roofline(job, kCoreFlops * num_cores, kCoreBytesPerSecond * num_cores);
+  // A processor queues nothing: starting an operator is a function call of about a microsecond.
+  constexpr double kCallS = 1e-6;
+  return roofline(job, kCoreFlops * num_cores, kCoreBytesPerSecond * num_cores, kCallS);
 }
 
 const chips::Chip* find_chip(const FleetDevice& device, const chips::Catalogue& catalogue) {
@@ -92,7 +101,8 @@ DeviceProfile profile_device(const FleetDevice& device,
   const double slowdown = is_emulated(device.device) ? fleet.emulation_slowdown : 1.0;
   DeviceProfile profile;
   profile.device = device.device;
-  profile.sequence_s = line.sequence_s() * slowdown;
+  profile.sequence_s = (line.sequence_compute_s + line.sequence_memory_s) * slowdown;
+  profile.microbatch_s = (line.microbatch_memory_s + line.microbatch_launch_s) * slowdown;
   profile.step_s = line.step_s * slowdown;
   return profile;
 }

@@ -1,6 +1,7 @@
 // What a chip of the catalogue would need for a job, before anyone has switched one on: a roofline.
 // Matrix products run at the chip's training rate, everything else moves bytes through its memory,
-// and the two do not overlap, because a step is a chain of operators.
+// each operator takes a moment to start, and none of these overlap, because a step is a chain of
+// operators. For models of a few million parameters the starts are most of it.
 #pragma once
 
 #include <string>
@@ -14,10 +15,11 @@ namespace pelago::plan {
 
 /// The parts of a step, for one chip at the catalogue's pace (no slowdown).
 struct Roofline {
-  double sequence_compute_s = 0;  // matrix products, forward and backward, of one sequence
-  double sequence_memory_s = 0;   // activations and weights read and written for one sequence
-  double step_s = 0;              // gradient norm and optimizer, bound by memory
-  double sequence_s() const { return sequence_compute_s + sequence_memory_s; }
+  double sequence_compute_s = 0;   // matrix products, forward and backward, of one sequence
+  double sequence_memory_s = 0;    // activations written and read for one sequence
+  double microbatch_memory_s = 0;  // weights read, their gradients written and added up
+  double microbatch_launch_s = 0;  // operators started
+  double step_s = 0;               // gradient norm and optimizer: bytes and starts
 };
 Roofline chip_roofline(const chips::Chip& chip, const JobConfig& job);
 /// A processor that nobody measured.
