@@ -1,6 +1,6 @@
 #include "sites/agent.h"
 
-#include <torch/torch.h>
+#include "chips/torch.h"
 #include <unistd.h>
 
 #include <algorithm>
@@ -50,7 +50,7 @@ int site_index(const plan::Plan& plan, const std::string& site) {
 GlobalState fresh_state(const plan::JobConfig& job, const plan::Plan& plan) {
   const Tensor initial =
       model::initial_weights(job.model, Rng(static_cast<uint64_t>(job.train.seed)));  // [N]
-  const float* values = initial.const_data_ptr<float>();
+  const float* values = initial.data_ptr<float>();
   return GlobalState(std::vector<float>(values, values + initial.numel()),
                      train::cut_fragments(job.model, plan.exchange.fragments));
 }

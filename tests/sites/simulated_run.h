@@ -28,7 +28,7 @@ struct SimulatedRunOptions {
   double limit_s = 4000;  // of virtual time: longer is no progress
   train::ExchangeSchedule schedule{
       .inner_steps = 12, .num_fragments = 3, .overlap_steps = 1, .num_steps = 40};
-  LoopbackOptions network;
+  LoopbackOptions network = {};
 };
 
 /// Moves as workers do: steps, snapshots, waits for merges, takes them half and half.

@@ -1,6 +1,6 @@
 #include "sites/process/site_checkpoint.h"
 
-#include <torch/torch.h>
+#include "chips/torch.h"
 
 #include <nlohmann/json.hpp>
 
@@ -36,7 +36,7 @@ std::span<const float> values_of(const model::SafetensorsFile& file,
          tensor.numel(),
          num_values);
   }
-  return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
+  return {tensor.data_ptr<float>(), static_cast<size_t>(tensor.numel())};
 }
 
 std::vector<int64_t> numbers_of(const model::SafetensorsFile& file,
