@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "data/corpus/sources.h"  // split_globs, for whoever parses the options
+
 namespace pelago::data {
 
 struct BuildOptions {
