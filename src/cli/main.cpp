@@ -1,5 +1,5 @@
 // pelago: one program, one subcommand a task. Errors end here, as one line and an exit code.
-#include <torch/torch.h>
+#include <c10/util/Exception.h>
 #include <unistd.h>
 
 #include <csignal>

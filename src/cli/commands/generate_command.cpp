@@ -1,6 +1,6 @@
 // pelago generate: continues a text with a model folder, a run or a checkpoint; streamed as it
 // comes.
-#include <torch/torch.h>
+#include "chips/torch.h"
 #include <unistd.h>
 
 #include <cstdio>
