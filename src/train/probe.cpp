@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <torch/torch.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +21,7 @@
 #include "base/threads.h"
 #include "chips/collective.h"
 #include "chips/device.h"
+#include "chips/torch.h"
 #include "model/transformer.h"
 #include "train/process/child.h"
 #include "train/rank/trainer.h"

@@ -1,13 +1,12 @@
 #include "train/single_site.h"
 
-#include <torch/torch.h>
-
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "chips/torch.h"
 #include "model/transformer.h"
 #include "train/site_runner.h"
 

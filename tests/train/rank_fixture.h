@@ -2,8 +2,6 @@
 // so that the trainer's laws are tested without processes.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <algorithm>
 #include <barrier>
 #include <cstring>
@@ -13,6 +11,7 @@
 #include <vector>
 
 #include "base/rng.h"
+#include "chips/torch.h"
 #include "model/transformer.h"
 #include "train/rank/trainer.h"
 

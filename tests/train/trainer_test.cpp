@@ -67,10 +67,10 @@ TEST_CASE("all ranks end a step with the same bits and the same report") {
   CHECK(reports[0].ranks[2].tokens == 2 * 16);
 }
 
-TEST_CASE("the loss falls, in f32, in bf16 and in fp16 with its scaled loss") {
+TEST_CASE("the loss falls steadily, in f32 and in bf16") {
   const MemorySource samples = learnable_tokens(4000);
-  for (const c10::ScalarType dtype : {torch::kFloat32, torch::kBFloat16, torch::kHalf}) {
-    CAPTURE(c10::toString(dtype));
+  for (const c10::ScalarType dtype : {torch::kFloat32, torch::kBFloat16}) {
+    CAPTURE(std::string(c10::toString(dtype)));
     std::vector<double> losses;
     run_ranks({.sequences = {4}, .dtype = "auto", .device_dtype = dtype},
               samples,
@@ -118,6 +118,7 @@ TEST_CASE("a gradient that is not finite on one rank is applied on none") {
   const MemorySource samples = learnable_tokens(2000);
   std::vector<Tensor> before(2), after(2);
   std::vector<StepReport> reports(2);
+  std::vector<TrainState> states(2);
   run_ranks({.sequences = {3, 1}}, samples, [&](Trainer& trainer, int rank) {
     const auto idx = static_cast<size_t>(rank);
     trainer.step(0);
@@ -129,11 +130,15 @@ TEST_CASE("a gradient that is not finite on one rank is applied on none") {
     before[idx] = trainer.master().clone();
     reports[idx] = trainer.step(1);
     after[idx] = trainer.master().clone();
+    trainer.save_state(states[idx]);
   });
   CHECK(reports[0].skipped);
   CHECK(reports[1].skipped);
   CHECK(same_bits(before[0], after[0]));
   CHECK(same_bits(before[1], after[1]));
+  CHECK(states[0].adam_steps == 1);  // the skipped step does not count for the bias correction
+  CHECK(states[0].loss_scale == 8);  // halved from 16 on every rank, whatever its dtype
+  CHECK(states[1].loss_scale == 8);
 }
 
 TEST_CASE("the update is that of a gradient clipped to its norm, and spares norms from decay") {

@@ -1,9 +1,8 @@
-#include <torch/torch.h>
-
 #include <algorithm>
 #include <numbers>
 #include <numeric>
 
+#include "chips/torch.h"
 #include "model/transformer.h"
 #include "train/rank/trainer.h"
 

@@ -1,7 +1,5 @@
 #include "train/rank/rank_run.h"
 
-#include <torch/torch.h>
-
 #include <array>
 #include <nlohmann/json.hpp>
 #include <system_error>
@@ -10,6 +8,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "chips/torch.h"
 #include "data/tokenizer.h"
 #include "model/safetensors.h"
 #include "model/transformer.h"

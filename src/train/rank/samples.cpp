@@ -1,10 +1,9 @@
 #include "train/rank/samples.h"
 
-#include <torch/torch.h>
-
 #include <algorithm>
 
 #include "base/error.h"
+#include "chips/torch.h"
 
 namespace pelago::train {
 

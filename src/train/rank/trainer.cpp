@@ -1,7 +1,5 @@
 #include "train/rank/trainer.h"
 
-#include <torch/torch.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -10,6 +8,7 @@
 #include "base/error.h"
 #include "base/rng.h"
 #include "chips/kernels.h"
+#include "chips/torch.h"
 #include "model/transformer.h"
 
 namespace pelago::train {

@@ -4,7 +4,6 @@
 #include <malloc.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <torch/torch.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,6 +12,7 @@
 
 #include "base/log.h"
 #include "base/threads.h"
+#include "chips/torch.h"
 #include "train/rank/control.h"
 #include "train/rank/rank_run.h"
 #include "train/run_folder.h"
