@@ -3,7 +3,6 @@
 
 #include <doctest/doctest.h>
 #include <sys/wait.h>
-#include <torch/torch.h>
 #include <unistd.h>
 
 #include <functional>
@@ -13,6 +12,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/rng.h"
+#include "chips/torch.h"
 
 namespace pelago::chips {
 namespace {

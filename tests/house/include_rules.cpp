@@ -117,9 +117,12 @@ std::vector<Violation> check_libraries(const SourceFile& file) {
 
 std::vector<Violation> check_heavy_headers(const SourceFile& file) {
   std::vector<Violation> violations;
-  if (!file.is_header() || file.room().empty() || file.room() == "model") return violations;
+  if (file.room().empty()) return violations;
+  const bool may_be_heavy = !file.is_header() || file.room() == "model";
   for (const Include& include : includes_of(file)) {
-    if (include.target == "torch/torch.h" || include.target == "torch/all.h") {
+    if (include.target == "torch/torch.h") {
+      violations.push_back({file.path, include.line, "take chips/torch.h, which is precompiled"});
+    } else if (include.target == "chips/torch.h" && !may_be_heavy) {
       violations.push_back({file.path, include.line, "headers take chips/tensor.h, not torch.h"});
     }
   }

@@ -15,7 +15,8 @@ namespace pelago::house {
 std::vector<Violation> check_rooms(const SourceFile& file);
 /// A library is named only where the table allows it.
 std::vector<Violation> check_libraries(const SourceFile& file);
-/// torch/torch.h costs 12 s a file: headers outside model leave it to their .cpp.
+/// chips/torch.h is what pelago uses of libtorch, precompiled: nobody takes torch/torch.h, and
+/// headers outside model leave even ours to their .cpp.
 std::vector<Violation> check_heavy_headers(const SourceFile& file);
 /// The USES lists of CMakeLists.txt say the same as the table. cmake: its text.
 std::vector<Violation> check_cmake_rooms(const std::string& cmake);
