@@ -110,11 +110,40 @@ std::string SimulatedRun::run() {
     if (now_s > options_.limit_s / 2) network_.calm();
     if (rounds_->failure()) complain(*rounds_->failure());
   }
-  return complaint_;
+  return complaint_.empty() ? "" : complaint_ + where();
+}
+
+std::string SimulatedRun::where() const {
+  std::string text = fmt::format("; coordinator phase={} commits={}",
+                                 static_cast<int>(rounds_->phase()),
+                                 rounds_->num_commits());
+  for (const Site& site : sites_) {
+    text += fmt::format("; {} left={} down={}", site.name, site.has_left, !site.member);
+    if (!site.member) continue;
+    const SiteStatus& status = site.member->status();
+    text += fmt::format(" phase={} steps={} waits={} applied={}",
+                        static_cast<int>(status.phase),
+                        site.workers.completed_steps,
+                        site.workers.waits_for.value_or(-1),
+                        fmt::join(status.applied, ","));
+    for (const ReadyExchange& held : status.exchanges) {
+      text += fmt::format(" [{} epoch={} whole={} missing={}]",
+                          held.exchange,
+                          held.begun_epoch,
+                          !held.hash.empty(),
+                          fmt::join(held.missing, ","));
+    }
+  }
+  return text;
 }
 
 void SimulatedRun::turn_coordinator() {
   const auto deliver = [&](const RoundOutput& output) {
+    for (const auto& [name, fields] : output.events) {
+      if (name != "commit_lost") continue;
+      committed_.erase(std::stoll(fields.substr(fields.find(':') + 1)));
+      ++num_lost_commits_;
+    }
     for (const Commit& commit : output.commits) check_commit(commit);
     for (const auto& [to, message] : output.messages) {
       coordinator_->send(to, encode(kCoordinatorName, message));
@@ -200,7 +229,10 @@ void SimulatedRun::carry_out(Site& site, MemberActions actions) {
       check_applied(site);
       take_merge(site, merged->exchange, merged->fragment);
     } else if (const auto* stop = std::get_if<StopTraining>(&action)) {
-      if (stop->step <= workers.completed_steps) complain(site.name + " is told to stop too late");
+      // A site that waits for the merge of its last step has not yet left that step.
+      const bool can_stop = stop->step > workers.completed_steps ||
+                            (stop->step == workers.completed_steps && workers.waits_for);
+      if (!can_stop) complain(site.name + " is told to stop too late");
       workers.stop_step = stop->step;
     } else if (const auto* leave = std::get_if<Leave>(&action)) {
       if (leave->exit_code != 0) return complain(site.name + " left: " + leave->reason);

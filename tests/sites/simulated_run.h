@@ -55,6 +55,8 @@ class SimulatedRun {
   const std::vector<int64_t>& last_steps() const { return last_steps_; }
   const std::vector<std::string>& last_hashes() const { return last_hashes_; }
   int64_t num_refused() const { return num_refused_; }
+  /// Commits taken back because all that held them had died.
+  int64_t num_lost_commits() const { return num_lost_commits_; }
 
  private:
   struct Site {
@@ -82,6 +84,8 @@ class SimulatedRun {
   void take_merge(Site& site, int64_t exchange, int64_t fragment);
   void check_commit(const Commit& commit);
   void check_applied(const Site& site);
+  /// Where everyone stands, for a complaint.
+  std::string where() const;
   void complain(const std::string& what);
 
   SimulatedRunOptions options_;
@@ -95,6 +99,7 @@ class SimulatedRun {
   std::map<int64_t, std::string> committed_;  // exchange -> hash
   int64_t num_restarts_ = 0;
   int64_t num_refused_ = 0;
+  int64_t num_lost_commits_ = 0;
   std::vector<int64_t> last_steps_;
   std::vector<std::string> last_hashes_;
   std::string complaint_;

@@ -198,9 +198,9 @@ void Member::take(const std::string& from, const FragmentState& fetched) {
 void Member::believe(int64_t fragment, Fetching& fetching) {
   const FragmentState fetched = *fetching.early;
   if (fetched.exchange >= welcome_->first_logged) {
-    const auto known = known_hashes_.find(fetched.exchange);
-    if (known == known_hashes_.end()) return;  // the donor heard of the commit first
-    if (known->second != fetched.hash) {
+    const auto known = known_commits_.find(fetched.exchange);
+    if (known == known_commits_.end()) return;  // the donor heard of the commit first
+    if (known->second.hash != fetched.hash) {
       fetching.early.reset();
       return refuse("a donor", "a fragment whose hash is not the committed one");
     }

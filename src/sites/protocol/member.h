@@ -133,6 +133,8 @@ class Member {
   void want_missing(int64_t exchange, Record& record);
   void settle(int64_t exchange, Record& record);  // applies or fetches if the commit is known
   void settle_all();
+  const Commit* newest_commit(int64_t fragment) const;
+  void forget_lost(const Begin& begin);
   void fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors);
   void ask_donor(int64_t fragment, Fetching& fetching);
   void believe(int64_t fragment, Fetching& fetching);
@@ -153,8 +155,7 @@ class Member {
   std::optional<Welcome> welcome_;
   std::map<int64_t, Record> records_;                      // snapshot taken, not yet applied
   std::vector<std::pair<std::string, Slice>> laid_aside_;  // of peers that are ahead
-  std::map<int64_t, Commit> newest_commits_;               // by fragment
-  std::map<int64_t, std::string> known_hashes_;            // by exchange
+  std::map<int64_t, Commit> known_commits_;                // by exchange
   std::map<int64_t, Fetching> fetches_;                    // by fragment
   bool status_changed_ = false;
   bool has_left_ = false;

@@ -38,6 +38,8 @@ MemberActions Member::on_snapshot(int64_t exchange, std::span<const float> local
 
 void Member::take(const std::string& from, const Begin& begin) {
   if (from != kCoordinatorName) return refuse(from, "begin");
+  if (!is_possible(begin.exchange)) return refuse(from, "begin of no exchange");
+  forget_lost(begin);
   const auto found = records_.find(begin.exchange);
   if (found == records_.end()) return;  // told again once this site's snapshot is reported
   Record& record = found->second;
@@ -179,12 +181,35 @@ void Member::take(const std::string& from, const Want& want) {
 void Member::take(const std::string& from, const Commit& commit) {
   if (from != kCoordinatorName || !is_possible(commit.exchange)) return refuse(from, "commit");
   const int64_t fragment = fragment_of(commit.exchange);
-  known_hashes_[commit.exchange] = commit.hash;
-  const auto [newest, is_first] = newest_commits_.try_emplace(fragment, commit);
-  if (!is_first && newest->second.exchange < commit.exchange) newest->second = commit;
+  Commit& known = known_commits_[commit.exchange];
+  if (known.epoch > commit.epoch) return refuse(from, "commit of an old epoch");
+  known = commit;
   const auto fetching = fetches_.find(fragment);
-  if (fetching != fetches_.end() && fetching->second.early) believe(fragment, fetching->second);
+  if (fetching != fetches_.end()) {
+    if (!commit.donors.empty()) fetching->second.donors = commit.donors;
+    if (fetching->second.early) believe(fragment, fetching->second);
+  }
   settle_all();
+}
+
+const Commit* Member::newest_commit(int64_t fragment) const {
+  for (auto commit = known_commits_.rbegin(); commit != known_commits_.rend(); ++commit) {
+    if (fragment_of(commit->first) == fragment) return &commit->second;
+  }
+  return nullptr;
+}
+
+// An exchange that begins again after its commit: whoever held the outcome has died with it, and
+// with every later one of that fragment.
+void Member::forget_lost(const Begin& begin) {
+  const auto known = known_commits_.find(begin.exchange);
+  if (known == known_commits_.end() || known->second.epoch >= begin.epoch) return;
+  const int64_t fragment = fragment_of(begin.exchange);
+  std::erase_if(known_commits_, [&](const auto& entry) {
+    return entry.first >= begin.exchange && fragment_of(entry.first) == fragment;
+  });
+  // A site that catches up still needs the fragment, from whoever will hold it.
+  if (status_.phase != SitePhase::kCatchingUp) fetches_.erase(fragment);
 }
 
 void Member::settle_all() {
@@ -200,12 +225,12 @@ void Member::settle_all() {
 
 void Member::settle(int64_t exchange, Record& record) {
   const int64_t fragment = fragment_of(exchange);
-  const auto found = newest_commits_.find(fragment);
-  if (found == newest_commits_.end() || found->second.exchange < exchange ||
+  const Commit* newest = newest_commit(fragment);
+  if (newest == nullptr || newest->exchange < exchange ||
       state_->applied()[static_cast<size_t>(fragment)] >= exchange) {
     return;
   }
-  const Commit& commit = found->second;
+  const Commit& commit = *newest;
   const bool is_mine =
       commit.exchange == exchange && record.outcome && record.begin->epoch == commit.epoch;
   if (is_mine) {

@@ -35,7 +35,7 @@ void RoundMachine::collect_ready() {
     if (!is_live(site) || !site.status) continue;
     for (const ReadyExchange& held : site.status->exchanges) {
       const bool is_possible = held.exchange >= first_logged_ && held.exchange < num_exchanges;
-      if (!is_possible || committed_.contains(held.exchange)) continue;
+      if (!is_possible || commits_.contains(held.exchange)) continue;
       exchanges_.try_emplace(held.exchange,
                              Exchange{.first_ready_s = now_s_, .begin = {}, .left_out = {}});
     }
@@ -145,13 +145,55 @@ bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
       record("hash_differs", json{{"site", member.site}, {"exchange", exchange}}.dump());
     }
   }
-  PELAGO_ASSERT(committed_.insert(exchange).second, "an exchange is committed once");
+  PELAGO_ASSERT(commits_.emplace(exchange, commit).second, "an exchange is committed once");
+  for (const SiteAddress& donor : commit.donors) find(donor.site)->held.insert(exchange);
   ++num_commits_;
-  while (committed_.contains(next_exchange_)) ++next_exchange_;
-  newest_commits_[fragment_of(exchange)] = commit;
+  while (commits_.contains(next_exchange_)) ++next_exchange_;
   out_.commits.push_back(commit);
   send_live(commit);
   return true;
+}
+
+const Commit* RoundMachine::newest_commit(int64_t fragment) const {
+  for (auto commit = commits_.rbegin(); commit != commits_.rend(); ++commit) {
+    if (fragment_of(commit->first) == fragment) return &commit->second;
+  }
+  return nullptr;
+}
+
+// A silent site keeps what it holds for a while: it may only be cut off.
+bool RoundMachine::may_hold(const Site& site, const Commit& commit) const {
+  const double silence_s = site.dead ? now_s_ - site.died_s : 0;
+  if (silence_s > kSilentHeartbeats * options_.heartbeat_s) return false;
+  if (site.held.contains(commit.exchange)) return true;
+  const auto fragment = static_cast<size_t>(fragment_of(commit.exchange));
+  return site.status && site.status->applied[fragment] >= commit.exchange;
+}
+
+Commit RoundMachine::with_donors(Commit commit, const Site& without) const {
+  commit.donors.clear();
+  for (const Site& site : sites_) {
+    if (&site != &without && is_live(site) && may_hold(site, commit)) {
+      commit.donors.push_back({.site = site.name, .address = site.hello.address});
+    }
+  }
+  return commit;
+}
+
+void RoundMachine::revoke_lost() {
+  if (std::none_of(sites_.begin(), sites_.end(), [&](const Site& site) { return trains(site); })) {
+    return;  // nobody could do it again
+  }
+  for (auto next = commits_.begin(); next != commits_.end();) {
+    const auto commit = next++;
+    const bool is_kept = std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+      return may_hold(site, commit->second);
+    });
+    if (is_kept) continue;
+    record("commit_lost", json{{"exchange", commit->first}}.dump());
+    next_exchange_ = std::min(next_exchange_, commit->first);
+    commits_.erase(commit);
+  }
 }
 
 // No site can pass the merge of an exchange before its commit, so every site can still stop right

@@ -14,11 +14,12 @@ void RoundMachine::advance() {
   if (phase_ == RunPhase::kGathering) start_if_gathered();
   if (phase_ == RunPhase::kStarting) allow_if_ready();
   if (phase_ != RunPhase::kTraining) return;
+  revoke_lost();
   collect_ready();
   for (auto state = exchanges_.begin(); state != exchanges_.end();) {
     const int64_t exchange = state->first;
     advance_exchange(exchange, state->second);
-    state = committed_.contains(exchange) ? exchanges_.erase(state) : std::next(state);
+    state = commits_.contains(exchange) ? exchanges_.erase(state) : std::next(state);
   }
   finish_if_done();
 }

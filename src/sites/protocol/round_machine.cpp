@@ -118,6 +118,7 @@ void RoundMachine::hear(Site& site) {
 
 void RoundMachine::mark_dead(Site& site, const std::string& why) {
   site.dead = true;
+  site.died_s = now_s_;
   site.lost_s.reset();
   if (is_finished(site)) return;
   record("site_lost", json{{"site", site.name}, {"reason", why}}.dump());
@@ -137,6 +138,7 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   site.incarnation = hello.incarnation;
   site.hello = hello;
   site.status.reset();
+  site.held.clear();
   site.welcome.reset();
   hear(site);
   record("site_joined", json{{"site", site.name}, {"address", hello.address}}.dump());
@@ -207,7 +209,7 @@ void RoundMachine::welcome_joiner(Site& site) {
   int64_t first = next_exchange_;
   const auto is_begun = [&](int64_t exchange) {
     const auto found = exchanges_.find(exchange);
-    return committed_.contains(exchange) ||
+    return commits_.contains(exchange) ||
            (found != exchanges_.end() && found->second.begin.has_value());
   };
   const int64_t num_regular = options_.schedule.num_regular();
@@ -230,7 +232,9 @@ void RoundMachine::welcome_joiner(Site& site) {
   if (welcome.donors.empty()) return;  // advance() then finds that no site is left
   site.welcome = welcome;
   send(site, welcome);
-  for (const auto& [fragment, commit] : newest_commits_) send(site, commit);
+  for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
+    if (const Commit* commit = newest_commit(fragment)) send(site, with_donors(*commit, site));
+  }
 }
 
 void RoundMachine::allow(Site& site) {
@@ -280,8 +284,11 @@ void RoundMachine::answer_gaps(Site& site) {
   if (phase_ != RunPhase::kTraining) return;
   if (status.phase == SitePhase::kReady) allow(site);
   if (stop_step_ && status.stop_step != *stop_step_) send(site, StopAt{*stop_step_});
-  for (const auto& [fragment, commit] : newest_commits_) {
-    if (status.applied[static_cast<size_t>(fragment)] < commit.exchange) send(site, commit);
+  for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
+    const Commit* commit = newest_commit(fragment);
+    if (commit != nullptr && status.applied[static_cast<size_t>(fragment)] < commit->exchange) {
+      send(site, with_donors(*commit, site));
+    }
   }
   for (const auto& [exchange, state] : exchanges_) {
     const ReadyExchange* held = ready(site, exchange);

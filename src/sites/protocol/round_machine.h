@@ -8,6 +8,9 @@
 //   - Losing a member raises the epoch; reports of an older epoch are refused and counted.
 //   - A site that was left out lacks nothing it could not fetch: its own progress stays in its
 //     weights and goes out with the fragment's next exchange.
+//   - A commit whose every holder has died before anyone else had fetched it is lost with them: it
+//     is taken back, and the exchange is done again among those that are left. A holder that was
+//     only silent and comes back is found out by its hash at the fragment's next commit.
 //   - Whatever a site missed it is sent again when its next status shows the gap.
 #pragma once
 
@@ -76,7 +79,9 @@ class RoundMachine {
     Hello hello;
     std::optional<Welcome> welcome;  // absent: not taken in
     std::optional<SiteStatus> status;
+    std::set<int64_t> held;  // commits that this start of the site held when they were made
     bool dead = false;
+    double died_s = 0;
     double heard_s = 0;
     std::optional<double> lost_s;
     double sent_s = -1e9;  // when something was last sent to it
@@ -121,6 +126,10 @@ class RoundMachine {
   bool is_due(int64_t exchange, const Exchange& state) const;
   void begin(int64_t exchange, Exchange& state);
   void leave_out_late(int64_t exchange, Exchange& state);
+  const Commit* newest_commit(int64_t fragment) const;
+  bool may_hold(const Site& site, const Commit& commit) const;
+  Commit with_donors(Commit commit, const Site& without) const;
+  void revoke_lost();
   bool commit_if_held(int64_t exchange, const Begin& begin);
   void decide_stop();
   bool stop_is_known() const;
@@ -133,10 +142,9 @@ class RoundMachine {
 
   RoundOptions options_;
   RunPhase phase_ = RunPhase::kGathering;
-  std::vector<Site> sites_;                   // plan order
-  std::map<int64_t, Exchange> exchanges_;     // begun or gathering
-  std::map<int64_t, Commit> newest_commits_;  // by fragment
-  std::set<int64_t> committed_;
+  std::vector<Site> sites_;                // plan order
+  std::map<int64_t, Exchange> exchanges_;  // begun or gathering
+  std::map<int64_t, Commit> commits_;      // by exchange, of this run
   int64_t next_exchange_ = 0;  // the first that is not committed, as long as they come in order
   int64_t first_logged_ = 0;
   int64_t epoch_ = 0;
