@@ -1,6 +1,6 @@
 // What happens to gradients after backward: they are added up in f32, measured, and moved into the
 // weights by AdamW (arXiv:1711.05101). All of it is bound by memory, so each is one pass.
-#include <torch/torch.h>
+#include "chips/torch.h"
 
 #include <cmath>
 

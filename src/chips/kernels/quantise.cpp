@@ -1,16 +1,20 @@
 // Block quantisation of the deltas that cross a long line. Host memory only. A block of kQuantBlock
 // values has one f32 scale: its largest magnitude over the largest level. Value / scale is rounded
-// to nearest even, the IEEE default, and only + - x / are used, so that every machine makes the
-// same bytes, vector unit or not.
+// to nearest even, and only + - x / are used, so that every machine makes the same bytes. A last
+// block that is not whole is quantised as if zeros stood behind it.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
 #include "base/error.h"
+#include "chips/cpu_kernels/quantise_blocks.h"
 #include "chips/kernels.h"
 
 namespace pelago::chips {
 namespace {
+
+constexpr auto kBlock = static_cast<size_t>(kQuantBlock);
 
 void check_bits(int bits) {
   if (bits != 4 && bits != 8 && bits != 32) {
@@ -22,16 +26,14 @@ size_t payload_bytes(size_t num_values, int bits) {
   return (num_values * static_cast<size_t>(bits) + 7) / 8;
 }
 
-/// The block's scale. Throws Failure if a value is not finite.
-float block_scale(std::span<const float> block, size_t first_value_idx, float largest_level) {
-  float largest = 0;
-  for (size_t i = 0; i < block.size(); ++i) {
-    if (!std::isfinite(block[i])) {
-      fail("value {} is {}: only finite numbers can be quantised", first_value_idx + i, block[i]);
+[[noreturn]] void refuse_non_finite(std::span<const float> values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (!std::isfinite(values[i])) {
+      fail("value {} is {}: only finite numbers can be quantised", i, values[i]);
     }
-    largest = std::max(largest, std::abs(block[i]));
   }
-  return largest / largest_level;
+  PELAGO_ASSERT(false, "only called when a value is not finite");
+  std::abort();
 }
 
 }  // namespace
@@ -42,29 +44,29 @@ QuantisedVector quantise(std::span<const float> values, int bits) {
   result.bits = bits;
   result.num_values = static_cast<int64_t>(values.size());
   result.payload.resize(payload_bytes(values.size(), bits));
-  const float largest_level = bits == 4 ? 7.0F : 127.0F;
-  for (size_t begin = 0; begin < values.size(); begin += kQuantBlock) {
-    const auto block = values.subspan(begin, std::min<size_t>(kQuantBlock, values.size() - begin));
-    const float scale = block_scale(block, begin, largest_level);
-    if (bits == 32) continue;
-    result.scales.push_back(scale);
-    for (size_t i = 0; i < block.size(); ++i) {
-      const float quotient = scale > 0 ? block[i] / scale : 0.0F;
-      const int level =
-          static_cast<int>(std::nearbyint(std::clamp(quotient, -largest_level, largest_level)));
-      const size_t value_idx = begin + i;
-      if (bits == 8) {
-        result.payload[value_idx] = static_cast<uint8_t>(level);
-      } else {
-        const unsigned nibble = static_cast<unsigned>(level) & 15U;
-        uint8_t& byte = result.payload[value_idx / 2];
-        byte = static_cast<uint8_t>(byte | (nibble << (value_idx % 2 * 4)));
-      }
-    }
-  }
-  if (bits == 32 && !values.empty()) {
+  if (values.empty()) return result;
+  if (bits == 32) {
+    const bool all_finite =
+        std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+    if (!all_finite) refuse_non_finite(values);
     std::memcpy(result.payload.data(), values.data(), values.size_bytes());
+    return result;
   }
+  const size_t num_whole = values.size() / kBlock;
+  result.scales.resize((values.size() + kBlock - 1) / kBlock);
+  uint32_t largest = cpu::quantise_blocks(
+      values.data(), num_whole, bits, result.scales.data(), result.payload.data());
+  if (const auto rest = values.subspan(num_whole * kBlock); !rest.empty()) {
+    std::array<float, kBlock> block{};
+    std::array<uint8_t, kBlock> bytes{};
+    std::copy(rest.begin(), rest.end(), block.begin());
+    largest = std::max(
+        largest, cpu::quantise_blocks(block.data(), 1, bits, &result.scales.back(), bytes.data()));
+    const size_t done_bytes = payload_bytes(num_whole * kBlock, bits);
+    std::memcpy(
+        result.payload.data() + done_bytes, bytes.data(), result.payload.size() - done_bytes);
+  }
+  if (largest >= cpu::kInfinityBits) refuse_non_finite(values);
   return result;
 }
 
@@ -74,21 +76,24 @@ void dequantise(const QuantisedVector& quantised, std::span<float> out) {
   PELAGO_ASSERT(out.size() == num_values, "the receiver must have room for what was quantised");
   PELAGO_ASSERT(quantised.payload.size() == payload_bytes(num_values, quantised.bits),
                 "the door of the wire checks sizes");
+  if (out.empty()) return;
   if (quantised.bits == 32) {
-    if (!out.empty()) std::memcpy(out.data(), quantised.payload.data(), out.size_bytes());
+    std::memcpy(out.data(), quantised.payload.data(), out.size_bytes());
     return;
   }
-  PELAGO_ASSERT(quantised.scales.size() == (num_values + kQuantBlock - 1) / kQuantBlock,
+  PELAGO_ASSERT(quantised.scales.size() == (num_values + kBlock - 1) / kBlock,
                 "the door of the wire checks sizes");
-  for (size_t i = 0; i < num_values; ++i) {
-    int level = 0;
-    if (quantised.bits == 8) {
-      level = static_cast<int8_t>(quantised.payload[i]);
-    } else {
-      const int nibble = (quantised.payload[i / 2] >> (i % 2 * 4)) & 15;
-      level = nibble >= 8 ? nibble - 16 : nibble;
-    }
-    out[i] = static_cast<float>(level) * quantised.scales[i / kQuantBlock];
+  const size_t num_whole = num_values / kBlock;
+  cpu::dequantise_blocks(
+      quantised.payload.data(), quantised.scales.data(), num_whole, quantised.bits, out.data());
+  if (const auto rest = out.subspan(num_whole * kBlock); !rest.empty()) {
+    std::array<float, kBlock> block{};
+    std::array<uint8_t, kBlock> bytes{};
+    const size_t done_bytes = payload_bytes(num_whole * kBlock, quantised.bits);
+    std::memcpy(
+        bytes.data(), quantised.payload.data() + done_bytes, quantised.payload.size() - done_bytes);
+    cpu::dequantise_blocks(bytes.data(), &quantised.scales.back(), 1, quantised.bits, block.data());
+    std::copy_n(block.begin(), rest.size(), rest.begin());
   }
 }
 

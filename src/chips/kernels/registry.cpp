@@ -3,8 +3,9 @@
 // static library, and with it the registration, which a linker would otherwise drop.
 #include "chips/kernels/registry.h"
 
-#include <torch/torch.h>
+#include "chips/torch.h"
 
+#include "chips/cpu_kernels/cpu_kernels.h"
 #include "chips/kernels/composite.h"
 
 namespace pelago::chips {
@@ -48,6 +49,21 @@ TORCH_LIBRARY_IMPL(pelago, CompositeExplicitAutograd, library) {
   library.impl("adamw_", TORCH_FN(composite::adamw_));
   library.impl("accumulate_", TORCH_FN(composite::accumulate_));
   library.impl("sum_of_squares", TORCH_FN(composite::sum_of_squares));
+}
+
+TORCH_LIBRARY_IMPL(pelago, CPU, library) {
+  library.impl("rms_norm", TORCH_FN(cpu::rms_norm));
+  library.impl("rms_norm_backward", TORCH_FN(cpu::rms_norm_backward));
+  library.impl("add_rms_norm", TORCH_FN(cpu::add_rms_norm));
+  library.impl("rope", TORCH_FN(cpu::rope));
+  library.impl("attention", TORCH_FN(cpu::attention));
+  library.impl("attention_backward", TORCH_FN(cpu::attention_backward));
+  library.impl("swiglu", TORCH_FN(cpu::swiglu));
+  library.impl("swiglu_backward", TORCH_FN(cpu::swiglu_backward));
+  library.impl("cross_entropy", TORCH_FN(cpu::cross_entropy));
+  library.impl("adamw_", TORCH_FN(cpu::adamw_));
+  library.impl("accumulate_", TORCH_FN(cpu::accumulate_));
+  library.impl("sum_of_squares", TORCH_FN(cpu::sum_of_squares));
 }
 
 namespace ops {

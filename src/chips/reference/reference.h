@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "chips/kernels.h"
+
 namespace pelago::chips::reference {
 
 using Values = std::vector<double>;
@@ -59,5 +61,18 @@ CrossEntropy cross_entropy(const Values& hidden,
                            const Values& head,
                            std::span<const int64_t> targets,
                            int64_t hidden_size);
+
+/// One number's state under AdamW.
+struct AdamwState {
+  double master = 0, m = 0, v = 0;
+};
+/// As arXiv:1711.05101 writes it (algorithm 2).
+AdamwState adamw(AdamwState state, double grad, const AdamWOptions& options);
+
+double sum_of_squares(const Values& values);
+
+/// 4 or 8 bits, one value after the other.
+QuantisedVector quantise(std::span<const float> values, int bits);
+void dequantise(const QuantisedVector& quantised, std::span<float> out);
 
 }  // namespace pelago::chips::reference

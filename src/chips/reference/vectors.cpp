@@ -1,0 +1,76 @@
+// Twins of the kernels that work on flat vectors: the optimizer's and the quantiser's.
+#include <algorithm>
+#include <cmath>
+
+#include "chips/reference/reference.h"
+
+namespace pelago::chips::reference {
+namespace {
+
+constexpr auto kBlock = static_cast<size_t>(kQuantBlock);
+
+float largest_magnitude(std::span<const float> values) {
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::abs(value));
+  return largest;
+}
+
+}  // namespace
+
+AdamwState adamw(AdamwState state, double grad, const AdamWOptions& options) {
+  grad *= options.grad_scale;
+  state.m = options.beta1 * state.m + (1 - options.beta1) * grad;
+  state.v = options.beta2 * state.v + (1 - options.beta2) * grad * grad;
+  const auto step = static_cast<double>(options.step);
+  const double mean = state.m / (1 - std::pow(options.beta1, step));
+  const double square = state.v / (1 - std::pow(options.beta2, step));
+  state.master -=
+      options.lr * (mean / (std::sqrt(square) + options.eps) + options.weight_decay * state.master);
+  return state;
+}
+
+double sum_of_squares(const Values& values) {
+  double sum = 0;
+  for (const double value : values) sum += value * value;
+  return sum;
+}
+
+QuantisedVector quantise(std::span<const float> values, int bits) {
+  const float largest_level = bits == 4 ? 7 : 127;
+  QuantisedVector result;
+  result.bits = bits;
+  result.num_values = static_cast<int64_t>(values.size());
+  result.payload.resize(bits == 8 ? values.size() : (values.size() + 1) / 2);
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (i % kBlock == 0) {
+      const auto block = values.subspan(i, std::min(kBlock, values.size() - i));
+      result.scales.push_back(largest_magnitude(block) / largest_level);
+    }
+    const float scale = result.scales.back();
+    const float quotient = scale > 0 ? values[i] / scale : 0;
+    const auto level = static_cast<int>(
+        std::nearbyint(std::min(std::max(quotient, -largest_level), largest_level)));
+    if (bits == 8) {
+      result.payload[i] = static_cast<uint8_t>(level);
+    } else {
+      result.payload[i / 2] =
+          static_cast<uint8_t>(result.payload[i / 2] | (level & 15) << (i % 2 * 4));
+    }
+  }
+  return result;
+}
+
+void dequantise(const QuantisedVector& quantised, std::span<float> out) {
+  for (size_t i = 0; i < out.size(); ++i) {
+    int level = 0;
+    if (quantised.bits == 8) {
+      level = static_cast<int8_t>(quantised.payload[i]);
+    } else {
+      const int nibble = (quantised.payload[i / 2] >> (i % 2 * 4)) & 15;
+      level = nibble >= 8 ? nibble - 16 : nibble;
+    }
+    out[i] = static_cast<float>(level) * quantised.scales[i / kBlock];
+  }
+}
+
+}  // namespace pelago::chips::reference
