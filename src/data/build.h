@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/threads.h"
 #include "data/corpus/sources.h"  // split_globs, for whoever parses the options
 
 namespace pelago::data {
@@ -28,7 +29,7 @@ struct BuildOptions {
   // The tokenizer learns from this much of it, documents in hash order: past 100 MB the frequent
   // pairs do not change any more.
   int64_t tokenizer_text_bytes_max = 100'000'000;
-  int num_threads = 2;
+  int num_threads = static_cast<int>(allowed_cores().size());
   uint64_t seed = 1;  // of the order of documents and of the split
   /// Throws Failure (exit 2) naming field, value and allowed range.
   void validate() const;

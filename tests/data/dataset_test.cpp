@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "data/build.h"
-#include "data/shards/dataset_index.h"
+#include "data/shards/shard.h"
 #include "data/test_text.h"
 
 namespace pelago::data {
@@ -131,6 +131,25 @@ TEST_CASE("dataset.json with a part missing or wrong is a Failure that names it"
   }
   std::ofstream(path, std::ios::binary) << good.substr(0, good.size() / 2);
   CHECK(message_of(dataset.path(), false).starts_with(path.string()));
+}
+
+TEST_CASE("a vocabulary past 65536 is kept in four bytes a token") {
+  const TestFolder folder("wide");
+  const std::string tokenizer_hash(32, 'a');
+  for (const auto& [vocab_size, file_bytes] : {std::pair{65536, 64 + 6}, {65537, 64 + 12}}) {
+    ShardWriter writer(vocab_size, tokenizer_hash);
+    const std::vector<TokenId> tokens = {0, 65535, vocab_size - 1};
+    writer.add(tokens);
+    const std::string hash = writer.finish(folder / "shard.bin");
+    CHECK(std::filesystem::file_size(folder / "shard.bin") == static_cast<size_t>(file_bytes));
+    const Shard shard(
+        folder / "shard.bin",
+        {.num_tokens = 3, .vocab_size = vocab_size, .tokenizer_hash = tokenizer_hash, .hash = hash},
+        /*verify=*/true);
+    std::vector<int64_t> read(3);
+    shard.read(0, read);
+    CHECK(read == std::vector<int64_t>(tokens.begin(), tokens.end()));
+  }
 }
 
 TEST_CASE("one pass over the samples meets every sequence once, whatever their number") {
