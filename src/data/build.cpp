@@ -1,5 +1,6 @@
 #include "data/build.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -97,20 +98,22 @@ class DatasetBuild {
     return std::move(sources.files);
   }
 
-  // Documents are read twice, standard input can be read once.
+  // Documents are read twice, standard input can be read once. Whoever writes to it may be slow:
+  // we look up twice a second, so that Ctrl-C is heard.
   void spool_stdin() const {
     std::ofstream spool(spool_path(), std::ios::binary);
     std::string buffer(size_t{1} << 20, '\0');
+    int64_t num_bytes = 0;
     while (true) {
+      show("reading", num_bytes, -1);
+      pollfd input{.fd = STDIN_FILENO, .events = POLLIN, .revents = 0};
+      if (::poll(&input, 1, /*timeout_ms=*/500) == 0) continue;
       const ssize_t got = ::read(STDIN_FILENO, buffer.data(), buffer.size());
-      if (got < 0 && errno == EINTR) {
-        check_stop();
-        continue;
-      }
+      if (got < 0 && errno == EINTR) continue;
       if (got < 0) fail("standard input: cannot be read: {}", std::strerror(errno));
       if (got == 0) break;
       spool.write(buffer.data(), got);
-      check_stop();
+      num_bytes += got;
     }
     spool.close();
     if (!spool) fail("{}: cannot be written: {}", spool_path().string(), std::strerror(errno));
