@@ -55,18 +55,17 @@ void read_measurements(const ConfigTable& table, Chip& chip) {
     read_optional(measured, "gemm_bf16", chip.measured_gemm_bf16_tflops);
     read_optional(measured, "gemm_fp16", chip.measured_gemm_fp16_tflops);
   }
-  if (table.has("train_mfu")) {
-    const ConfigTable mfu = table.table("train_mfu");
-    Interval range;
-    mfu.read("lo", range.lo);
-    mfu.read("hi", range.hi);
-    if (!(range.lo > 0 && range.lo <= range.hi && range.hi <= 1)) {
-      fail_usage(
-          "{}: train_mfu {}..{} must be a range within 0..1", table.where(), range.lo, range.hi);
-    }
-    chip.train_mfu = range;
-    for (const char* key : {"kind", "source"}) mfu.has(key);
+  const ConfigTable mfu = table.table("train_mfu");
+  for (const char* key : {"kind", "source"}) mfu.has(key);
+  if (!mfu.has("lo") && !mfu.has("hi")) return;
+  Interval range;
+  mfu.read("lo", range.lo);
+  mfu.read("hi", range.hi);
+  if (!(range.lo > 0 && range.lo <= range.hi && range.hi <= 1)) {
+    fail_usage(
+        "{}: train_mfu {}..{} must be a range within 0..1", table.where(), range.lo, range.hi);
   }
+  chip.train_mfu = range;
 }
 
 Chip read_chip(const ConfigTable& table) {

@@ -1,11 +1,11 @@
 #include "chips/device.h"
 
 #include <doctest/doctest.h>
-#include <torch/torch.h>
 
 #include "base/error.h"
 #include "chips/cpu/device.h"
 #include "chips/cuda/device.h"
+#include "chips/torch.h"
 
 namespace pelago::chips {
 namespace {

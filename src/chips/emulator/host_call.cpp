@@ -1,13 +1,12 @@
 #include "chips/emulator/host_call.h"
 
-#include <torch/torch.h>
-
 #include <ctime>
 #include <string_view>
 
 #include "chips/emulator/machine.h"
 #include "chips/emulator/memory.h"
 #include "chips/emulator/op_traits.h"
+#include "chips/torch.h"
 
 namespace pelago::emulator {
 namespace {
@@ -87,8 +86,14 @@ class HostCall {
     }
     at::Tensor host = host_alias(tensor);
     has_half_ |= host.scalar_type() == at::kHalf;
-    const bool is_written = argument_idx < 64 && ((traits_.written >> argument_idx) & 1) != 0;
-    arguments_.push_back({tensor, host, static_cast<int>(argument_idx), is_written});
+    const auto is_in = [&](uint64_t mask) {
+      return argument_idx < 64 && ((mask >> argument_idx) & 1) != 0;
+    };
+    arguments_.push_back({.on_chip = tensor,
+                          .host = host,
+                          .argument_idx = static_cast<int>(argument_idx),
+                          .is_written = is_in(traits_.written),
+                          .is_read = !is_in(traits_.write_only)});
     return host;
   }
 
@@ -121,6 +126,10 @@ class HostCall {
     std::vector<Widened> widened;
     for (size_t i = 0; i < traits_.num_arguments; ++i) {
       IValue& value = stack_[first_ + i];
+      const bool is_dtype = i < 64 && ((traits_.dtypes >> i) & 1) != 0;
+      if (is_dtype && value.isInt() && value.toInt() == static_cast<int64_t>(at::kHalf)) {
+        value = static_cast<int64_t>(at::kFloat);
+      }
       value = with_tensors(value, [&](const at::Tensor& tensor) {
         if (!tensor.defined() || tensor.scalar_type() != at::kHalf) return tensor;
         widened.push_back({tensor, tensor.to(at::kFloat)});

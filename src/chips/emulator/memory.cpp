@@ -1,11 +1,11 @@
 #include "chips/emulator/memory.h"
 
 #include <c10/core/CPUAllocator.h>
-#include <torch/torch.h>
 
 #include <memory>
 
 #include "chips/emulator/machine.h"
+#include "chips/torch.h"
 
 namespace pelago::emulator {
 namespace {

@@ -1,11 +1,11 @@
 #include "chips/emulator/op_traits.h"
 
-#include <torch/torch.h>
-
 #include <algorithm>
 #include <array>
 #include <string_view>
 #include <unordered_map>
+
+#include "chips/torch.h"
 
 namespace pelago::emulator {
 namespace {
@@ -47,14 +47,24 @@ constexpr KnownOp kKnownOps[] = {
 constexpr std::string_view kOpsThatWait[] = {
     "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim"};
 
+/// A schema calls it an int; only its real type tells.
+bool is_dtype(const c10::Argument& argument) {
+  c10::TypePtr type = argument.real_type();
+  if (const auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
+  return type->kind() == c10::TypeKind::ScalarTypeType;
+}
+
 OpTraits read_traits(const c10::OperatorHandle& op) {
   const c10::FunctionSchema& schema = op.schema();
   OpTraits traits;
   traits.num_arguments = schema.arguments().size();
   traits.num_returns = schema.returns().size();
   for (size_t i = 0; i < std::min<size_t>(traits.num_arguments, 64); ++i) {
-    const c10::AliasInfo* const alias = schema.arguments()[i].alias_info();
-    if (alias != nullptr && alias->isWrite()) traits.written |= uint64_t{1} << i;
+    const c10::Argument& argument = schema.arguments()[i];
+    if (is_dtype(argument)) traits.dtypes |= uint64_t{1} << i;
+    if (argument.alias_info() == nullptr || !argument.alias_info()->isWrite()) continue;
+    traits.written |= uint64_t{1} << i;
+    if (argument.kwarg_only()) traits.write_only |= uint64_t{1} << i;
   }
   for (const c10::Argument& result : schema.returns()) {
     const bool is_view = result.alias_info() != nullptr && !result.alias_info()->isWrite();
@@ -141,13 +151,13 @@ Cost cost_of(const OpTraits& traits,
   }
   double read_bytes = 0;
   double written_bytes = 0;
-  double stored_input_bytes = 0;  // what is read by a gather besides its table
+  double index_bytes = 0;  // what a gather reads besides its table
   for (const TensorArgument& argument : arguments) {
     // A broadcast tensor is read once, whatever its shape says.
     const double bytes =
         std::min(bytes_of(argument.host), static_cast<double>(argument.host.storage().nbytes()));
-    read_bytes += bytes;
-    if (argument.argument_idx > 0) stored_input_bytes += bytes;
+    if (argument.is_read) read_bytes += bytes;
+    if (argument.is_read && argument.argument_idx > 0) index_bytes += bytes;
     if (argument.is_written) written_bytes += bytes;
   }
   for (const at::Tensor& output : outputs) {
@@ -155,7 +165,7 @@ Cost cost_of(const OpTraits& traits,
   }
   cost.bytes = read_bytes + written_bytes;
   if (traits.cost == CostKind::kFill) cost.bytes = written_bytes;
-  if (traits.cost == CostKind::kGather) cost.bytes = stored_input_bytes + 2 * written_bytes;
+  if (traits.cost == CostKind::kGather) cost.bytes = index_bytes + 2 * written_bytes;
 
   const at::Tensor* const left = find_argument(arguments, traits.left_idx);
   const at::Tensor* const right = find_argument(arguments, traits.left_idx + 1);

@@ -18,6 +18,7 @@ struct TensorArgument {
   at::Tensor host;
   int argument_idx;
   bool is_written;
+  bool is_read;
 };
 using TensorArguments = c10::SmallVector<TensorArgument, 8>;
 
@@ -35,7 +36,9 @@ enum class CostKind {
 struct OpTraits {
   size_t num_arguments = 0;
   size_t num_returns = 0;
-  uint64_t written = 0;  // bit i: argument i is written to
+  uint64_t written = 0;     // bit i: argument i is written to
+  uint64_t write_only = 0;  // bit i: argument i is an `out`, whose old content nobody reads
+  uint64_t dtypes = 0;      // bit i: argument i is a dtype
   bool host_waits = false;
   CostKind cost = CostKind::kStream;
   int left_idx = 0;  // kMatmul and the attentions: the argument that is the left matrix or q;

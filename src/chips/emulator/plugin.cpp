@@ -5,12 +5,14 @@
 #include <ATen/native/Resize.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
-#include <torch/torch.h>
+
+#include <mutex>
 
 #include "chips/emulator/abi.h"
 #include "chips/emulator/host_call.h"
 #include "chips/emulator/machine.h"
 #include "chips/emulator/memory.h"
+#include "chips/torch.h"
 #include "chips/torch_compat.h"
 
 namespace pelago::emulator {
@@ -85,23 +87,44 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_copy_from", TORCH_FN(copy_between));
 }
 
+// libtorch 1.13 has no autograd fallback for this slot (2.x has): operators without a derivative of
+// their own, pelago's among them, pass through to the kernel.
+TORCH_LIBRARY_IMPL(_, AutogradPrivateUse1, library) {
+  library.fallback(torch::CppFunction::makeFallthrough());
+}
+
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
 }
 
-/// Pelago's own operators have a composite for chips without kernels; this chip runs them as one
-/// operator each, as a chip with kernels of its own would.
-void register_pelago_operators() {
-  static auto* const library = new torch::Library(
-      torch::Library::IMPL, "pelago", c10::DispatchKey::PrivateUse1, __FILE__, 0);
+/// Operators that libtorch, or pelago, can compose of others where a chip lacks a kernel. This chip
+/// runs them as one operator each, as a chip with kernels of its own would.
+void register_operators(const std::string& name_space, c10::DispatchKey composite) {
+  auto* const library = new torch::Library(  // registrations last as long as the process
+      torch::Library::IMPL,
+      name_space,
+      c10::DispatchKey::PrivateUse1,
+      __FILE__,
+      __LINE__);
   for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
-    if (name.name.rfind("pelago::", 0) != 0) continue;
-    const auto op = c10::Dispatcher::singleton().findOp(name);
-    if (op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1)) continue;
+    if (name.name.rfind(name_space + "::", 0) != 0) continue;
+    const auto op = c10::Dispatcher::singleton().findSchema(name);
+    if (!op || op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1)) continue;
+    const bool has_host_kernel =
+        op->hasKernelForDispatchKey(c10::DispatchKey::CPU) || name_space == "pelago";
+    if (!has_host_kernel || !op->hasKernelForDispatchKey(composite)) continue;
     const std::string full =
         name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
     library->impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
   }
+}
+
+void register_all_operators() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    register_operators("aten", c10::DispatchKey::CompositeImplicitAutograd);
+    register_operators("pelago", c10::DispatchKey::CompositeExplicitAutograd);
+  });
 }
 
 [[maybe_unused]] const bool kIsNamed = (chips::name_private_backend("emulated"), true);
@@ -113,7 +136,7 @@ extern "C" {
 
 int32_t pelago_emulator_open(const pelago::emulator::Settings* settings) {
   const int32_t answer = pelago::emulator::machine().open(*settings);
-  if (answer == pelago::emulator::kOpened) pelago::emulator::register_pelago_operators();
+  if (answer == pelago::emulator::kOpened) pelago::emulator::register_all_operators();
   return answer;
 }
 
