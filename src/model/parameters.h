@@ -7,7 +7,7 @@
 // three passes over the largest matrix of a small model.
 #pragma once
 
-#include <torch/torch.h>
+#include "chips/torch.h"
 
 #include <cstdint>
 #include <functional>

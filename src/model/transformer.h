@@ -3,7 +3,7 @@
 // by parameters.move_gradients_into(flat_gradient). Generation: next_logits with a KvCache.
 #pragma once
 
-#include <torch/torch.h>
+#include "chips/torch.h"
 
 #include <filesystem>
 #include <vector>

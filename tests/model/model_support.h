@@ -1,7 +1,7 @@
 // Tiny models and folders that tests of this room share.
 #pragma once
 
-#include <torch/torch.h>
+#include "chips/torch.h"
 #include <unistd.h>
 
 #include <filesystem>
