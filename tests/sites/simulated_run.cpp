@@ -50,7 +50,8 @@ void SimulatedRun::start(Site& site) {
   member.tokens_per_step = 100 * (1 + (site.name.back() - '0'));
   member.heartbeat_s = 0.5;
   member.hello.incarnation = static_cast<uint64_t>(site.num_starts);
-  member.hello.address = site.name;
+  member.hello.address = network_.address(site.name);
+  site.transport->set_address(kCoordinatorName, network_.address(kCoordinatorName));
   site.member = std::make_unique<Member>(member, *site.state);
   site.workers = SimulatedWorkers{};
 }
@@ -156,6 +157,9 @@ void SimulatedRun::turn_coordinator() {
     }
     const Result<Message> message = decode(*arrival->frame);
     if (!message) return complain(message.error().message);
+    if (const auto* hello = std::get_if<Hello>(&*message)) {
+      coordinator_->set_address(arrival->peer, hello->address);
+    }
     deliver(rounds_->on_message(arrival->peer, *message, clock_.now_s()));
   }
   deliver(rounds_->on_tick(clock_.now_s()));
@@ -215,7 +219,9 @@ void SimulatedRun::turn(Site& site) {
 void SimulatedRun::carry_out(Site& site, MemberActions actions) {
   SimulatedWorkers& workers = site.workers;
   for (MemberAction& action : actions) {
-    if (auto* send = std::get_if<SendMessage>(&action)) {
+    if (const auto* known = std::get_if<KnowAddress>(&action)) {
+      site.transport->set_address(known->site, known->address);
+    } else if (auto* send = std::get_if<SendMessage>(&action)) {
       site.transport->send(send->to, encode(site.name, std::move(send->message)));
     } else if (const auto* begin = std::get_if<StartWorkers>(&action)) {
       workers.completed_steps = begin->step;

@@ -1,10 +1,9 @@
 #include "sites/process/site_checkpoint.h"
 
-#include "chips/torch.h"
-
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "chips/torch.h"
 #include "model/safetensors.h"
 #include "train/checkpoint.h"
 

@@ -165,7 +165,9 @@ void Member::ask_donor(int64_t fragment, Fetching& fetching) {
   const SiteAddress& donor = fetching.donors[fetching.next_donor++ % fetching.donors.size()];
   act(KnowAddress{.site = donor.site, .address = donor.address});
   act(SendMessage{.to = donor.site,
-                  .message = Fetch{.fragment = fragment, .exchange_min = fetching.exchange_min}});
+                  .message = Fetch{.fragment = fragment,
+                                   .exchange_min = fetching.exchange_min,
+                                   .address = options_.hello.address}});
 }
 
 void Member::take(const std::string& from, const Fetch& fetch) {
@@ -178,6 +180,7 @@ void Member::take(const std::string& from, const Fetch& fetch) {
       status_.phase == SitePhase::kTraining || status_.phase == SitePhase::kFinished;
   // Not yet here: whoever asked will ask again, perhaps another.
   if (!has_state || exchange < fetch.exchange_min) return;
+  act(KnowAddress{.site = from, .address = fetch.address});
   act(SendMessage{.to = from,
                   .message = FragmentState{.fragment = fetch.fragment,
                                            .exchange = exchange,

@@ -239,7 +239,10 @@ void Member::settle(int64_t exchange, Record& record) {
     if (record.outcome->hash == commit.hash) {
       state_->apply(fragment, exchange, *record.outcome);
       ++status_.num_commits;
-      status_.exchanged_values += static_cast<int64_t>(record.outcome->global.size());
+      // Alone it exchanged nothing with anybody.
+      if (commit.members.size() > 1) {
+        status_.exchanged_values += static_cast<int64_t>(record.outcome->global.size());
+      }
       return;
     }
     log_warn("result differs from the others, fetching theirs exchange={}", exchange);

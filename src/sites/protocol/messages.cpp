@@ -55,7 +55,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Commit, exchange, epoch, members, hash, donor
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StopAt, step)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Slice, exchange, epoch, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Want, exchange, epoch, of_mean)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentState, fragment, exchange, hash)
 void to_json(nlohmann::json& json, const Release&) { json = nlohmann::json::object(); }
 void from_json(const nlohmann::json&, Release&) {}

@@ -138,6 +138,7 @@ struct Want {
 struct Fetch {
   int64_t fragment = 0;
   int64_t exchange_min = -1;
+  std::string address;  // where the answer goes: a site that has started anew is found elsewhere
 };
 struct FragmentState {
   int64_t fragment = 0;

@@ -140,6 +140,7 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   site.status.reset();
   site.held.clear();
   site.welcome.reset();
+  site.dead = false;  // it is another start; the one that was lost does not return
   hear(site);
   record("site_joined", json{{"site", site.name}, {"address", hello.address}}.dump());
   answer_hello(site);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
+
 namespace pelago::sites {
 
 class LoopbackTransport final : public Transport {
@@ -10,15 +12,19 @@ class LoopbackTransport final : public Transport {
   LoopbackTransport(LoopbackNetwork& network, std::string name)
       : network_(&network), name_(std::move(name)) {}
 
-  void set_address(const std::string&, const std::string&) override {}
+  void set_address(const std::string& peer, const std::string& address) override {
+    addresses_[peer] = address;
+  }
 
   bool send(const std::string& peer, Frame frame) override {
+    const auto address = addresses_.find(peer);
+    if (address == addresses_.end()) return false;
     PeerTraffic& traffic = traffic_[peer];
     ++traffic.sent_frames;
     traffic.sent_bytes += frame.num_bytes();
     traffic.sent_payload_bytes += static_cast<int64_t>(frame.payload.size());
     frame.from = name_;
-    network_->put(peer, {.peer = name_, .frame = std::move(frame)});
+    network_->put(peer, address->second, {.peer = name_, .frame = std::move(frame)});
     return true;
   }
   std::optional<Arrival> receive(double /*timeout_s*/) override { return network_->take(name_); }
@@ -28,6 +34,7 @@ class LoopbackTransport final : public Transport {
  private:
   LoopbackNetwork* network_;
   std::string name_;
+  std::map<std::string, std::string> addresses_;
   std::map<std::string, PeerTraffic> traffic_;
 };
 
@@ -36,6 +43,7 @@ LoopbackNetwork::LoopbackNetwork(const LoopbackOptions& options, const Clock& cl
 
 std::unique_ptr<Transport> LoopbackNetwork::open(const std::string& name) {
   inboxes_[name].clear();
+  ++num_opened_[name];
   return std::make_unique<LoopbackTransport>(*this, name);
 }
 
@@ -50,9 +58,14 @@ void LoopbackNetwork::cut(const std::string& name) {
   }
 }
 
-void LoopbackNetwork::put(const std::string& to, Arrival arrival) {
+std::string LoopbackNetwork::address(const std::string& name) const {
+  const auto opened = num_opened_.find(name);
+  return opened == num_opened_.end() ? "" : fmt::format("{}:{}", name, opened->second);
+}
+
+void LoopbackNetwork::put(const std::string& to, const std::string& at, Arrival arrival) {
   const auto inbox = inboxes_.find(to);
-  const bool is_lost = rng_.next_uniform() < options_.loss;
+  const bool is_lost = rng_.next_uniform() < options_.loss || at != address(to);
   if (inbox == inboxes_.end() || is_lost) {
     ++num_lost_;
     return;

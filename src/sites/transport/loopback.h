@@ -26,8 +26,11 @@ class LoopbackNetwork {
  public:
   /// clock outlives the network and its endpoints.
   LoopbackNetwork(const LoopbackOptions& options, const Clock& clock);
-  /// An endpoint under this name, in place of an earlier one. The network outlives it.
+  /// An endpoint under this name, in place of an earlier one and at a new address. The network
+  /// outlives it.
   std::unique_ptr<Transport> open(const std::string& name);
+  /// Where the endpoint of this name is now. Frames to an older address are lost.
+  std::string address(const std::string& name) const;
   /// Everything on its way to and from it is gone; its peers learn that the connection broke.
   void cut(const std::string& name);
   /// From now on nothing is lost or doubled: what is left must come to an end.
@@ -46,7 +49,7 @@ class LoopbackNetwork {
       return arrival_s != other.arrival_s ? arrival_s > other.arrival_s : number > other.number;
     }
   };
-  void put(const std::string& to, Arrival arrival);
+  void put(const std::string& to, const std::string& address, Arrival arrival);
   std::optional<Arrival> take(const std::string& name);
 
   LoopbackOptions options_;
@@ -55,6 +58,7 @@ class LoopbackNetwork {
   uint64_t num_flights_ = 0;
   int64_t num_lost_ = 0, num_doubled_ = 0;
   std::map<std::string, std::vector<Flight>> inboxes_;  // by receiver, unordered
+  std::map<std::string, int64_t> num_opened_;           // by name
 };
 
 }  // namespace pelago::sites
