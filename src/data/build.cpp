@@ -84,8 +84,8 @@ class DatasetBuild {
   }
 
   void show(const char* phase, int64_t done_bytes, int64_t total_bytes) const {
-    check_stop();
     if (on_progress_) on_progress_({phase, done_bytes, total_bytes});
+    check_stop();
   }
 
   std::vector<SourceFile> find_files() {
@@ -107,7 +107,7 @@ class DatasetBuild {
     while (true) {
       show("reading", num_bytes, -1);
       pollfd input{.fd = STDIN_FILENO, .events = POLLIN, .revents = 0};
-      if (::poll(&input, 1, /*timeout_ms=*/500) == 0) continue;
+      if (::poll(&input, 1, /*timeout_ms=*/500) <= 0) continue;  // silent, or a signal came
       const ssize_t got = ::read(STDIN_FILENO, buffer.data(), buffer.size());
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) fail("standard input: cannot be read: {}", std::strerror(errno));
