@@ -180,13 +180,15 @@ void Member::take(const std::string& from, const Fetch& fetch) {
       status_.phase == SitePhase::kTraining || status_.phase == SitePhase::kFinished;
   // Not yet here: whoever asked will ask again, perhaps another.
   if (!has_state || exchange < fetch.exchange_min) return;
+  // Asked again, it may still be on its way. Another fragment to the same site is not "again".
+  const bool again = !answered_.insert({fetch.address, fetch.fragment, exchange}).second;
   act(KnowAddress{.site = from, .address = fetch.address});
   act(SendMessage{.to = from,
                   .message = FragmentState{.fragment = fetch.fragment,
                                            .exchange = exchange,
                                            .hash = state_->fragment_hash(fetch.fragment),
                                            .payload = state_->to_bytes(fetch.fragment)},
-                  .again = true});
+                  .again = again});
 }
 
 void Member::take(const std::string& from, const FragmentState& fetched) {

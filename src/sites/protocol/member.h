@@ -16,8 +16,10 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -153,10 +155,11 @@ class Member {
   GlobalState* state_;
   SiteStatus status_;
   std::optional<Welcome> welcome_;
-  std::map<int64_t, Record> records_;                      // snapshot taken, not yet applied
-  std::vector<std::pair<std::string, Slice>> laid_aside_;  // of peers that are ahead
-  std::map<int64_t, Commit> known_commits_;                // by exchange
-  std::map<int64_t, Fetching> fetches_;                    // by fragment
+  std::map<int64_t, Record> records_;                             // snapshot taken, not yet applied
+  std::vector<std::pair<std::string, Slice>> laid_aside_;         // of peers that are ahead
+  std::map<int64_t, Commit> known_commits_;                       // by exchange
+  std::map<int64_t, Fetching> fetches_;                           // by fragment
+  std::set<std::tuple<std::string, int64_t, int64_t>> answered_;  // address, fragment, exchange
   bool status_changed_ = false;
   bool has_left_ = false;
   double now_s_ = 0;
