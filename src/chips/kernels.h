@@ -2,6 +2,12 @@
 // pelago::NAME: a Highway kernel for the CPU, a composite of ATen calls for every other chip, so
 // that a chip without kernels of its own still works. These functions add autograd. The plain twins
 // of the CPU kernels are in chips/reference/.
+//
+// Most of them move memory; those that multiply (schemas in kernels/registry.cpp):
+//   pelago::attention           4 E FLOPs for each query and key it sees, B H T_new T_all / 2 of
+//                               these pairs where T_new = T_all
+//   pelago::attention_backward  2.5 times as many: five products where forward has two
+//   pelago::cross_entropy       2 N D V forward, 6 N D V with its gradients
 #pragma once
 
 #include <cstdint>

@@ -69,6 +69,20 @@ TEST_CASE("rms_norm takes x that is not contiguous") {
   CHECK(rms_norm(x, weight, 1e-6).equal(rms_norm(x.contiguous(), weight, 1e-6)));
 }
 
+TEST_CASE("the gradient of a norm's weight is the same bits on one thread and on two") {
+  const int num_threads = at::get_num_threads();
+  std::vector<Tensor> grads;
+  for (const int count : {1, 2}) {
+    at::set_num_threads(count);
+    const Tensor x = random_tensor({4000, 64}).requires_grad_();
+    const Tensor weight = at::ones({64}).requires_grad_();
+    rms_norm(x, weight, 1e-6).square().sum().backward();
+    grads.push_back(weight.grad());
+  }
+  at::set_num_threads(num_threads);
+  CHECK(grads[0].equal(grads[1]));
+}
+
 TEST_CASE("rms_norm refuses a weight of another width by naming both shapes") {
   CHECK_THROWS_WITH_AS(rms_norm(at::ones({2, 8}), at::ones({9}), 1e-6),
                        doctest::Contains("rms_norm: weight [9] must be [D] for x [2, 8]"),

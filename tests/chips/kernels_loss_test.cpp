@@ -58,6 +58,31 @@ TEST_CASE("a scaled loss scales its gradients") {
   CHECK(head.grad().equal(grad_head * 8));
 }
 
+TEST_CASE("a scaled fp16 loss keeps gradients that are too small for fp16 unscaled") {
+  const Tensor hidden = at::full({1, 8}, 1e-4, at::kHalf).requires_grad_();
+  const Tensor head = at::zeros({4096, 8}, at::kHalf).requires_grad_();
+  (cross_entropy_sum(hidden, head, at::zeros({1}, at::kLong)) * 4096).backward();
+  // 1 / 4096 of hidden, times the scale: 2.4e-8 before, below fp16's smallest number.
+  CHECK((head.grad().scalar_type() == at::kHalf));
+  CHECK(at::allclose(head.grad().slice(0, 1).to(at::kFloat), at::full({4095, 8}, 1e-4), 1e-2));
+}
+
+TEST_CASE("the loss and its gradients are the same bits on one thread and on two") {
+  const int num_threads = at::get_num_threads();
+  std::vector<Tensor> results;
+  for (const int count : {1, 2}) {
+    at::set_num_threads(count);
+    const Tensor hidden = random_tensor({700, 32}).requires_grad_();
+    const Tensor head = random_tensor({300, 32}, at::kFloat, 1.0, 2).requires_grad_();
+    const Tensor loss = cross_entropy_sum(hidden, head, targets_of(700, 300));
+    loss.backward();
+    results.push_back(
+        at::cat({loss.view({1}), hidden.grad().flatten(), head.grad().flatten()}).detach());
+  }
+  at::set_num_threads(num_threads);
+  CHECK(results[0].equal(results[1]));
+}
+
 TEST_CASE("targets that all count for nothing give loss 0 and gradients 0") {
   const Tensor hidden = random_tensor({6, 8}).requires_grad_();
   const Tensor head = random_tensor({20, 8}).requires_grad_();

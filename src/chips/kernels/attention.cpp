@@ -3,14 +3,13 @@
 // size T x T outlives a call. With P the probabilities and D = rowsum(grad_out * out):
 //   grad_v = P^T grad_out,  grad_s = P (grad_out v^T - D),  grad_q = grad_s k scale.
 // The composite below holds [B,H,T,T] within a call: it is for chips without a kernel of their own.
-#include "chips/torch.h"
-
 #include <cmath>
 #include <limits>
 
 #include "chips/kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/kernels/registry.h"
+#include "chips/torch.h"
 
 namespace pelago::chips {
 namespace composite {

@@ -3,13 +3,12 @@
 // made while the chunk is hot. What is kept is [N,D] and [V,D], not [N,V] (in the spirit of
 // arXiv:2411.09009). The sum of losses is what a worker back-propagates, so the incoming gradient
 // is 1 but for loss scaling; backward then is free.
-#include "chips/torch.h"
-
 #include <algorithm>
 
 #include "chips/kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/kernels/registry.h"
+#include "chips/torch.h"
 
 namespace pelago::chips {
 namespace composite {
@@ -26,7 +25,10 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& hidden,
                                                  bool need_grad) {
   const int64_t num_tokens = hidden.size(0);
   Tensor loss = at::zeros({}, hidden.options().dtype(at::kFloat));
-  Tensor grad_hidden = need_grad ? at::empty_like(hidden) : at::empty({0}, hidden.options());
+  const c10::ScalarType grad_dtype =
+      hidden.scalar_type() == at::kHalf ? at::kFloat : hidden.scalar_type();
+  Tensor grad_hidden = at::empty(need_grad ? hidden.sizes() : at::IntArrayRef({0}),
+                                 hidden.options().dtype(grad_dtype));
   Tensor grad_head =
       at::zeros(need_grad ? head.sizes() : at::IntArrayRef({0}), head.options().dtype(at::kFloat));
   for (int64_t begin = 0; begin < num_tokens; begin += kChunkTokens) {
@@ -46,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& hidden,
     grad_hidden.slice(0, begin, end).copy_(at::mm(grad_logits, head));
     grad_head = grad_head + at::mm(grad_logits.t(), chunk).to(at::kFloat);
   }
-  return {loss, grad_hidden, grad_head.to(head.scalar_type())};
+  return {loss, grad_hidden, grad_head.to(grad_dtype)};
 }
 
 }  // namespace composite
@@ -61,18 +63,19 @@ struct CrossEntropySum : torch::autograd::Function<CrossEntropySum> {
                         bool need_grad) {
     auto [loss, grad_hidden, grad_head] = ops::cross_entropy(hidden, head, targets, need_grad);
     context->save_for_backward({grad_hidden, grad_head});
+    context->saved_data["dtype"] = hidden.scalar_type();
     return loss;
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& grads) {
     const auto saved = context->get_saved_variables();
+    const c10::ScalarType dtype = context->saved_data["dtype"].toScalarType();
     // Reading the scalar would make another device wait, so only a CPU saves the pass.
     const bool is_one = grads[0].is_cpu() && grads[0].item<float>() == 1.0F;
-    if (is_one) return {saved[0], saved[1], Tensor(), Tensor()};
-    return {saved[0] * grads[0].to(saved[0].scalar_type()),
-            saved[1] * grads[0].to(saved[1].scalar_type()),
-            Tensor(),
-            Tensor()};
+    const auto scaled = [&](const Tensor& grad) {
+      return (is_one ? grad : grad * grads[0].to(grad.scalar_type())).to(dtype);
+    };
+    return {scaled(saved[0]), scaled(saved[1]), Tensor(), Tensor()};
   }
 };
 

@@ -1,12 +1,11 @@
 // What happens to gradients after backward: they are added up in f32, measured, and moved into the
 // weights by AdamW (arXiv:1711.05101). All of it is bound by memory, so each is one pass.
-#include "chips/torch.h"
-
 #include <cmath>
 
 #include "chips/kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/kernels/registry.h"
+#include "chips/torch.h"
 
 namespace pelago::chips {
 namespace composite {

@@ -3,10 +3,9 @@
 // static library, and with it the registration, which a linker would otherwise drop.
 #include "chips/kernels/registry.h"
 
-#include "chips/torch.h"
-
 #include "chips/cpu_kernels/cpu_kernels.h"
 #include "chips/kernels/composite.h"
+#include "chips/torch.h"
 
 namespace pelago::chips {
 

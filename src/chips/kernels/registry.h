@@ -39,8 +39,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out,
                                                       const Tensor& log_sum_exp);
 Tensor swiglu(const Tensor& gate_up);
 Tensor swiglu_backward(const Tensor& grad_y, const Tensor& gate_up);
-/// Returns {f32 sum of losses, grad_hidden, grad_head} for an incoming gradient of 1. Without
-/// need_grad the gradients are empty tensors.
+/// Returns {f32 sum of losses, grad_hidden, grad_head} for an incoming gradient of 1. The gradients
+/// have the dtype of hidden, but are f32 for fp16: the loss is scaled after this operator, and
+/// unscaled gradients would vanish in fp16. Without need_grad they are empty tensors.
 std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& hidden,
                                                  const Tensor& head,
                                                  const Tensor& targets,

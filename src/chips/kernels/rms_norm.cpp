@@ -3,11 +3,10 @@
 //   grad_x = r (g w - n mean(g w n)),  grad_w = sum over rows of g n.
 // Backward keeps x (or the residual sum) and one f32 a row. The gradient that comes down the
 // residual stream joins grad_x in the same pass.
-#include "chips/torch.h"
-
 #include "chips/kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/kernels/registry.h"
+#include "chips/torch.h"
 
 namespace pelago::chips {
 namespace composite {

@@ -213,6 +213,42 @@ void store_rows_narrow(const float* rows,
   }
 }
 
+/// Packs one block of queries with its gradient, in the forms that the five products want.
+template <bool kPairs, typename T>
+void pack_queries(const AttentionBackward& job,
+                  const PackedSizes<kPairs>& sizes,
+                  const QueryBlock<kPairs>& block,
+                  size_t batch_idx,
+                  size_t token,
+                  size_t head) {
+  const AttentionShape& shape = job.shape;
+  const RowCount count{std::min(kBlockQueries, shape.tokens - token), kBlockQueries};
+  const size_t panel_stride = kQueryWords<kPairs> * kPanel;
+  const auto pack = [&](const Heads& heads, uint32_t* transposed, uint32_t* panels) HWY_ATTR {
+    pack_rows<kPairs>(head_at<T>(heads, batch_idx, token, head),
+                      heads.token_stride,
+                      count,
+                      shape.head_dim,
+                      sizes.head_words,
+                      block.rows);
+    transpose_queries(block.rows, sizes.head_words, transposed);
+    pack_panels<kPairs>(block.rows, kBlockQueries, sizes.head_dim, panel_stride, panels);
+  };
+  pack(job.q, block.transposed, block.panels);
+  pack(job.grad_out, block.grad_transposed, block.grad_panels);
+  const float* log_sum_exp =
+      job.log_sum_exp + (batch_idx * shape.heads + head) * shape.tokens + token;
+  // Queries behind the end have rows of zeros: whatever their P, they add nothing.
+  for (size_t query = 0; query < kBlockQueries; ++query) {
+    const bool is_real = query < count.num_rows;
+    block.log_sum_exp[query] = is_real ? log_sum_exp[query] * kLog2E : 0.0F;
+    block.along[query] = is_real ? dot(head_at<T>(job.out, batch_idx, token + query, head),
+                                       head_at<T>(job.grad_out, batch_idx, token + query, head),
+                                       shape.head_dim)
+                                 : 0.0F;
+  }
+}
+
 template <bool kPairs, typename T>
 void backward_head(const AttentionBackward& job,
                    size_t batch_idx,
@@ -223,78 +259,48 @@ void backward_head(const AttentionBackward& job,
   workspace.reset();
   const KeyHead<kPairs> keys(sizes, workspace);
   const QueryBlock<kPairs> block(sizes, workspace);
-  const auto rows_of = [&](const Heads& heads, size_t token, size_t head) {
-    return static_cast<const T*>(heads.data) + batch_idx * heads.batch_stride +
-           token * heads.token_stride + head * heads.head_stride;
-  };
-  const auto pack = [&](const Heads& heads,
-                        size_t token,
-                        size_t head,
-                        size_t num_rows,
-                        size_t num_padded_rows,
-                        uint32_t* to) HWY_ATTR {
-    pack_rows<kPairs>(rows_of(heads, token, head),
+  const auto pack_keys = [&](const Heads& heads, uint32_t* to) HWY_ATTR {
+    pack_rows<kPairs>(head_at<T>(heads, batch_idx, 0, key_head),
                       heads.token_stride,
-                      num_rows,
-                      num_padded_rows,
+                      {shape.all_tokens, sizes.keys},
                       shape.head_dim,
                       sizes.head_words,
                       to);
   };
-  pack(job.k, 0, key_head, shape.all_tokens, sizes.keys, keys.rows);
-  pack(job.v, 0, key_head, shape.all_tokens, sizes.keys, keys.value_rows);
+  pack_keys(job.k, keys.rows);
+  pack_keys(job.v, keys.value_rows);
   pack_panels<kPairs>(keys.rows, sizes.keys, sizes.head_dim, sizes.key_words * kPanel, keys.panels);
 
   const float scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
   const size_t group = shape.heads / shape.key_heads;
   const size_t num_before = shape.all_tokens - shape.tokens;
-  const size_t query_stride = kQueryWords<kPairs> * kPanel;
   for (size_t head = key_head * group; head < (key_head + 1) * group; ++head) {
     for (size_t token = 0; token < shape.tokens; token += kBlockQueries) {
       const size_t num_queries = std::min(kBlockQueries, shape.tokens - token);
-      pack(job.q, token, head, num_queries, kBlockQueries, block.rows);
-      transpose_queries(block.rows, sizes.head_words, block.transposed);
-      pack_panels<kPairs>(block.rows, kBlockQueries, sizes.head_dim, query_stride, block.panels);
-      pack(job.grad_out, token, head, num_queries, kBlockQueries, block.rows);
-      transpose_queries(block.rows, sizes.head_words, block.grad_transposed);
-      pack_panels<kPairs>(
-          block.rows, kBlockQueries, sizes.head_dim, query_stride, block.grad_panels);
-      const float* log_sum_exp =
-          job.log_sum_exp + (batch_idx * shape.heads + head) * shape.tokens + token;
-      for (size_t query = 0; query < kBlockQueries; ++query) {
-        // Queries behind the end have rows of zeros: whatever their P, they add nothing.
-        const bool is_real = query < num_queries;
-        block.log_sum_exp[query] = is_real ? log_sum_exp[query] * kLog2E : 0.0F;
-        block.along[query] = is_real ? dot(rows_of(job.out, token + query, head),
-                                           rows_of(job.grad_out, token + query, head),
-                                           shape.head_dim)
-                                     : 0.0F;
-      }
+      pack_queries<kPairs, T>(job, sizes, block, batch_idx, token, head);
       backward_block<kPairs>(
           sizes, keys, block, num_before + token, num_before + token + num_queries, scale);
-      store_transposed(
-          block.grad_q,
-          num_queries,
-          shape.head_dim,
-          block.scratch,
-          static_cast<T*>(job.grad_q) +
-              ((batch_idx * shape.tokens + token) * shape.heads + head) * shape.head_dim,
-          shape.heads * shape.head_dim);
+      T* grad_q = static_cast<T*>(job.grad_q) +
+                  ((batch_idx * shape.tokens + token) * shape.heads + head) * shape.head_dim;
+      store_transposed(block.grad_q,
+                       num_queries,
+                       shape.head_dim,
+                       block.scratch,
+                       grad_q,
+                       shape.heads * shape.head_dim);
     }
   }
   const size_t first = (batch_idx * shape.all_tokens * shape.key_heads + key_head) * shape.head_dim;
-  store_rows_narrow(keys.grad_k,
-                    shape.all_tokens,
-                    sizes.head_dim,
-                    shape.head_dim,
-                    static_cast<T*>(job.grad_k) + first,
-                    shape.key_heads * shape.head_dim);
-  store_rows_narrow(keys.grad_v,
-                    shape.all_tokens,
-                    sizes.head_dim,
-                    shape.head_dim,
-                    static_cast<T*>(job.grad_v) + first,
-                    shape.key_heads * shape.head_dim);
+  const auto store = [&](const float* rows, void* to) HWY_ATTR {
+    store_rows_narrow(rows,
+                      shape.all_tokens,
+                      sizes.head_dim,
+                      shape.head_dim,
+                      static_cast<T*>(to) + first,
+                      shape.key_heads * shape.head_dim);
+  };
+  store(keys.grad_k, job.grad_k);
+  store(keys.grad_v, job.grad_v);
 }
 
 template <bool kPairs, typename T>

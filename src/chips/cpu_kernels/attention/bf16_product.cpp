@@ -36,6 +36,14 @@ __attribute__((always_inline)) PELAGO_BF16_TARGET inline __m512 start(const Tile
   return tile.adds ? _mm512_loadu_ps(tile.c + row * tile.c_stride + column) : _mm512_setzero_ps();
 }
 
+__attribute__((always_inline)) PELAGO_BF16_TARGET inline void store(const Tile& tile,
+                                                                    size_t row,
+                                                                    __m512 first,
+                                                                    __m512 second) {
+  _mm512_storeu_ps(tile.c + row * tile.c_stride, first);
+  _mm512_storeu_ps(tile.c + row * tile.c_stride + kPanel, second);
+}
+
 PELAGO_BF16_TARGET void multiply_tile(const Tile& tile) {
   __m512 a0 = start(tile, 0, 0), b0 = start(tile, 0, kPanel);
   __m512 a1 = start(tile, 1, 0), b1 = start(tile, 1, kPanel);
@@ -59,12 +67,15 @@ PELAGO_BF16_TARGET void multiply_tile(const Tile& tile) {
     a6 = product(a6, left + 6 * stride, columns0), b6 = product(b6, left + 6 * stride, columns1);
     a7 = product(a7, left + 7 * stride, columns0), b7 = product(b7, left + 7 * stride, columns1);
   }
-  const __m512 firsts[] = {a0, a1, a2, a3, a4, a5, a6, a7};
-  const __m512 seconds[] = {b0, b1, b2, b3, b4, b5, b6, b7};
-  for (size_t row = 0; row < kTileRows; ++row) {
-    _mm512_storeu_ps(tile.c + row * tile.c_stride, firsts[row]);
-    _mm512_storeu_ps(tile.c + row * tile.c_stride + kPanel, seconds[row]);
-  }
+  // Written out, as an array of accumulators would go through memory first.
+  store(tile, 0, a0, b0);
+  store(tile, 1, a1, b1);
+  store(tile, 2, a2, b2);
+  store(tile, 3, a3, b3);
+  store(tile, 4, a4, b4);
+  store(tile, 5, a5, b5);
+  store(tile, 6, a6, b6);
+  store(tile, 7, a7, b7);
 }
 
 }  // namespace

@@ -72,16 +72,27 @@ class Workspace {
   uint32_t* next_ = nullptr;
 };
 
-/// Numbers of num_rows rows as words [num_padded_rows][head_words], zeros behind the end.
+/// The first number of a head of one token.
+template <typename T>
+const T* head_at(const Heads& heads, size_t batch_idx, size_t token_idx, size_t head_idx) {
+  return static_cast<const T*>(heads.data) + batch_idx * heads.batch_stride +
+         token_idx * heads.token_stride + head_idx * heads.head_stride;
+}
+
+/// How many rows pack_rows finds, and how many it makes: those behind the end are zeros.
+struct RowCount {
+  size_t num_rows, num_padded_rows;
+};
+
+/// A head of neighbouring tokens as words [num_padded_rows][head_words].
 template <bool kPairs, typename T>
 void pack_rows(const T* from,
                size_t row_stride,
-               size_t num_rows,
-               size_t num_padded_rows,
+               RowCount count,
                size_t head_dim,
                size_t head_words,
                uint32_t* to) {
-  for (size_t row = 0; row < num_rows; ++row, to += head_words) {
+  for (size_t row = 0; row < count.num_rows; ++row, to += head_words) {
     const T* numbers = from + row * row_stride;
     if constexpr (kPairs) {
       std::memcpy(to, numbers, head_dim * sizeof(T));
@@ -95,7 +106,7 @@ void pack_rows(const T* from,
     const size_t used_bytes = head_dim * (kPairs ? 2 : 4);
     std::memset(bytes + used_bytes, 0, head_words * 4 - used_bytes);
   }
-  std::memset(to, 0, (num_padded_rows - num_rows) * head_words * 4);
+  std::memset(to, 0, (count.num_padded_rows - count.num_rows) * head_words * 4);
 }
 
 /// Words along rows, in panels of 16 columns: [head_dim/16][num_rows/numbers][16]. num_rows is a

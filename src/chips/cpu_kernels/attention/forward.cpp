@@ -107,11 +107,63 @@ inline void finish(const Running& running,
   }
 }
 
+/// The packed operands of one key head and of one block of queries, and the running softmax.
 template <bool kPairs>
-size_t workspace_words(const PackedSizes<kPairs>& sizes) {
-  return 2 * sizes.keys * sizes.head_words + sizes.head_dim * sizes.key_words +
-         2 * kBlockQueries * sizes.head_words + kBlockQueries * kPanel +
-         2 * kBlockKeys * kBlockQueries + sizes.head_dim * kBlockQueries + 2 * kBlockQueries;
+struct ForwardBuffers {
+  ForwardBuffers(const PackedSizes<kPairs>& sizes, Workspace& workspace)
+      : keys(workspace.take(sizes.keys * sizes.head_words)),
+        value_rows(workspace.take(sizes.keys * sizes.head_words)),
+        values(workspace.take(sizes.head_dim * sizes.key_words)),
+        query_rows(workspace.take(kBlockQueries * sizes.head_words)),
+        queries(workspace.take(kBlockQueries * sizes.head_words)),
+        scratch(workspace.take_floats(kBlockQueries * kPanel)),
+        running{.scores = workspace.take_floats(kBlockKeys * kBlockQueries),
+                .panels = workspace.take(kBlockKeys * kBlockQueries),
+                .out = workspace.take_floats(sizes.head_dim * kBlockQueries),
+                .largest = workspace.take_floats(kBlockQueries),
+                .sum = workspace.take_floats(kBlockQueries),
+                .scale = 0} {}
+  static size_t num_words(const PackedSizes<kPairs>& sizes) {
+    return 2 * sizes.keys * sizes.head_words + sizes.head_dim * sizes.key_words +
+           kBlockQueries * (2 * sizes.head_words + kPanel + 2 * kBlockKeys + sizes.head_dim + 2);
+  }
+  uint32_t* keys;        // [keys][head_words]
+  uint32_t* value_rows;  // [keys][head_words]
+  uint32_t* values;      // [head_dim/16][key_words][16]
+  uint32_t* query_rows;  // [kBlockQueries][head_words]
+  uint32_t* queries;     // [2][head_words][16]
+  float* scratch;        // [kBlockQueries][16]
+  Running running;
+};
+
+/// Scores, softmax and output of one packed block of queries over the num_seen keys it sees.
+template <bool kPairs>
+void attend_block(const PackedSizes<kPairs>& sizes,
+                  const ForwardBuffers<kPairs>& buffers,
+                  size_t first_query_idx,
+                  size_t num_seen) {
+  const size_t head_words = sizes.head_words;
+  for (size_t key = 0; key < num_seen; key += kBlockKeys) {
+    const size_t num_keys = round_up(std::min(kBlockKeys, num_seen - key), kTileRows);
+    multiply<kPairs>({buffers.keys + key * head_words, head_words, 1, kPanel * head_words},
+                     {buffers.queries, head_words * kPanel},
+                     {.num_rows = num_keys,
+                      .num_panels = kQueryPanels,
+                      .num_words = head_words,
+                      .c_stride = kBlockQueries,
+                      .adds = false},
+                     buffers.running.scores);
+    soften<kPairs>(buffers.running, num_keys, key, first_query_idx, sizes.head_dim);
+    multiply<kPairs>(
+        {buffers.values + key / kNumbers<kPairs> * kPanel, 1, kPanel, sizes.key_words * kPanel},
+        {buffers.running.panels, kBlockKeys / kNumbers<kPairs> * kPanel},
+        {.num_rows = sizes.head_dim,
+         .num_panels = kQueryPanels,
+         .num_words = num_keys / kNumbers<kPairs>,
+         .c_stride = kBlockQueries,
+         .adds = key > 0},
+        buffers.running.out);
+  }
 }
 
 template <bool kPairs, typename T>
@@ -119,87 +171,42 @@ void attend_head(const AttentionForward& job,
                  size_t batch_idx,
                  size_t key_head,
                  Workspace& workspace) {
-  constexpr size_t kKeyWords = kBlockKeys / kNumbers<kPairs>;
   const AttentionShape& shape = job.shape;
   const PackedSizes<kPairs> sizes(shape);
   workspace.reset();
-  uint32_t* keys = workspace.take(sizes.keys * sizes.head_words);
-  uint32_t* value_rows = workspace.take(sizes.keys * sizes.head_words);
-  uint32_t* values = workspace.take(sizes.head_dim * sizes.key_words);
-  uint32_t* query_rows = workspace.take(kBlockQueries * sizes.head_words);
-  uint32_t* queries = workspace.take(kBlockQueries * sizes.head_words);
-  float* scratch = workspace.take_floats(kBlockQueries * kPanel);
-  const Running running{.scores = workspace.take_floats(kBlockKeys * kBlockQueries),
-                        .panels = workspace.take(kKeyWords * kBlockQueries),
-                        .out = workspace.take_floats(sizes.head_dim * kBlockQueries),
-                        .largest = workspace.take_floats(kBlockQueries),
-                        .sum = workspace.take_floats(kBlockQueries),
-                        .scale = kLog2E / std::sqrt(static_cast<float>(shape.head_dim))};
-  const auto rows_of = [&](const Heads& heads, size_t token, size_t head) {
-    return static_cast<const T*>(heads.data) + batch_idx * heads.batch_stride +
-           token * heads.token_stride + head * heads.head_stride;
-  };
-  pack_rows<kPairs>(rows_of(job.k, 0, key_head),
-                    job.k.token_stride,
-                    shape.all_tokens,
-                    sizes.keys,
-                    shape.head_dim,
-                    sizes.head_words,
-                    keys);
-  pack_rows<kPairs>(rows_of(job.v, 0, key_head),
-                    job.v.token_stride,
-                    shape.all_tokens,
-                    sizes.keys,
-                    shape.head_dim,
-                    sizes.head_words,
-                    value_rows);
-  const size_t value_stride = sizes.key_words * kPanel;
-  pack_panels<kPairs>(value_rows, sizes.keys, sizes.head_dim, value_stride, values);
+  ForwardBuffers<kPairs> buffers(sizes, workspace);
+  buffers.running.scale = kLog2E / std::sqrt(static_cast<float>(shape.head_dim));
+  const auto pack = [&](const Heads& heads, size_t token, size_t head, RowCount count, uint32_t* to)
+                        HWY_ATTR {
+                          pack_rows<kPairs>(head_at<T>(heads, batch_idx, token, head),
+                                            heads.token_stride,
+                                            count,
+                                            shape.head_dim,
+                                            sizes.head_words,
+                                            to);
+                        };
+  pack(job.k, 0, key_head, {shape.all_tokens, sizes.keys}, buffers.keys);
+  pack(job.v, 0, key_head, {shape.all_tokens, sizes.keys}, buffers.value_rows);
+  pack_panels<kPairs>(
+      buffers.value_rows, sizes.keys, sizes.head_dim, sizes.key_words * kPanel, buffers.values);
 
   const size_t group = shape.heads / shape.key_heads;
   const size_t num_before = shape.all_tokens - shape.tokens;
   for (size_t head = key_head * group; head < (key_head + 1) * group; ++head) {
     for (size_t token = 0; token < shape.tokens; token += kBlockQueries) {
       const size_t num_queries = std::min(kBlockQueries, shape.tokens - token);
-      pack_rows<kPairs>(rows_of(job.q, token, head),
-                        job.q.token_stride,
-                        num_queries,
-                        kBlockQueries,
-                        shape.head_dim,
-                        sizes.head_words,
-                        query_rows);
-      transpose_queries(query_rows, sizes.head_words, queries);
-      const size_t num_seen = num_before + token + num_queries;
-      for (size_t key = 0; key < num_seen; key += kBlockKeys) {
-        const size_t num_keys = round_up(std::min(kBlockKeys, num_seen - key), kTileRows);
-        multiply<kPairs>(
-            {keys + key * sizes.head_words, sizes.head_words, 1, kPanel * sizes.head_words},
-            {queries, sizes.head_words * kPanel},
-            {.num_rows = num_keys,
-             .num_panels = kQueryPanels,
-             .num_words = sizes.head_words,
-             .c_stride = kBlockQueries,
-             .adds = false},
-            running.scores);
-        soften<kPairs>(running, num_keys, key, num_before + token, sizes.head_dim);
-        multiply<kPairs>({values + key / kNumbers<kPairs> * kPanel, 1, kPanel, value_stride},
-                         {running.panels, kKeyWords * kPanel},
-                         {.num_rows = sizes.head_dim,
-                          .num_panels = kQueryPanels,
-                          .num_words = num_keys / kNumbers<kPairs>,
-                          .c_stride = kBlockQueries,
-                          .adds = key > 0},
-                         running.out);
-      }
-      finish(running,
+      pack(job.q, token, head, {num_queries, kBlockQueries}, buffers.query_rows);
+      transpose_queries(buffers.query_rows, sizes.head_words, buffers.queries);
+      attend_block<kPairs>(sizes, buffers, num_before + token, num_before + token + num_queries);
+      finish(buffers.running,
              num_queries,
              sizes.head_dim,
              job.log_sum_exp + (batch_idx * shape.heads + head) * shape.tokens + token);
       store_transposed(
-          running.out,
+          buffers.running.out,
           num_queries,
           shape.head_dim,
-          scratch,
+          buffers.scratch,
           static_cast<T*>(job.out) +
               ((batch_idx * shape.tokens + token) * shape.heads + head) * shape.head_dim,
           shape.heads * shape.head_dim);
@@ -209,7 +216,7 @@ void attend_head(const AttentionForward& job,
 
 template <bool kPairs, typename T>
 void attend_range(const AttentionForward& job, size_t begin, size_t end) {
-  Workspace workspace(workspace_words(PackedSizes<kPairs>(job.shape)));
+  Workspace workspace(ForwardBuffers<kPairs>::num_words(PackedSizes<kPairs>(job.shape)));
   for (size_t idx = begin; idx < end; ++idx) {
     attend_head<kPairs, T>(job, idx / job.shape.key_heads, idx % job.shape.key_heads, workspace);
   }

@@ -1,0 +1,103 @@
+// The composites run where a chip has no kernel of its own; the CPU has all of them, so they are
+// called by name here and compared with the CPU's, which the other tests compare with their twins.
+#include <doctest/doctest.h>
+
+#include "chips/kernels/composite.h"
+#include "chips/kernels/registry.h"
+#include "chips/kernels_support.h"
+#include "chips/torch.h"
+
+namespace pelago::chips {
+namespace {
+
+// Both sides do f32 arithmetic in another order.
+bool is_close(const Tensor& actual, const Tensor& wanted) {
+  return actual.scalar_type() == wanted.scalar_type() && actual.sizes() == wanted.sizes() &&
+         distance(actual, values_of(wanted)) < 2e-5;
+}
+
+TEST_CASE("the composites of the layers equal the CPU's kernels") {
+  const Tensor x = random_tensor({2, 5, 48});
+  const Tensor residual = random_tensor({2, 5, 48}, at::kFloat, 1.0, 2);
+  const Tensor weight = random_tensor({48}, at::kFloat, 1.0, 3);
+  const auto [y, sum, inverse_rms] = ops::add_rms_norm(x, residual, weight, 1e-5);
+  const auto [y2, sum2, inverse_rms2] = composite::add_rms_norm(x, residual, weight, 1e-5);
+  CHECK(is_close(y2, y));
+  CHECK(is_close(sum2, sum));
+  CHECK(is_close(inverse_rms2, inverse_rms));
+  const auto [grad, grad_weight] = ops::rms_norm_backward(y, residual, sum, weight, inverse_rms);
+  const auto [grad2, grad_weight2] =
+      composite::rms_norm_backward(y, residual, sum, weight, inverse_rms);
+  CHECK(is_close(grad2, grad));
+  CHECK(is_close(grad_weight2, grad_weight));
+  CHECK(is_close(composite::swiglu(x), ops::swiglu(x)));
+  const Tensor grad_y = random_tensor({2, 5, 24});
+  CHECK(is_close(composite::swiglu_backward(grad_y, x), ops::swiglu_backward(grad_y, x)));
+  const Tensor heads = x.view({2, 5, 3, 16});
+  const Tensor angle = random_tensor({5, 8});
+  for (const bool backward : {false, true}) {
+    CHECK(is_close(composite::rope(heads, angle.cos(), angle.sin(), backward),
+                   ops::rope(heads, angle.cos(), angle.sin(), backward)));
+  }
+}
+
+TEST_CASE("the composites of attention equal the CPU's kernels") {
+  const Tensor q = random_tensor({2, 9, 4, 16});
+  const Tensor k = random_tensor({2, 13, 2, 16}, at::kFloat, 1.0, 2);
+  const Tensor v = random_tensor({2, 13, 2, 16}, at::kFloat, 1.0, 3);
+  const auto [out, log_sum_exp] = ops::attention(q, k, v);
+  const auto [out2, log_sum_exp2] = composite::attention(q, k, v);
+  CHECK(is_close(out2, out));
+  CHECK(is_close(log_sum_exp2, log_sum_exp));
+  const Tensor grad = random_tensor({2, 9, 4, 16}, at::kFloat, 1.0, 4);
+  const auto [grad_q, grad_k, grad_v] = ops::attention_backward(grad, q, k, v, out, log_sum_exp);
+  const auto [grad_q2, grad_k2, grad_v2] =
+      composite::attention_backward(grad, q, k, v, out, log_sum_exp);
+  CHECK(is_close(grad_q2, grad_q));
+  CHECK(is_close(grad_k2, grad_k));
+  CHECK(is_close(grad_v2, grad_v));
+}
+
+TEST_CASE("the composite of the loss equals the CPU's kernel, over two chunks") {
+  const Tensor hidden = random_tensor({530, 24});
+  const Tensor head = random_tensor({70, 24}, at::kFloat, 1.0, 2);
+  Tensor targets = at::arange(530, at::kLong).remainder(70);
+  targets[529] = -100;
+  const auto [loss, grad_hidden, grad_head] = ops::cross_entropy(hidden, head, targets, true);
+  const auto [loss2, grad_hidden2, grad_head2] =
+      composite::cross_entropy(hidden, head, targets, true);
+  CHECK(is_close(loss2, loss));
+  CHECK(is_close(grad_hidden2, grad_hidden));
+  CHECK(is_close(grad_head2, grad_head));
+}
+
+TEST_CASE("the composites of the optimizer equal the CPU's kernels") {
+  Tensor master = random_tensor({100}), m = at::zeros({100}), v = at::zeros({100});
+  Tensor weights = master.to(at::kBFloat16);
+  Tensor master2 = master.clone(), m2 = m.clone(), v2 = v.clone(), weights2 = weights.clone();
+  const Tensor grad = random_tensor({100}, at::kFloat, 1.0, 2);
+  const AdamWOptions options{.lr = 1e-2, .weight_decay = 0.1, .step = 3, .grad_scale = 0.5};
+  ops::adamw_(master, grad, m, v, weights, options);
+  composite::adamw_(master2,
+                    grad,
+                    m2,
+                    v2,
+                    weights2,
+                    options.lr,
+                    options.beta1,
+                    options.beta2,
+                    options.eps,
+                    options.weight_decay,
+                    options.step,
+                    options.grad_scale);
+  CHECK(is_close(master2, master));
+  CHECK(is_close(m2, m));
+  CHECK(is_close(v2, v));
+  CHECK(weights2.equal(master2.to(at::kBFloat16)));
+  composite::accumulate_(master2, weights2);
+  CHECK(distance(master2, values_of(master * 2)) < 1e-2);  // weights2 is bf16
+  CHECK(is_close(composite::sum_of_squares(grad), ops::sum_of_squares(grad)));
+}
+
+}  // namespace
+}  // namespace pelago::chips
