@@ -83,9 +83,9 @@ Check memory() {
   }
   Check check{.name = "memory",
               .text = fmt::format("{:.1f} GiB, {:.1f} GiB free", total_gib, available_gib)};
-  if (available_gib < 2) {  // the 10M model of the demo with four workers and two sites needs 2
+  if (available_gib < 2) {  // each worker holds libtorch, some 0.3 GiB, before any weight
     check.level = Check::kWarn;
-    check.remedy = "free some memory; the demo's two sites need about 2 GiB";
+    check.remedy = "free some memory, or start fewer workers on this machine";
   }
   return check;
 }

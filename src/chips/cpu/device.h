@@ -19,8 +19,8 @@ bool cpu_has(const std::string& flag);
 /// True if matmuls in bf16 have instructions of their own here.
 bool cpu_has_bf16();
 
-/// Freed memory stays with the process. A tensor of 16 MiB would otherwise be mapped, zeroed page
-/// by page and unmapped for each operator that makes one, which costs more than adding two of them.
+/// Freed memory stays with the process. glibc would map anything above 32 MiB anew, zero it page by
+/// page and unmap it: the sum of two f32 tensors of 64 MiB takes 6 ms so, instead of 36.
 void keep_freed_memory();
 
 }  // namespace pelago::chips
