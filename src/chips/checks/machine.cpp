@@ -83,7 +83,7 @@ Check memory() {
   }
   Check check{.name = "memory",
               .text = fmt::format("{:.1f} GiB, {:.1f} GiB free", total_gib, available_gib)};
-  if (available_gib < 2) {  // each worker holds libtorch, some 0.3 GiB, before any weight
+  if (available_gib < 2) {  // each worker holds libtorch, some 0.15 GiB, before any weight
     check.level = Check::kWarn;
     check.remedy = "free some memory, or start fewer workers on this machine";
   }
