@@ -13,6 +13,7 @@
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/files.h"
@@ -33,8 +34,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr double kBudgetS = 2.5;       // of timed steps, a device
-constexpr int kSmallMicrobatches = 1;  // the two sizes that the fit goes through
-constexpr int kLargeMicrobatches = 3;
+constexpr int kLargeMicrobatches = 2;  // the largest of the three steps that the fit goes through
 constexpr int kRepeatsMax = 5;
 constexpr double kChildTimeoutS = 120;  // a device slower than this cannot be of use to the job
 
@@ -100,10 +100,10 @@ class Timing {
   int64_t step_idx_ = 0;
 };
 
-/// The median of a few steps after one that warms up.
-StepTime median_step(Timing& timing, double budget_s) {
+/// The median of a few steps; the very first of a process warms up and does not count.
+StepTime median_step(Timing& timing, double budget_s, bool is_first) {
+  if (is_first) timing.time_step();
   const double deadline_s = steady_now_s() + budget_s;
-  timing.time_step();
   std::vector<StepTime> times;
   do {
     times.push_back(timing.time_step());
@@ -120,23 +120,28 @@ plan::DeviceProfile profile_with(const plan::JobConfig& job,
   const MemorySource tokens = made_up_tokens(job);
   const Tensor weights =
       model::initial_weights(job.model, Rng(static_cast<uint64_t>(job.train.seed)));
-  const int64_t small = kSmallMicrobatches * job.train.microbatch_sequences;
-  const int64_t large = kLargeMicrobatches * job.train.microbatch_sequences;
+  const int64_t whole = job.train.microbatch_sequences;
+  const int64_t part = std::max<int64_t>(1, whole / 4);
+  bool is_first = true;
   const auto time = [&](int64_t sequences, double budget_s) {
     Timing timing(job, name, sequences, device, tokens, weights);
-    return median_step(timing, budget_s);
+    return median_step(timing, budget_s, std::exchange(is_first, false));
   };
-  const StepTime small_step = time(small, kBudgetS * 0.3);
-  const StepTime large_step = time(large, kBudgetS * 0.7);
+  const double part_s = whole > part ? time(part, kBudgetS * 0.2).seconds : 0;
+  const double one_s = time(whole, kBudgetS * 0.3).seconds;
+  const StepTime large_step = time(kLargeMicrobatches * whole, kBudgetS * 0.5);
   plan::DeviceProfile profile;
   profile.device = name;
-  // Noise must not turn the slope of a real device around: at least half of a step is its
-  // sequences.
-  const double slope =
-      (large_step.seconds - small_step.seconds) / static_cast<double>(large - small);
-  profile.sequence_s = std::max(slope, 0.5 * large_step.seconds / static_cast<double>(large));
-  profile.step_s =
-      std::max(0.0, large_step.seconds - static_cast<double>(large) * profile.sequence_s);
+  // What a further microbatch costs; noise must not turn a real device's slopes around.
+  const double microbatch_s = std::max((large_step.seconds - one_s) / (kLargeMicrobatches - 1),
+                                       0.5 * large_step.seconds / kLargeMicrobatches);
+  const double all_sequences_s = whole > part ? (one_s - part_s) * static_cast<double>(whole) /
+                                                    static_cast<double>(whole - part)
+                                              : microbatch_s;
+  profile.sequence_s =
+      std::clamp(all_sequences_s, 0.1 * microbatch_s, microbatch_s) / static_cast<double>(whole);
+  profile.microbatch_s = microbatch_s - profile.sequence_s * static_cast<double>(whole);
+  profile.step_s = std::max(0.0, large_step.seconds - kLargeMicrobatches * microbatch_s);
   profile.host_busy_ratio = large_step.host_busy_s / large_step.seconds;
   profile.memory_bytes = device.stats().peak_bytes;
   profile.measured = true;

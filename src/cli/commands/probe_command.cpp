@@ -23,14 +23,18 @@ void run_probe(const ProbeArguments& arguments, const Globals& globals) {
     std::printf("%s\n", plan::to_json(*probe).c_str());
     return;
   }
-  std::printf(
-      "%-34s %12s %12s %12s %10s\n", "device", "ms/sequence", "ms/step", "tokens/s", "host busy");
+  std::printf("%-34s %12s %14s %12s %10s\n",
+              "device",
+              "ms/sequence",
+              "ms/microbatch",
+              "ms/step",
+              "host busy");
   for (const auto& [name, profile] : probe->devices) {
-    std::printf("%-34s %12.2f %12.2f %12.0f %9.0f%%\n",
+    std::printf("%-34s %12.2f %14.2f %12.2f %9.0f%%\n",
                 name.c_str(),
                 1e3 * profile.sequence_s,
+                1e3 * profile.microbatch_s,
                 1e3 * profile.step_s,
-                static_cast<double>(setup.job.data.sequence_length) / profile.sequence_s,
                 100 * profile.host_busy_ratio);
   }
   std::printf("written to %s; use it with `pelago plan --probe %s`\n",

@@ -27,8 +27,8 @@ constexpr double kCoreBytesPerSecond = 8e9;
 constexpr double kOperatorsPerLayer = 180;
 constexpr double kOperatorsBeside = 40;
 constexpr double kOperatorsPerStep = 20;
-// What an accelerator needs to start an operator that the host has queued: 3 to 10 us are usual.
-constexpr double kLaunchS = 5e-6;
+// The gap between two operators of a full queue; the emulator charges as much.
+constexpr double kLaunchS = 2e-6;
 
 Roofline roofline(const JobConfig& job, double flops, double bytes_per_second, double launch_s) {
   const auto tokens = static_cast<double>(job.data.sequence_length);
