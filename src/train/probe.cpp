@@ -200,7 +200,10 @@ plan::DeviceProfile probe_in_child(const plan::JobConfig& job,
   ChildProcess child(options);
   ::close(file);
   if (!child.wait(kChildTimeoutS)) {
-    fail("{}: no answer from its probe within {} s", device.device, kChildTimeoutS);
+    fail("{}: no answer from its probe within {} s: shrink the job, lower emulation.slowdown if the "
+         "device is emulated, or plan from the catalogue with --no-probe",
+         device.device,
+         kChildTimeoutS);
   }
   if (child.exit_code() != kExitDone) {
     std::string words = read_text_file(log);
