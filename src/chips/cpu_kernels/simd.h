@@ -13,3 +13,4 @@
 #endif
 // Not highway.h: a kernel file includes that after foreach_target.h, which would fail otherwise.
 #include <hwy/base.h>
+#include <hwy/targets.h>

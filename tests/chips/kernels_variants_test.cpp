@@ -1,7 +1,14 @@
-// The composites run where a chip has no kernel of its own; the CPU has all of them, so they are
-// called by name here and compared with the CPU's, which the other tests compare with their twins.
+// The kernels in the variants that this machine would not choose. The composites run where a chip
+// has no kernel of its own; the CPU has all of them, so they are called by name here and compared
+// with the CPU's, which the other tests compare with their twins. And Highway takes the best
+// instruction set; here it is made to take each of the others.
 #include <doctest/doctest.h>
 
+#include <span>
+#include <vector>
+
+#include "chips/cpu_kernels/simd.h"
+#include "chips/kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/kernels/registry.h"
 #include "chips/kernels_support.h"
@@ -97,6 +104,78 @@ TEST_CASE("the composites of the optimizer equal the CPU's kernels") {
   composite::accumulate_(master2, weights2);
   CHECK(distance(master2, values_of(master * 2)) < 1e-2);  // weights2 is bf16
   CHECK(is_close(composite::sum_of_squares(grad), ops::sum_of_squares(grad)));
+}
+
+/// Lets the kernels run on one instruction set, and on the best again at its end.
+class OnlyTarget {
+ public:
+  explicit OnlyTarget(int64_t target) { choose(target); }
+  ~OnlyTarget() { choose(0); }
+
+ private:
+  static void choose(int64_t targets) {
+    hwy::SetSupportedTargetsForTest(targets);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  }
+};
+
+/// Results and gradients of every kernel of the model, end to end.
+std::vector<Tensor> run_all_kernels(c10::ScalarType dtype) {
+  const Tensor x = random_tensor({2, 40, 4 * 20}, dtype, 1.0, 1).requires_grad_();
+  const Tensor weight = random_tensor({80}, dtype, 1.0, 2).requires_grad_();
+  const Tensor angle = random_tensor({40, 10}, at::kFloat, 1.0, 3);
+  const auto [y, sum] = add_rms_norm(x, x, weight, 1e-6);
+  const Tensor q = apply_rope(y.view({2, 40, 4, 20}), angle.cos(), angle.sin());
+  const Tensor k = rms_norm(q.slice(2, 0, 2), weight.slice(0, 0, 20), 1e-6);
+  const Tensor out = attention(q, k, k).view({80, 80});
+  const Tensor hidden = swiglu(out);  // [80,40]
+  const Tensor head = random_tensor({77, 40}, dtype, 1.0, 4);
+  const Tensor loss = cross_entropy_sum(hidden, head, at::arange(80, at::kLong).remainder(77));
+  loss.backward();
+  Tensor master = weight.detach().to(at::kFloat);
+  Tensor m = at::zeros({80}), v = at::zeros({80}), weights = master.to(dtype);
+  accumulate(m, weight.grad());
+  adamw_step(master, m.clone(), m, v, weights, {.lr = 1e-2});
+  return {y.detach(), out.detach(), loss.detach(), x.grad(), weight.grad(), master};
+}
+
+TEST_CASE("every instruction set of this machine computes the same up to rounding") {
+  const std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const std::vector<Tensor> wanted = run_all_kernels(dtype);
+    for (const int64_t target : targets) {
+      CAPTURE(hwy::TargetName(target));
+      CAPTURE(c10::toString(dtype));
+      const OnlyTarget only(target);
+      const std::vector<Tensor> actual = run_all_kernels(dtype);
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        CAPTURE(i);
+        // A chain of six kernels: each rounds its results, and later ones amplify that.
+        CHECK(distance(actual[i], values_of(wanted[i])) < 10 * tolerance_of(dtype));
+      }
+    }
+  }
+}
+
+TEST_CASE("every instruction set sums squares and quantises to the same bits") {
+  const Tensor values = random_tensor({5003});
+  const std::span<const float> numbers(values.data_ptr<float>(), 5003);
+  const double wanted = sum_of_squares(values);
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    CAPTURE(hwy::TargetName(target));
+    for (const int bits : {4, 8}) {
+      const QuantisedVector best = quantise(numbers, bits);
+      std::vector<float> best_out(5003), out(5003);
+      dequantise(best, best_out);
+      const OnlyTarget only(target);
+      const QuantisedVector quantised = quantise(numbers, bits);
+      CHECK(quantised.payload == best.payload);
+      CHECK(quantised.scales == best.scales);
+      dequantise(quantised, out);
+      CHECK(out == best_out);
+      CHECK(sum_of_squares(values) == wanted);
+    }
+  }
 }
 
 }  // namespace
