@@ -22,12 +22,13 @@ constexpr double kOptimizerBytes = 34;
 constexpr double kCoreFlops = 50e9;
 constexpr double kCoreBytesPerSecond = 8e9;
 
-// Operators that libtorch starts for one layer of a microbatch, forward and backward, where the
-// kernels are composites, and beside the layers; then for the optimizer.
-constexpr double kOperatorsPerLayer = 180;
-constexpr double kOperatorsBeside = 40;
+// Operators that are started for one layer of a microbatch, forward and backward, beside the
+// layers, and for the optimizer, where each of chips/kernels.h is one. Fitted to probes of the 10m
+// preset on three emulated chips: about 180 in all.
+constexpr double kOperatorsPerLayer = 32;
+constexpr double kOperatorsBeside = 30;
 constexpr double kOperatorsPerStep = 20;
-// The gap between two operators of a full queue; the emulator charges as much.
+// What an accelerator spends on starting an operator that the host has queued well ahead.
 constexpr double kLaunchS = 2e-6;
 
 Roofline roofline(const JobConfig& job, double flops, double bytes_per_second, double launch_s) {
