@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -40,8 +41,15 @@ constexpr double kChildTimeoutS = 120;  // a device slower than this cannot be o
 
 struct StepTime {
   double seconds = 0;
-  double host_busy_s = 0;
+  double host_cpu_s = 0;     // of this process, all threads
+  double device_busy_s = 0;  // emulated: what the chip would have needed; real: 0
 };
+
+double process_cpu_s() {
+  timespec time{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
 
 /// A site of one device that takes num_sequences a step.
 TrainerOptions alone(const plan::JobConfig& job, const std::string& device, int64_t sequences) {
@@ -86,11 +94,13 @@ class Timing {
   }
 
   StepTime time_step() {
-    const double busy_before_s = device_->stats().host_busy_s;
+    const double device_before_s = device_->stats().device_busy_s;
+    const double cpu_before_s = process_cpu_s();
     const double begin_s = steady_now_s();
     trainer_.step(step_idx_++);
     return {.seconds = steady_now_s() - begin_s,
-            .host_busy_s = device_->stats().host_busy_s - busy_before_s};
+            .host_cpu_s = process_cpu_s() - cpu_before_s,
+            .device_busy_s = device_->stats().device_busy_s - device_before_s};
   }
 
  private:
@@ -142,7 +152,9 @@ plan::DeviceProfile profile_with(const plan::JobConfig& job,
       std::clamp(all_sequences_s, 0.1 * microbatch_s, microbatch_s) / static_cast<double>(whole);
   profile.microbatch_s = microbatch_s - profile.sequence_s * static_cast<double>(whole);
   profile.step_s = std::max(0.0, large_step.seconds - kLargeMicrobatches * microbatch_s);
-  profile.host_busy_ratio = large_step.host_busy_s / large_step.seconds;
+  // Against the chip's own time, not the clock's: a host that is too slow stretches the clock.
+  profile.host_busy_ratio =
+      large_step.device_busy_s > 0 ? large_step.host_cpu_s / large_step.device_busy_s : 0;
   profile.memory_bytes = device.stats().peak_bytes;
   profile.measured = true;
   return profile;
@@ -200,10 +212,11 @@ plan::DeviceProfile probe_in_child(const plan::JobConfig& job,
   ChildProcess child(options);
   ::close(file);
   if (!child.wait(kChildTimeoutS)) {
-    fail("{}: no answer from its probe within {} s: shrink the job, lower emulation.slowdown if the "
-         "device is emulated, or plan from the catalogue with --no-probe",
-         device.device,
-         kChildTimeoutS);
+    fail(
+        "{}: no answer from its probe within {} s: shrink the job, lower emulation.slowdown if the "
+        "device is emulated, or plan from the catalogue with --no-probe",
+        device.device,
+        kChildTimeoutS);
   }
   if (child.exit_code() != kExitDone) {
     std::string words = read_text_file(log);

@@ -100,6 +100,13 @@ void refuse_other_job(const fs::path& run, const plan::JobConfig& job) {
 }  // namespace
 
 void take_vocabulary(plan::JobConfig& job) {
+  if (!fs::exists(fs::path(job.data.dir) / "dataset.json")) {
+    fail_usage(
+        "data.dir = \"{}\": there is no dataset; make one with `pelago data build --from DIR --out "
+        "{}`",
+        job.data.dir,
+        job.data.dir);
+  }
   const auto tokenizer = data::Tokenizer::read(fs::path(job.data.dir) / "tokenizer.json");
   job.model.vocab_size = tokenizer.vocab_size();
   job.model.eos_token_id = tokenizer.end_of_text();

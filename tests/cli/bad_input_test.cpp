@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "cli/program.h"
+#include "cli/small_run.h"
 
 namespace pelago::testing {
 namespace {

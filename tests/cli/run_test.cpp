@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "cli/program.h"
+#include "cli/small_run.h"
 
 namespace pelago::testing {
 namespace {
@@ -32,7 +32,8 @@ TEST_CASE("the same seed, plan and chips give the same losses bit for bit, and a
   CHECK(std::stod(curve.back()) < std::stod(curve.front()));
   CHECK(fs::exists(run_dir / "model" / "model.safetensors"));
 
-  Program second(scratch.path(), train("one.toml", {"--fresh"}));
+  fs::remove_all(run_dir);
+  Program second(scratch.path(), train("one.toml"));
   REQUIRE(second.wait_for([&] { return reached(run_dir, "room", 13); }, 60));
   ::kill(-second.pid(), SIGKILL);
   REQUIRE(second.wait().exit_code == 128 + SIGKILL);  // the fault fired
@@ -51,7 +52,8 @@ TEST_CASE("SIGTERM saves a checkpoint and leaves, and a resumed run ends with th
   const auto guizhou = loss_curve(run_dir, "guizhou");
   REQUIRE(lingang.size() == 24);
 
-  Program second(scratch.path(), train("two.toml", {"--fresh"}));
+  fs::remove_all(run_dir);
+  Program second(scratch.path(), train("two.toml"));
   REQUIRE(second.wait_for([&] { return reached(run_dir, "lingang", 6); }, 60));
   second.signal(SIGTERM);
   const Ended stopped = second.wait();

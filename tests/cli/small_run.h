@@ -1,0 +1,104 @@
+// A run small enough for a test: a corpus that a small model can learn a little of, a job, two
+// fleets.
+#pragma once
+
+#include "cli/program.h"
+
+namespace pelago::testing {
+
+/// A corpus of text that a small model can learn a little of, and a job over it.
+inline void write_corpus(const fs::path& folder) {
+  uint64_t state = 7;
+  for (int file = 0; file < 60; ++file) {
+    std::string text;
+    for (int line = 0; line < 60; ++line) {
+      state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+      const auto draw = static_cast<unsigned>(state >> 33);
+      text += fmt::format(
+          "static inline int field_{}(const struct node *n) {{ return n->value[{}] + {}; }}\n",
+          draw % 97,
+          draw % 13,
+          file);
+    }
+    write_all(folder / "corpus" / fmt::format("part_{}.h", file), text);
+  }
+}
+
+inline const char* kJob = R"(
+name = "test"
+[model]
+preset = "1m"
+hidden_size = 64
+intermediate_size = 128
+num_hidden_layers = 2
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 32
+[data]
+dir = "data"
+sequence_length = 32
+[train]
+steps = 24
+batch_sequences = 8
+microbatch_sequences = 4
+lr = 2e-3
+warmup_steps = 4
+eval_every_steps = 12
+eval_sequences = 8
+checkpoint_every_steps = 8
+[sites]
+inner_steps = 8
+fragments = 2
+overlap_steps = 1
+)";
+
+inline const char* kOneSite = R"(
+[emulation]
+slowdown = 200
+[[site]]
+name = "room"
+[[site.device]]
+device = "emulated:a100"
+[[site.device]]
+device = "emulated:h20"
+)";
+
+inline const char* kTwoSites = R"(
+[emulation]
+slowdown = 200
+[[site]]
+name = "lingang"
+[[site.device]]
+device = "emulated:a100"
+[[site]]
+name = "guizhou"
+[[site.device]]
+device = "emulated:910b"
+[[link]]
+between = ["lingang", "guizhou"]
+bandwidth_mbit_s = 200
+rtt_ms = 5
+emulate = true
+)";
+
+/// A folder with a corpus, its dataset in data/, job.toml, one.toml and two.toml.
+inline void prepare(const fs::path& folder) {
+  write_corpus(folder);
+  write_all(folder / "job.toml", kJob);
+  write_all(folder / "one.toml", kOneSite);
+  write_all(folder / "two.toml", kTwoSites);
+  const Ended built = run(folder,
+                          {"data",
+                           "build",
+                           "--from",
+                           "corpus",
+                           "--glob",
+                           "*.h",
+                           "--out",
+                           "data",
+                           "--vocab-size",
+                           "400"});
+  if (built.exit_code != 0) throw std::runtime_error("pelago data build: " + built.err);
+}
+
+}  // namespace pelago::testing
