@@ -90,7 +90,7 @@ std::string device_table(const Plan& plan) {
     std::string name = site.name;
     double tokens = static_cast<double>(site.batch_sequences * plan.sequence_length);
     for (const DevicePlan& device : site.devices) {
-      const bool is_slowest = device.predicted_step_s >= 0.99 * site.predicted_step_s;
+      const bool is_slowest = device.predicted_step_s >= site.predicted_step_s;
       columns.add({name,
                    device.device,
                    share(device.sequences, plan),
