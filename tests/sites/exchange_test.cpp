@@ -162,9 +162,10 @@ TEST_CASE("two sites send 0.5625 bytes a parameter at 4 bits") {
 }
 
 TEST_CASE("a slice of wrong length or with a scale not finite is refused") {
-  std::vector<float> out(128);
-  std::string payload = encode_slice(random_values(128, 5), 4);
+  std::vector<float> out(128), sent(128);
+  std::string payload = encode_slice(random_values(128, 5), 4, sent);
   CHECK(decode_slice(payload, 4, out));
+  CHECK(same_bits(out, sent));
   CHECK_FALSE(decode_slice(payload + "x", 4, out));
   CHECK_FALSE(decode_slice(payload.substr(1), 4, out));
   CHECK_FALSE(decode_slice("", 4, out));

@@ -2,14 +2,16 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "chips/kernels.h"
 
 namespace pelago::sites {
 
-std::string encode_slice(std::span<const float> values, int bits) {
+std::string encode_slice(std::span<const float> values, int bits, std::span<float> decoded) {
   if (values.empty()) return {};
   const chips::QuantisedVector quantised = chips::quantise(values, bits);
+  chips::dequantise(quantised, decoded);
   const size_t num_scale_bytes = quantised.scales.size() * sizeof(float);
   std::string payload(num_scale_bytes + quantised.payload.size(), '\0');
   if (num_scale_bytes > 0) std::memcpy(payload.data(), quantised.scales.data(), num_scale_bytes);
@@ -41,13 +43,18 @@ Status decode_slice(const std::string& payload, int bits, std::span<float> out) 
   }
   const auto* packed = reinterpret_cast<const uint8_t*>(payload.data());
   quantised.payload.assign(packed + num_scales * sizeof(float), packed + payload.size());
+  // A level is at most 127, so a scale below this bound makes no value that is not finite.
+  constexpr float kScaleMax = std::numeric_limits<float>::max() / 128;
   for (const float scale : quantised.scales) {
-    if (!std::isfinite(scale)) return Error{ErrorCode::kCorrupt, "slice with a scale not finite"};
+    if (!(std::abs(scale) <= kScaleMax)) {
+      return Error{ErrorCode::kCorrupt, "slice with a scale not finite"};
+    }
   }
   chips::dequantise(quantised, out);
-  for (const float value : out) {
-    if (!std::isfinite(value)) return Error{ErrorCode::kCorrupt, "slice with a value not finite"};
-  }
+  if (bits != 32) return ok();
+  bool all_finite = true;
+  for (const float value : out) all_finite &= std::isfinite(value);
+  if (!all_finite) return Error{ErrorCode::kCorrupt, "slice with a value not finite"};
   return ok();
 }
 

@@ -1,0 +1,232 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "sites/protocol/messages.h"
+#include "sites/protocol/round_machine.h"
+
+namespace pelago::sites {
+namespace {
+
+/// A coordinator of three sites that have all started, and what it said last.
+class StartedRun {
+ public:
+  StartedRun() : rounds_(options()) {
+    for (const char* site : kSites) say(site, hello());
+    for (const char* site : kSites) say(site, status(site, SitePhase::kReady));
+    for (const char* site : kSites) say(site, status(site, SitePhase::kTraining));
+    REQUIRE(rounds_.phase() == RoundMachine::RunPhase::kTraining);
+  }
+  static RoundOptions options() {
+    RoundOptions options;
+    options.sites = {"a", "b", "c"};
+    options.schedule = {.inner_steps = 8, .num_fragments = 2, .overlap_steps = 1, .num_steps = 40};
+    options.grace_s = 10;
+    options.heartbeat_s = 1;
+    options.exchange_s = 30;
+    return options;
+  }
+  static Hello hello() {
+    Hello hello;
+    hello.incarnation = 1;
+    hello.plan_hash = "plan";
+    return hello;
+  }
+  SiteStatus status(const std::string&, SitePhase phase) {
+    SiteStatus status;
+    status.incarnation = 1;
+    status.sequence = ++sequence_;
+    status.phase = phase;
+    status.applied = {-1, -1};
+    return status;
+  }
+  void say(const std::string& site, const Message& message) {
+    last_ = rounds_.on_message(site, message, now_s_);
+  }
+  void ready(const std::string& site, int64_t epoch = -1, const std::string& hash = "") {
+    SiteStatus status = this->status(site, SitePhase::kTraining);
+    status.exchanges.push_back(
+        {.exchange = 0, .tokens = 100, .begun_epoch = epoch, .hash = hash, .missing = {}});
+    say(site, status);
+  }
+  /// Lets time pass; the sites in `alive` send heartbeats.
+  void wait(double seconds, const std::string& alive) {
+    const auto keep = [&](RoundOutput output) {
+      std::erase_if(output.messages,
+                    [](const auto& sent) { return std::holds_alternative<Alive>(sent.second); });
+      if (!output.messages.empty()) last_ = std::move(output);
+    };
+    for (double waited = 0; waited < seconds; waited += 0.5) {
+      now_s_ += 0.5;
+      for (const char site : alive) {
+        keep(rounds_.on_message(std::string(1, site), Heartbeat{1}, now_s_));
+      }
+      keep(rounds_.on_tick(now_s_));
+    }
+  }
+  template <typename T>
+  const T* said() const {
+    for (const auto& [site, message] : last_.messages) {
+      if (const T* content = std::get_if<T>(&message)) return content;
+    }
+    return nullptr;
+  }
+  static std::string names(const std::vector<MemberShare>& members) {
+    std::string names;
+    for (const MemberShare& member : members) names += member.site;
+    return names;
+  }
+  RoundMachine& rounds() { return rounds_; }
+  const RoundOutput& last() const { return last_; }
+
+ private:
+  static constexpr const char* kSites[] = {"a", "b", "c"};
+  RoundMachine rounds_;
+  RoundOutput last_;
+  int64_t sequence_ = 0;
+  double now_s_ = 0;
+};
+
+TEST_CASE("an exchange begins once all are ready, not before") {
+  StartedRun run;
+  run.ready("c");
+  run.ready("a");
+  CHECK(run.said<Begin>() == nullptr);
+  run.ready("b");
+  REQUIRE(run.said<Begin>() != nullptr);
+  CHECK(StartedRun::names(run.said<Begin>()->members) == "abc");  // plan order, not that of arrival
+}
+
+TEST_CASE("a late site is waited for during the grace window and then left out") {
+  StartedRun run;
+  run.ready("a");
+  run.ready("b");
+  run.wait(9, "abc");
+  CHECK(run.said<Begin>() == nullptr);
+  run.wait(2, "abc");
+  REQUIRE(run.said<Begin>() != nullptr);
+  CHECK(StartedRun::names(run.said<Begin>()->members) == "ab");
+}
+
+TEST_CASE("a member that falls silent raises the epoch, and reports of the old one do not count") {
+  StartedRun run;
+  for (const char* site : {"a", "b", "c"}) run.ready(site);
+  const int64_t epoch = run.said<Begin>()->epoch;
+  run.wait(6, "ab");
+  REQUIRE(run.said<Begin>() != nullptr);
+  CHECK(run.said<Begin>()->epoch > epoch);
+  CHECK(StartedRun::names(run.said<Begin>()->members) == "ab");
+  run.ready("a", epoch, "hash");
+  run.ready("b", epoch, "hash");
+  CHECK(run.rounds().num_commits() == 0);
+  CHECK(run.rounds().num_refused() == 2);
+}
+
+TEST_CASE("a commit is handed to the journal with the messages that tell of it, and only once") {
+  StartedRun run;
+  for (const char* site : {"a", "b", "c"}) run.ready(site);
+  const int64_t epoch = run.said<Begin>()->epoch;
+  run.ready("a", epoch, "hash");
+  run.ready("b", epoch, "hash");
+  CHECK(run.last().commits.empty());
+  run.ready("c", epoch, "hash");
+  REQUIRE(run.last().commits.size() == 1);
+  CHECK(run.said<Commit>() != nullptr);
+  run.ready("c", epoch, "hash");
+  CHECK(run.last().commits.empty());
+}
+
+TEST_CASE("a site whose result differs is named and is no donor") {
+  StartedRun run;
+  for (const char* site : {"a", "b", "c"}) run.ready(site);
+  const int64_t epoch = run.said<Begin>()->epoch;
+  run.ready("a", epoch, "other");
+  run.ready("b", epoch, "hash");
+  run.ready("c", epoch, "hash");
+  REQUIRE(run.said<Commit>() != nullptr);
+  CHECK(run.said<Commit>()->hash == "hash");
+  CHECK(run.said<Commit>()->donors.size() == 2);
+  CHECK(run.rounds().num_differing() == 1);
+}
+
+TEST_CASE("a member that never holds the result is left out after the exchange's limit") {
+  StartedRun run;
+  for (const char* site : {"a", "b", "c"}) run.ready(site);
+  const int64_t epoch = run.said<Begin>()->epoch;
+  run.ready("a", epoch, "hash");
+  run.ready("b", epoch, "hash");
+  run.wait(31, "abc");
+  REQUIRE(run.said<Begin>() != nullptr);
+  CHECK(StartedRun::names(run.said<Begin>()->members) == "ab");
+}
+
+TEST_CASE("a site with another plan is refused, and told what differs") {
+  StartedRun run;
+  Hello hello = StartedRun::hello();
+  hello.incarnation = 2;
+  hello.plan_hash = "another";
+  run.say("b", hello);
+  REQUIRE(run.said<Refused>() != nullptr);
+  CHECK(run.said<Refused>()->reason.find("plan.json (another)") != std::string::npos);
+  CHECK(run.said<Refused>()->exit_code == kExitUsage);
+}
+
+TEST_CASE("a site that starts anew joins at the next exchange not yet begun") {
+  StartedRun run;
+  for (const char* site : {"a", "b", "c"}) run.ready(site);
+  Hello hello = StartedRun::hello();
+  hello.incarnation = 2;
+  run.say("c", hello);
+  REQUIRE(run.said<Welcome>() != nullptr);
+  CHECK(run.said<Welcome>()->mode == StartMode::kJoin);
+  CHECK(run.said<Welcome>()->first_exchange == 1);  // 0 has begun
+  CHECK(run.said<Welcome>()->start_step == 5);      // after the merge of exchange 0
+  CHECK(run.said<Welcome>()->donors.size() == 2);
+}
+
+TEST_CASE("resuming goes back to the newest checkpoint that all have with the same weights") {
+  RoundOptions options = StartedRun::options();
+  options.sites = {"a", "b"};
+  options.resume = true;
+  RoundMachine rounds(options);
+  Hello a = StartedRun::hello(), b = StartedRun::hello();
+  a.checkpoints = {{.step = 10, .hash = "x"}, {.step = 20, .hash = "y"}, {.step = 30, .hash = "z"}};
+  b.checkpoints = {{.step = 10, .hash = "x"}, {.step = 20, .hash = "y"}, {.step = 30, .hash = "?"}};
+  rounds.on_message("a", a, 0);
+  const RoundOutput output = rounds.on_message("b", b, 0);
+  REQUIRE(output.messages.size() == 2);
+  CHECK(std::get<Welcome>(output.messages[0].second).start_step == 20);
+  CHECK(std::get<Welcome>(output.messages[0].second).first_exchange == 4);
+
+  RoundMachine without(options);
+  b.checkpoints.clear();
+  without.on_message("a", a, 0);
+  without.on_message("b", b, 0);
+  REQUIRE(without.failure());
+  CHECK(without.failure()->find("no good checkpoint that all sites have") != std::string::npos);
+}
+
+TEST_CASE("a coordinator that did not run for a while blames nobody for the silence") {
+  StartedRun run;
+  run.rounds().on_tick(1);
+  const RoundOutput after = run.rounds().on_tick(100);
+  CHECK(after.events.empty());
+}
+
+TEST_CASE("messages survive the way over the line, and nonsense does not") {
+  const Begin begin{
+      .exchange = 3, .epoch = 7, .members = {{.site = "a", .address = "127.0.0.1:1", .tokens = 5}}};
+  const auto back = decode(encode("a", begin));
+  REQUIRE(back);
+  CHECK(std::get<Begin>(*back).members[0].tokens == 5);
+  const auto slice = decode(encode("a", Slice{.exchange = 1, .payload = std::string(3, '\0')}));
+  CHECK(std::get<Slice>(*slice).payload.size() == 3);
+  CHECK_FALSE(decode({.from = "a", .kind = 999, .head = "{}", .payload = ""}));
+  CHECK_FALSE(decode({.from = "a", .kind = 7, .head = "{}", .payload = ""}));
+  CHECK_FALSE(decode({.from = "a", .kind = 7, .head = "nonsense", .payload = ""}));
+  CHECK_FALSE(decode({.from = "a", .kind = 7, .head = R"({"exchange":"x"})", .payload = ""}));
+}
+
+}  // namespace
+}  // namespace pelago::sites
