@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <exception>
 
+#include "base/config.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/commands/commands.h"
@@ -35,6 +36,24 @@ int report(const std::string& message, int exit_code) {
   return exit_code;
 }
 
+// CLI11 answers an unknown command with "a subcommand is required", which names nothing.
+void refuse_unknown_command(const CLI::App& app, int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word.empty() || word[0] == '-') continue;
+    std::vector<std::string> names;
+    for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+      if (command->get_name() == word) return;
+      if (!command->get_group().empty()) names.push_back(command->get_name());
+    }
+    const auto nearest = nearest_word(word, names);
+    fail_usage("no command is called {}; {}",
+               word,
+               nearest ? fmt::format("did you mean {}?", *nearest)
+                       : fmt::format("there are {}", fmt::join(names, ", ")));
+  }
+}
+
 int run(int argc, char** argv) {
   CLI::App app{
       "pelago trains one model on whatever accelerators there are: unlike chips in one room, many "
@@ -61,6 +80,7 @@ int run(int argc, char** argv) {
              : globals.quiet ? LogLevel::kWarn
                              : LogLevel::kInfo);
   });
+  refuse_unknown_command(app, argc, argv);
   try {
     app.parse(argc, argv);
     return kExitDone;

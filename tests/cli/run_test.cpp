@@ -100,9 +100,14 @@ TEST_CASE("Ctrl-C twice ends everything at once and leaves no process and no hal
   const Scratch scratch("interrupt");
   prepare(scratch.path());
   const fs::path run_dir = scratch.path() / "runs" / "test";
-  Program program(scratch.path(), train("two.toml", {"--set", "train.steps=400"}));
+  Program program(
+      scratch.path(),
+      train("two.toml", {"--set", "train.steps=400", "--set", "emulation.slowdown=4000"}));
   REQUIRE(program.wait_for([&] { return reached(run_dir, "lingang", 4); }, 60));
   program.signal(SIGINT);
+  // Two signals at once would count as one.
+  REQUIRE(program.wait_for(
+      [&] { return program.err_so_far().find("stop_requested") != std::string::npos; }, 30));
   program.signal(SIGINT);
   const Ended ended = program.wait();
   CHECK(ended.exit_code != 0);

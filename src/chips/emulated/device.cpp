@@ -18,10 +18,6 @@ namespace {
 // a training step keeps the queue full.
 constexpr double kLaunchS = 2e-6;
 
-// PCIe 4 x16 between host and card, as large copies reach it; the cards of the catalogue have that
-// or better, but for those whose copies nobody measured.
-constexpr double kHostLinkBytesPerS = 25e9;
-
 // f32 matmuls where no figure is published. Elsewhere in the catalogue f32 has 1/4 (910B, MLU370)
 // to 1/16 (A100) of the 16-bit peak.
 constexpr double kF32ShareOf16Bit = 1.0 / 8;
@@ -89,7 +85,9 @@ emulator::Settings settings_for(const Chip& chip, const EmulationOptions& option
   settings.gemm_32bit_flop_s =
       chip.fp32_tflops ? *chip.fp32_tflops * 1e12 : kF32ShareOf16Bit * gemm_flop_s;
   settings.memory_bytes_per_s = chip.memory_gb_s * 1e9;
-  settings.host_link_bytes_per_s = kHostLinkBytesPerS;
+  // Reductions are staged through the host here; on the chip they would use its own links while it
+  // computes. Until the emulator knows those links, such a copy is charged as memory traffic.
+  settings.host_link_bytes_per_s = settings.memory_bytes_per_s;
   settings.launch_s = kLaunchS;
   settings.slowdown = options.slowdown;
   return settings;

@@ -80,6 +80,7 @@ class Printer {
       const size_t at = pending_.find(stop);
       if (at == std::string::npos) continue;
       emit(at);
+      pending_.clear();
       return false;
     }
     emit(pending_.size() - held_back());
