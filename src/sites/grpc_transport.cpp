@@ -15,6 +15,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/threads.h"
+#include "sites/transport/frame_assembly.h"
 #include "wire.grpc.pb.h"
 
 namespace pelago::sites {
@@ -199,50 +200,6 @@ class PeerLine {
   std::jthread thread_;  // last: it uses everything above
 };
 
-/// Puts the chunks of one stream together. What comes is believed only after it was checked.
-class FrameAssembly {
- public:
-  FrameAssembly(std::vector<std::string> identities, int64_t frame_bytes_max)
-      : identities_(std::move(identities)), frame_bytes_max_(frame_bytes_max) {}
-
-  /// A whole frame, nothing yet, or why the stream is refused.
-  Result<std::optional<Frame>> add(wire::Chunk& chunk) {
-    if (!frame_) {
-      const bool is_known =
-          std::find(identities_.begin(), identities_.end(), chunk.from()) != identities_.end();
-      if (!is_known) {
-        return Error{ErrorCode::kRefused,
-                     fmt::format("a peer says it is {}, its certificate does not", chunk.from())};
-      }
-      if (chunk.payload_bytes() > static_cast<uint64_t>(frame_bytes_max_)) {
-        return Error{ErrorCode::kRefused,
-                     fmt::format("a frame of {} bytes, at most {} are taken",
-                                 chunk.payload_bytes(),
-                                 frame_bytes_max_)};
-      }
-      frame_.emplace(Frame{.from = chunk.from(),
-                           .kind = chunk.kind(),
-                           .head = std::move(*chunk.mutable_head()),
-                           .payload = {}});
-      num_bytes_ = chunk.payload_bytes();
-      frame_->payload.reserve(num_bytes_);
-    }
-    frame_->payload += chunk.payload();
-    const bool fits = chunk.last()
-                          ? frame_->payload.size() == num_bytes_
-                          : frame_->payload.size() < num_bytes_ && !chunk.payload().empty();
-    if (!fits) return Error{ErrorCode::kCorrupt, "a frame whose chunks do not add up"};
-    if (!chunk.last()) return std::optional<Frame>();
-    return std::exchange(frame_, std::nullopt);
-  }
-
- private:
-  std::vector<std::string> identities_;
-  int64_t frame_bytes_max_;
-  std::optional<Frame> frame_;
-  size_t num_bytes_ = 0;
-};
-
 class Receiver final : public wire::Line::Service {
  public:
   Receiver(BoundedQueue<Arrival>& inbox, int64_t frame_bytes_max)
@@ -260,7 +217,13 @@ class Receiver final : public wire::Line::Service {
     grpc::Status status = grpc::Status::OK;
     wire::Chunk chunk;
     while (reader->Read(&chunk)) {
-      Result<std::optional<Frame>> frame = assembly.add(chunk);
+      Result<std::optional<Frame>> frame =
+          assembly.add({.from = chunk.from(),
+                        .kind = chunk.kind(),
+                        .head = chunk.head(),
+                        .frame_payload_bytes = chunk.payload_bytes(),
+                        .payload = chunk.payload(),
+                        .last = chunk.last()});
       if (!frame) {
         log_warn("line refused peer={} reason=\"{}\"", context->peer(), frame.error().message);
         status = grpc::Status(grpc::StatusCode::PERMISSION_DENIED, frame.error().message);

@@ -10,6 +10,7 @@
 #include "sites/journal.h"
 #include "sites/tls.h"
 #include "sites/transport/emulated_line.h"
+#include "sites/transport/frame_assembly.h"
 
 namespace pelago::sites {
 namespace {
@@ -151,6 +152,30 @@ TEST_CASE("a frame above the bound is refused before memory is taken") {
   a->set_address("b", b.address());
   a->send("b", {.from = "a", .kind = 1, .head = "", .payload = std::string(1001, 'x')});
   CHECK_FALSE(next_frame(b, 0.2));
+}
+
+TEST_CASE("chunks that do not add up to the frame they announce are refused") {
+  const FrameChunk first{.from = "a",
+                         .kind = 1,
+                         .head = "{}",
+                         .frame_payload_bytes = 4,
+                         .payload = "12",
+                         .last = false};
+  const auto after_first = [&](std::string_view payload, bool last) {
+    FrameAssembly assembly({"a", "localhost"}, 100);
+    const auto begun = assembly.add(first);
+    REQUIRE(begun);
+    REQUIRE_FALSE(begun.value());
+    return assembly.add({.from = "b", .payload = payload, .last = last});
+  };
+  const auto whole = after_first("34", true);
+  REQUIRE(whole);
+  CHECK(whole.value()->payload == "1234");
+  CHECK(whole.value()->from == "a");  // as the first chunk said, which was checked
+  CHECK_FALSE(after_first("345", true));
+  CHECK_FALSE(after_first("3", true));
+  CHECK_FALSE(after_first("34", false));
+  CHECK_FALSE(after_first("", false));  // would never end
 }
 
 TEST_CASE("a taken port is said so") {
