@@ -127,7 +127,7 @@ class EmulatedDevice final : public Device {
 
  private:
   std::string name_;
-  const Chip& chip_;  // in the catalogue, which outlives the device
+  const Chip chip_;  // a copy: a caller may open a device from a catalogue that it drops
   Plugin plugin_;
   int64_t memory_bytes_;
 };
