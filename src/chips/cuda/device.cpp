@@ -7,6 +7,7 @@
 #include <cctype>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "base/error.h"
@@ -20,13 +21,13 @@ class Cuda final : public Device {
       : name_(std::move(name)),
         device_idx_(device_idx),
         properties_(read_cuda_properties(device_idx)),
-        chip_(match_chip(catalogue, properties_)) {}
+        chip_(copy_of(match_chip(catalogue, properties_))) {}
 
   c10::Device torch_device() const override {
     return {c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device_idx_)};
   }
   const std::string& name() const override { return name_; }
-  const Chip* chip() const override { return chip_; }
+  const Chip* chip() const override { return chip_ ? &*chip_ : nullptr; }
   /// bf16 came with compute capability 8.0.
   c10::ScalarType training_dtype() const override {
     return properties_.compute_major >= 8 ? c10::kBFloat16 : c10::kHalf;
@@ -37,10 +38,14 @@ class Cuda final : public Device {
   int64_t memory_bytes() const override { return properties_.memory_bytes; }
 
  private:
+  static std::optional<Chip> copy_of(const Chip* chip) {
+    return chip == nullptr ? std::nullopt : std::optional<Chip>(*chip);
+  }
+
   std::string name_;
   int device_idx_;
   CudaProperties properties_;
-  const Chip* chip_;  // in the catalogue, which outlives the device
+  const std::optional<Chip> chip_;  // a copy: a caller may drop the catalogue; empty if unknown
 };
 
 /// "NVIDIA A100-SXM4-80GB" -> {"nvidia", "a100", "sxm4", "80gb"}.
