@@ -9,7 +9,10 @@
 #include "base/error.h"
 #include "sites/agent.h"
 #include "sites/launch.h"
+#include "sites/process/site_checkpoint.h"
 #include "sites/tls.h"
+#include "train/checkpoint.h"
+#include "train/single_site.h"
 
 namespace pelago::cli {
 
@@ -63,6 +66,28 @@ void show_event(LiveLine& line, const std::string& name, const std::string& fiel
   line.print_below(fmt::format("{} {}", name, fields_json));
 }
 
+// Every site that reached the last step holds the same global weights: the first such site gives
+// them.
+void export_global_model(const train::RunFolder& folder,
+                         const Setup& setup,
+                         const plan::Plan& plan,
+                         int64_t last_step) {
+  for (const plan::SitePlan& site : plan.sites) {
+    const auto checkpoint =
+        train::checkpoint_path(folder.site_dir(site.name) / "checkpoints", last_step);
+    if (!std::filesystem::exists(checkpoint) || !train::verify_checkpoint(checkpoint).empty())
+      continue;
+    const std::vector<float> weights = sites::read_global_weights(checkpoint);  // [N]
+    train::export_model(folder.path(), setup.job, weights);
+    return;
+  }
+  fail(
+      "{}: no site has a good checkpoint of step {}, so no model was exported; `pelago export` "
+      "takes an older one",
+      folder.path().string(),
+      last_step);
+}
+
 }  // namespace
 
 ManySitesOutcome train_many_sites(const train::RunFolder& folder,
@@ -104,6 +129,7 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
   }
   total.bytes_per_parameter = values;
   view.set_line(total);
+  if (!summary.stopped) export_global_model(folder, setup, plan, summary.last_step);
   return {.stopped = summary.stopped, .last_step = summary.last_step};
 }
 

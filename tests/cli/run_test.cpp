@@ -51,6 +51,7 @@ TEST_CASE("SIGTERM saves a checkpoint and leaves, and a resumed run ends with th
   const auto lingang = loss_curve(run_dir, "lingang");
   const auto guizhou = loss_curve(run_dir, "guizhou");
   REQUIRE(lingang.size() == 24);
+  CHECK(fs::exists(run_dir / "model" / "model.safetensors"));
 
   fs::remove_all(run_dir);
   Program second(scratch.path(), train("two.toml"));
