@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "cli/event_line.h"
 #include "sites/agent.h"
 #include "sites/launch.h"
 #include "sites/process/site_checkpoint.h"
@@ -60,12 +61,6 @@ class LineMeter {
   std::map<std::string, Counter> counters_;
 };
 
-void show_event(LiveLine& line, const std::string& name, const std::string& fields_json) {
-  // Commits come every few seconds and are in events.jsonl; what a person must see are the others.
-  if (name == "commit" || name == "checkpoint") return;
-  line.print_below(fmt::format("{} {}", name, fields_json));
-}
-
 // Every site that reached the last step holds the same global weights: the first such site gives
 // them.
 void export_global_model(const train::RunFolder& folder,
@@ -112,7 +107,7 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
                                  report.bits_per_byte));
   };
   callbacks.on_event = [&](const std::string& name, const std::string& fields) {
-    show_event(line, name, fields);
+    if (const auto text = event_line(name, fields)) line.print_below(*text);
   };
   callbacks.on_line = [&](const sites::LineReport& report) { view.set_line(meter.take(report)); };
   const sites::ManySitesSummary summary = sites::run_many_sites(

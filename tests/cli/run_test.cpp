@@ -108,7 +108,7 @@ TEST_CASE("Ctrl-C twice ends everything at once and leaves no process and no hal
   program.signal(SIGINT);
   // Two signals at once would count as one.
   REQUIRE(program.wait_for(
-      [&] { return program.err_so_far().find("stop_requested") != std::string::npos; }, 30));
+      [&] { return program.err_so_far().find("stop requested") != std::string::npos; }, 30));
   program.signal(SIGINT);
   const Ended ended = program.wait();
   CHECK(ended.exit_code != 0);

@@ -10,6 +10,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "cli/commands/commands.h"
+#include "cli/event_line.h"
 #include "cli/many_sites.h"
 #include "cli/run_view.h"
 #include "cli/setup.h"
@@ -64,7 +65,7 @@ bool train_one_site(const train::RunFolder& folder,
                                  report.bits_per_byte));
   };
   callbacks.on_event = [&](const std::string& name, const std::string& fields) {
-    if (name != "checkpoint") line.print_below(fmt::format("{} {}", name, fields));
+    if (const auto text = event_line(name, fields)) line.print_below(*text);
   };
   const train::SingleSiteSummary summary =
       train::run_single_site(folder, plan, setup.job, stop_requests, resume, callbacks);

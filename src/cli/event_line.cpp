@@ -1,0 +1,21 @@
+#include "cli/event_line.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace pelago::cli {
+
+std::optional<std::string> event_line(const std::string& name, const std::string& fields_json) {
+  if (name == "commit" || name.rfind("checkpoint", 0) == 0) return std::nullopt;
+  std::string line = name;
+  std::replace(line.begin(), line.end(), '_', ' ');
+  const auto fields = nlohmann::json::parse(fields_json, nullptr, /*allow_exceptions=*/false);
+  if (!fields.is_object()) return line;
+  for (const auto& [key, value] : fields.items()) {
+    const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+    if (!text.empty()) line += " " + key + "=" + text;
+  }
+  return line;
+}
+
+}  // namespace pelago::cli
