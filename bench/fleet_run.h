@@ -57,7 +57,7 @@ class FleetBench {
   /// The slowdown at which emulating this fleet keeps `load` of the host's processors busy; leaves
   /// a probe of it in probe.json.
   double fit_slowdown(const std::string& fleet, double load) const {
-    constexpr double kFirst = 4000;
+    constexpr double kFirst = 1200;  // slow enough for a 10M model, fast enough to measure
     const auto probed = nlohmann::json::parse(call(fmt::format(
         "probe job.toml --fleet {} --set emulation.slowdown={} --json --quiet", fleet, kFirst)));
     double busy = 0;

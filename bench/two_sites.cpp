@@ -53,8 +53,8 @@ void measure(Report& report) {
   const double slowdown = bench.fit_slowdown("line.toml", 0.45);
   std::vector<double> with, without, ratios, waits;
   for (int turn = 0; turn < 3; ++turn) {
-    without.push_back(bench.train("noline.toml", slowdown, 36)["tokens_s"].get<double>());
-    const nlohmann::json run = bench.train("line.toml", slowdown, 36);
+    without.push_back(bench.train("noline.toml", slowdown, 24)["tokens_s"].get<double>());
+    const nlohmann::json run = bench.train("line.toml", slowdown, 24);
     with.push_back(run["tokens_s"].get<double>());
     waits.push_back(run["wait_line_ratio"].get<double>());
     ratios.push_back(with.back() / without.back());
