@@ -170,7 +170,7 @@ TEST_CASE("a look into the environment is found") {
 
 TEST_CASE("a path of one machine is found") {
   CHECK(check_local_paths("a", "cd /home/ada/pelago\n").size() == 1);
-  CHECK(check_local_paths("a", "\"/work/main\"").size() == 1);
+  CHECK(check_local_paths("a", "\"/root/pelago\"").size() == 1);
   CHECK(check_local_paths("a", "/usr/include and runs/home/x").empty());
 }
 

@@ -155,7 +155,7 @@ std::vector<Violation> check_environment(const SourceFile& file) {
 }
 
 std::vector<Violation> check_local_paths(const std::string& path, const std::string& text) {
-  static const std::regex pattern(R"((^|[^\w.$}~-])/(work|home|root|Users)/\w)");
+  static const std::regex pattern(R"((^|[^\w.$}~-])/(home|root|Users|mnt)/\w)");
   std::vector<Violation> violations;
   const std::vector<std::string> lines = lines_of(text);
   for (size_t i = 0; i < lines.size(); ++i) {
