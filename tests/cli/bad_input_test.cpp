@@ -173,7 +173,7 @@ void check(const std::vector<Case>& cases) {
       INFO(part);
       CHECK(line.find(part) != std::string::npos);
     }
-    CHECK(processes_with(scratch.path().string()).empty());
+    CHECK(processes_in(scratch.path()).empty());
   }
 }
 

@@ -128,6 +128,17 @@ inline std::vector<pid_t> processes_with(const std::string& text) {
   return found;
 }
 
+/// Processes that work in this folder: a run's children inherit it, so none may be left after the
+/// run.
+inline std::vector<pid_t> processes_in(const fs::path& folder) {
+  std::vector<pid_t> found;
+  for (const pid_t pid : processes_with("")) {
+    std::error_code gone;
+    if (fs::read_symlink(fmt::format("/proc/{}/cwd", pid), gone) == folder) found.push_back(pid);
+  }
+  return found;
+}
+
 /// The loss of each step of a site, exactly as written.
 inline std::vector<std::string> loss_curve(const fs::path& run, const std::string& site) {
   std::vector<std::string> curve;

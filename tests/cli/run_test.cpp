@@ -67,7 +67,7 @@ TEST_CASE("SIGTERM saves a checkpoint and leaves, and a resumed run ends with th
   REQUIRE(third.exit_code == 0);
   CHECK(loss_curve(run_dir, "lingang") == lingang);
   CHECK(loss_curve(run_dir, "guizhou") == guizhou);
-  CHECK(processes_with(scratch.path().string()).empty());
+  CHECK(processes_in(scratch.path()).empty());
 }
 
 TEST_CASE("a site that is killed is left out, comes back, and the run ends") {
@@ -93,11 +93,18 @@ TEST_CASE("a site that is killed is left out, comes back, and the run ends") {
   CHECK(ended.exit_code == 0);
   CHECK(before < 120);  // it was killed on the way
   CHECK(loss_curve(run_dir, "lingang").size() == 120);
-  CHECK(read_all(run_dir / "events.jsonl").find("restart") != std::string::npos);
-  CHECK(processes_with("--run-dir " + run_dir.string()).empty());
+  size_t num_joins = 0;
+  std::ifstream events(run_dir / "events.jsonl");
+  for (std::string line; std::getline(events, line);) {
+    const auto json = nlohmann::json::parse(line);
+    num_joins +=
+        json.value("event", "") == "site_joined" && json.value("site", "") == "guizhou" ? 1 : 0;
+  }
+  CHECK(num_joins >= 2);  // it came back
+  CHECK(processes_in(scratch.path()).empty());
 }
 
-TEST_CASE("Ctrl-C twice ends everything at once and leaves no process and no half checkpoint") {
+TEST_CASE("Ctrl-C twice ends everything at once and leaves no process") {
   const Scratch scratch("interrupt");
   prepare(scratch.path());
   const fs::path run_dir = scratch.path() / "runs" / "test";
@@ -105,6 +112,7 @@ TEST_CASE("Ctrl-C twice ends everything at once and leaves no process and no hal
       scratch.path(),
       train("two.toml", {"--set", "train.steps=400", "--set", "emulation.slowdown=4000"}));
   REQUIRE(program.wait_for([&] { return reached(run_dir, "lingang", 4); }, 60));
+  REQUIRE(processes_in(scratch.path()).size() > 4);  // the launcher, two agents, two workers
   program.signal(SIGINT);
   // Two signals at once would count as one.
   REQUIRE(program.wait_for(
@@ -112,7 +120,7 @@ TEST_CASE("Ctrl-C twice ends everything at once and leaves no process and no hal
   program.signal(SIGINT);
   const Ended ended = program.wait();
   CHECK(ended.exit_code != 0);
-  CHECK(processes_with("--run-dir").empty());
+  CHECK(processes_in(scratch.path()).empty());
 }
 
 TEST_CASE("a trained model generates the same text for the same seed and stops where it is told") {
