@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "chips/device.h"
 #include "chips/tensor.h"
 
 namespace pelago::chips {
@@ -32,10 +33,28 @@ class Collective {
   virtual void receive(std::span<std::byte> bytes, int from_rank, uint32_t tag) = 0;
   virtual void barrier() = 0;
 
-  /// Sums a contiguous f32 tensor [N] in place: on the CPU directly, else staged through the host.
-  void all_reduce_sum(Tensor& tensor);
+  /// A collective of some of the ranks, which count from 0 in the order given. Each of these ranks,
+  /// and nobody else, calls it; ranks that share several groups call for them in the same order.
+  /// The one it came from outlives it, and belongs to the same thread.
+  virtual std::unique_ptr<Collective> group(const std::vector<int>& ranks);
+
+  /// Tensors: contiguous, on the CPU or on the device of CollectiveOptions. Sums are f32 whatever
+  /// the dtype. `after`: what the tensor waits for on its device (Device::mark()); null: all given.
+  /// Replaces a tensor [N] of any float dtype by its sum over ranks.
+  virtual void all_reduce_sum(Tensor& tensor, const WorkMark& after = nullptr);
+  /// As all_reduce_sum, but only own_slice(N) of the tensor receives its sum.
+  virtual void reduce_scatter_sum(Tensor& tensor, const WorkMark& after = nullptr);
+  /// Every rank gives own_slice(N) of the tensor [N]; all receive all of it.
+  virtual void all_gather_slices(Tensor& tensor, const WorkMark& after = nullptr);
   /// Copies a contiguous tensor from one rank to all, whatever its dtype.
-  void broadcast(Tensor& tensor, int from_rank);
+  virtual void broadcast(Tensor& tensor, int from_rank);
+
+  /// Slice slice_idx of num_values cut over num_slices ranks, whose lengths differ by at most one.
+  struct Slice {
+    int64_t begin = 0, end = 0;
+  };
+  static Slice slice_of(int64_t num_values, int num_slices, int slice_idx);
+  Slice own_slice(int64_t num_values) const { return slice_of(num_values, num_ranks(), rank()); }
 
  private:
   Tensor staged(const Tensor& tensor);  // a flat host copy in the dtype of tensor
@@ -48,6 +67,7 @@ struct CollectiveOptions {
   std::filesystem::path
       rendezvous_dir;      // ranks leave their addresses here; empty at the start, one dir a start
   double timeout_s = 120;  // the longest silence that is not yet a failure
+  Device* device = nullptr;  // of device tensors, outlives the collective; null: the CPU's only
 };
 
 /// One rank needs no transport. More: UCX. Throws Failure if a rank does not come in time.

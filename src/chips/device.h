@@ -13,6 +13,7 @@
 #include <string>
 
 #include "chips/catalogue.h"
+#include "chips/tensor.h"
 
 namespace pelago::chips {
 
@@ -34,6 +35,19 @@ struct DeviceStats {
   int64_t used_bytes = 0;
 };
 
+/// A point in the work given to a device; null where everything given is done at once.
+using WorkMark = std::shared_ptr<void>;
+
+/// A copy to host memory that may still be under way. Keeps the tensor that is copied alive.
+class HostCopy {
+ public:
+  virtual ~HostCopy() = default;
+  virtual bool is_done() = 0;
+  /// Waits for the copy alone, not for work that the device was given later. Any thread may call
+  /// it.
+  virtual const Tensor& wait() = 0;  // on the host, contiguous, the shape and dtype of the original
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -47,6 +61,15 @@ class Device {
   virtual DeviceStats stats() const = 0;
   virtual void reset_stats() = 0;
   virtual int64_t memory_bytes() const = 0;  // that work may use; 0 if unknown
+
+  /// Everything given to the device until now.
+  virtual WorkMark mark() { return nullptr; }
+  /// Begins to copy a contiguous tensor as it is at the mark (null: now); the device goes on
+  /// computing meanwhile. Nobody may write to the tensor before wait() has returned.
+  virtual std::unique_ptr<HostCopy> start_copy_to_host(const Tensor& tensor, const WorkMark& after);
+  /// Begins to copy host memory to the device: work given later waits for it, the caller does not.
+  /// arrived_s: steady_now_s() when the bytes came to the host, which an emulated chip counts from.
+  virtual Tensor copy_to_device(const Tensor& host, double arrived_s);
 };
 
 /// The device keeps a pointer into the catalogue, which outlives it. One device other than cpu may
