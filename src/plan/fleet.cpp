@@ -92,10 +92,13 @@ std::string find_chip(const ConfigTable& table,
 }
 
 void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, FleetSite& site) {
-  std::string device, chip;
+  std::string device, chip, node;
+  std::vector<std::string> faults;
   int count = 1;
   table.read("device", device);
   table.read("chip", chip);
+  table.read("node", node);
+  table.read("faults", faults);
   table.read("count", count);
   const std::vector<int> cores = read_cores(table);
   table.refuse_unknown();
@@ -104,6 +107,9 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
   }
   if (count < 1 || count > 100'000) {
     fail_usage("{}: count = {} must be between 1 and 100000", table.where(), count);
+  }
+  if (!faults.empty() && !is_emulated(device)) {
+    fail_usage("{}: faults are for emulated devices, {} is a real one", table.where(), device);
   }
   NumberedDevice numbered;
   if (is_emulated(device)) {
@@ -114,7 +120,7 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
     if (!chip.empty()) chip = find_chip(table, chip, catalogue);
   }
   for (int i = 0; i < count; ++i) {
-    FleetDevice one{.device = device, .cores = {}, .chip = chip};
+    FleetDevice one{.device = device, .cores = {}, .node = node, .chip = chip, .faults = faults};
     if (!numbered.kind.empty()) one.device = fmt::format("{}:{}", numbered.kind, numbered.idx + i);
     if (!cores.empty()) {
       one.cores = deal_cores(cores, static_cast<size_t>(count), static_cast<size_t>(i), one.device);

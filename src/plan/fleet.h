@@ -16,8 +16,10 @@ struct FleetDevice {
   std::string device;      // "cpu", "cuda:0", "emulated:nvidia-h20" (canonical chip id)
   std::vector<int> cores;  // processors its worker is bound to; the reader fills round robin if
                            // fleet.toml is silent
+  std::string node;        // the machine it is in; devices without one are in the site's first
   std::string chip;  // catalogue id: of what is emulated, or what fleet.toml says a real device is;
                      // empty: not known, so that only a probe can tell its pace
+  std::vector<std::string> faults;  // emulated: what breaks and when ("wrong@op=120"), for tests
 };
 
 struct FleetSite {
@@ -46,6 +48,9 @@ struct FleetConfig {
 };
 
 bool is_emulated(std::string_view device);
+/// What must be equal for two devices to be of one kind: "cuda" of "cuda:1", all of
+/// "emulated:nvidia-h20".
+std::string kind_of_device(const std::string& device);
 /// "cpu" or emulated: it takes processors and memory of the machine that its worker runs on.
 bool runs_on_host(std::string_view device);
 

@@ -7,6 +7,7 @@
 
 #include "base/files.h"
 #include "plan/record.h"
+#include "plan/site_check.h"
 
 namespace pelago::plan {
 
@@ -30,17 +31,42 @@ void each_field(Visitor& visit, P& probe) {
   visit("devices", probe.devices);
 }
 
+template <typename Visitor, Like<MemoryPlan> P>
+void each_field(Visitor& visit, P& memory) {
+  visit("weights", memory.weights);
+  visit("gradients", memory.gradients);
+  visit("optimizer", memory.optimizer);
+  visit("activations", memory.activations);
+  visit("buffers", memory.buffers);
+}
+
 template <typename Visitor, Like<DevicePlan> P>
 void each_field(Visitor& visit, P& device) {
   visit("device", device.device);
+  visit("node", device.node);
   visit("cores", device.cores);
-  visit("sequences", device.sequences);
-  visit("microbatch", device.microbatch);
+  visit("faults", device.faults);
   visit("predicted_step_s", device.predicted_step_s);
   visit("predicted_tokens_s", device.predicted_tokens_s);
-  visit("predicted_memory_bytes", device.predicted_memory_bytes);
+  visit("predicted_memory", device.predicted_memory);
   visit("memory_bytes", device.memory_bytes);
   visit("measured", device.measured);
+}
+
+template <typename Visitor, Like<StagePlan> P>
+void each_field(Visitor& visit, P& stage) {
+  visit("first_block", stage.first_block);
+  visit("last_block", stage.last_block);
+  visit("ranks", stage.ranks);
+  visit("recompute", stage.recompute);
+}
+
+template <typename Visitor, Like<PipelinePlan> P>
+void each_field(Visitor& visit, P& pipeline) {
+  visit("sequences", pipeline.sequences);
+  visit("microbatch", pipeline.microbatch);
+  visit("predicted_step_s", pipeline.predicted_step_s);
+  visit("stages", pipeline.stages);
 }
 
 template <typename Visitor, Like<SitePlan> P>
@@ -52,6 +78,8 @@ void each_field(Visitor& visit, P& site) {
   visit("predicted_step_s", site.predicted_step_s);
   visit("bound_by", site.bound_by);
   visit("devices", site.devices);
+  visit("pipelines", site.pipelines);
+  visit("slice_optimizer", site.slice_optimizer);
 }
 
 template <typename Visitor, Like<FleetLink> P>
@@ -83,6 +111,7 @@ void each_field(Visitor& visit, P& plan) {
   visit("batch_sequences", plan.batch_sequences);
   visit("sequence_length", plan.sequence_length);
   visit("num_parameters", plan.num_parameters);
+  visit("num_blocks", plan.num_blocks);
   visit("sites", plan.sites);
   visit("links", plan.links);
   visit("exchange", plan.exchange);
@@ -96,39 +125,6 @@ void each_field(Visitor& visit, P& plan) {
 }
 
 namespace {
-
-void check_site(const SitePlan& site, const std::string& where) {
-  if (site.name.empty() || site.devices.empty()) {
-    fail_usage("{}: a site needs a name and at least one device", where);
-  }
-  int64_t sum = 0;
-  for (size_t i = 0; i < site.devices.size(); ++i) {
-    const DevicePlan& device = site.devices[i];
-    if (device.sequences < 1 || device.sequences > site.batch_sequences) {
-      fail_usage(
-          "{}.devices[{}]: sequences = {} must be between 1 and the site's batch_sequences "
-          "= {}",
-          where,
-          i,
-          device.sequences,
-          site.batch_sequences);
-    }
-    if (device.microbatch < 1 || device.microbatch > device.sequences) {
-      fail_usage("{}.devices[{}]: microbatch = {} must be between 1 and sequences = {}",
-                 where,
-                 i,
-                 device.microbatch,
-                 device.sequences);
-    }
-    sum += device.sequences;
-  }
-  if (sum != site.batch_sequences) {
-    fail_usage("{}: batch_sequences = {}, but the sequences of its devices add up to {}",
-               where,
-               site.batch_sequences,
-               sum);
-  }
-}
 
 void check_links(const Plan& plan,
                  const std::set<std::string>& site_names,
@@ -179,7 +175,7 @@ void check_plan(const Plan& plan, const std::string& name) {
                  site.batch_sequences,
                  plan.batch_sequences);
     }
-    check_site(site, where);
+    check_site(plan, site, where);
     if (!site_names.insert(site.name).second) {
       fail_usage("{}: a second site of the name \"{}\"", where, site.name);
     }

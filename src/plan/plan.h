@@ -37,24 +37,54 @@ Probe probe_from_json(std::string_view json, const std::string& name);
 /// What Probe::job_hash must be for this job and fleet.
 std::string probe_hash(const JobConfig& job, const FleetConfig& fleet);
 
+/// Bytes that one device needs for its stage, at their peak.
+struct MemoryPlan {
+  double weights = 0;      // in the training dtype, beside their f32 masters
+  double gradients = 0;    // f32 sums over microbatches
+  double optimizer = 0;    // masters and moments, or its slice of them
+  double activations = 0;  // of the microbatches in flight
+  double buffers = 0;      // what a block, the head or the optimizer needs while it runs
+  double total() const { return weights + gradients + optimizer + activations + buffers; }
+};
+
 struct DevicePlan {
   std::string device;
+  std::string node;  // tensor parallelism stays within one
   std::vector<int> cores;
-  int64_t sequences = 0;   // its share of the site's batch, every step
-  int64_t microbatch = 0;  // sequences at once
-  double predicted_step_s = 0;
-  double predicted_tokens_s = 0;  // alone, at this share
-  double predicted_memory_bytes = 0;
-  double memory_bytes = 0;  // what it has
+  std::vector<std::string> faults;  // emulated: what breaks and when, for tests
+  double predicted_step_s = 0;      // of computing, in a step
+  double predicted_tokens_s = 0;    // of the site's, its part: those of all devices add up
+  MemoryPlan predicted_memory;
+  double memory_bytes = 0;  // what it has; 0: not known
   bool measured = false;    // its pace comes from a probe, else from the catalogue
+};
+
+/// Blocks [first_block, last_block) on devices of one kind in one node. The first stage of a
+/// pipeline also holds the embedding, the last one the final norm and the head.
+struct StagePlan {
+  int64_t first_block = 0;
+  int64_t last_block = 0;
+  std::vector<int> ranks;  // more than one: each block is cut over them (tensor parallelism)
+  bool recompute = false;  // keeps what enters a block, and computes the block again going back
+};
+
+/// Stages that together hold the whole model, and their share of the site's batch.
+struct PipelinePlan {
+  int64_t sequences = 0;   // every step
+  int64_t microbatch = 0;  // sequences at once; the last microbatch may be smaller
+  std::vector<StagePlan> stages;
+  double predicted_step_s = 0;  // with its bubble, without the reduction
+  int64_t num_microbatches() const { return (sequences + microbatch - 1) / microbatch; }
 };
 
 struct SitePlan {
   std::string name;
   std::string listen;
-  std::vector<DevicePlan> devices;  // rank order
-  int64_t batch_sequences = 0;      // sum over devices
-  int64_t first_sequence = 0;       // offset of the site's samples within the whole batch of a step
+  std::vector<DevicePlan> devices;      // rank order
+  std::vector<PipelinePlan> pipelines;  // every rank is in one stage of one of them
+  bool slice_optimizer = false;  // ZeRO-1: optimizer state is cut over those who share a block
+  int64_t batch_sequences = 0;   // sum over pipelines
+  int64_t first_sequence = 0;    // offset of the site's samples within the whole batch of a step
   double predicted_step_s = 0;
   std::string bound_by;  // "A100 compute", ...
 };
@@ -65,6 +95,7 @@ struct Plan {
   int64_t batch_sequences = 0;  // all sites, a step
   int64_t sequence_length = 0;
   int64_t num_parameters = 0;
+  int64_t num_blocks = 0;
   std::vector<SitePlan> sites;  // site order, everywhere
   std::vector<FleetLink> links;
   SitesConfig exchange;  // H, P, tau, bits, ...; a single site has fragments = 0
@@ -77,6 +108,16 @@ struct Plan {
   std::vector<std::string> warnings;  // odd, but not refused: one sentence each
 };
 std::string to_json(const Plan& plan);
+
+/// Where a rank stands in its site.
+struct Place {
+  size_t pipeline_idx = 0;
+  size_t stage_idx = 0;
+  int tensor_idx = 0;  // within the stage
+};
+/// Throws Failure if the plan has no such rank.
+Place place_of(const SitePlan& site, int rank);
+
 /// Throws Failure (exit 2) naming the file and the field: not JSON, another version, a field that
 /// is missing, unknown or of the wrong kind, shares that do not add up.
 Plan plan_from_json(std::string_view json, const std::string& name);

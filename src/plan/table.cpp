@@ -65,7 +65,7 @@ std::string duration(double value_s) {
 }
 
 std::string memory(const DevicePlan& device) {
-  const double needed_gib = device.predicted_memory_bytes / kGib;
+  const double needed_gib = device.predicted_memory.total() / kGib;
   if (device.memory_bytes == 0) return fmt::format("{:.2f} GiB", needed_gib);
   return fmt::format("{:.2f} of {:.1f} GiB", needed_gib, device.memory_bytes / kGib);
 }
@@ -89,12 +89,15 @@ std::string device_table(const Plan& plan) {
   for (const SitePlan& site : plan.sites) {
     std::string name = site.name;
     double tokens = static_cast<double>(site.batch_sequences * plan.sequence_length);
-    for (const DevicePlan& device : site.devices) {
+    for (size_t rank = 0; rank < site.devices.size(); ++rank) {
+      const DevicePlan& device = site.devices[rank];
+      const PipelinePlan& pipeline =
+          site.pipelines[place_of(site, static_cast<int>(rank)).pipeline_idx];
       const bool is_slowest = device.predicted_step_s >= site.predicted_step_s;
       columns.add({name,
                    device.device,
-                   share(device.sequences, plan),
-                   fmt::format("{}", device.microbatch),
+                   share(pipeline.sequences, plan),
+                   fmt::format("{}", pipeline.microbatch),
                    seconds(device.predicted_step_s),
                    grouped(device.predicted_tokens_s),
                    memory(device),

@@ -26,15 +26,18 @@ SitePlan any_site(const std::string& name, int64_t first_sequence) {
     DevicePlan device;
     device.device = any_word();
     device.cores = {i, i + 3};
-    device.sequences = *rc::gen::inRange<int64_t>(1, 50);
-    device.microbatch = *rc::gen::inRange<int64_t>(1, device.sequences + 1);
     device.predicted_step_s = any_figure();
     device.predicted_tokens_s = any_figure();
-    device.predicted_memory_bytes = any_figure();
+    device.predicted_memory = {.weights = any_figure(), .buffers = any_figure()};
     device.memory_bytes = any_figure();
     device.measured = *rc::gen::arbitrary<bool>();
-    site.batch_sequences += device.sequences;
     site.devices.push_back(device);
+    PipelinePlan pipeline;
+    pipeline.sequences = *rc::gen::inRange<int64_t>(1, 50);
+    pipeline.microbatch = *rc::gen::inRange<int64_t>(1, pipeline.sequences + 1);
+    pipeline.stages = {{.first_block = 0, .last_block = 4, .ranks = {i}}};
+    site.batch_sequences += pipeline.sequences;
+    site.pipelines.push_back(pipeline);
   }
   return site;
 }
@@ -45,6 +48,7 @@ Plan any_plan() {
   plan.steps = *rc::gen::inRange<int64_t>(1, 1'000'000);
   plan.sequence_length = *rc::gen::inRange<int64_t>(1, 10'000);
   plan.num_parameters = *rc::gen::inRange<int64_t>(1, INT64_MAX);
+  plan.num_blocks = 4;
   for (const char* name : {"a", "b"}) {
     plan.sites.push_back(any_site(name, plan.batch_sequences));
     plan.batch_sequences += plan.sites.back().batch_sequences;
@@ -72,9 +76,12 @@ Plan fixed_plan() {
   plan.sequence_length = 128;
   plan.num_parameters = 10'600'000;
   plan.exchange.inner_steps = 24;
-  DevicePlan device{.device = "cpu", .cores = {0}, .sequences = 3, .microbatch = 2};
+  plan.num_blocks = 2;
+  DevicePlan device{.device = "cpu", .cores = {0}};
   device.predicted_step_s = 0.5;
-  SitePlan site{.name = "a", .listen = "127.0.0.1", .devices = {device}, .bound_by = ""};
+  PipelinePlan pipeline{.sequences = 3, .microbatch = 2};
+  pipeline.stages = {{.first_block = 0, .last_block = 2, .ranks = {0}}};
+  SitePlan site{.name = "a", .listen = "127.0.0.1", .devices = {device}, .pipelines = {pipeline}};
   site.batch_sequences = 3;
   site.predicted_step_s = 0.5;
   site.bound_by = "cpu compute";
@@ -82,7 +89,7 @@ Plan fixed_plan() {
   site.name = "b";
   site.first_sequence = 3;
   site.batch_sequences = 2;
-  site.devices[0].sequences = 2;
+  site.pipelines[0].sequences = 2;
   plan.sites.push_back(site);
   plan.links.push_back({.from = "a", .to = "b", .bandwidth_mbit_s = 200, .rtt_ms = 30});
   plan.warnings = {"something is odd"};

@@ -84,16 +84,18 @@ int64_t choose_microbatch(int64_t sequences, int64_t microbatch_max) {
 DevicePlan plan_device(const Candidate& candidate, int64_t sequences, const JobConfig& job) {
   DevicePlan device;
   device.device = candidate.device->device;
+  device.node = candidate.device->node;
   device.cores = candidate.device->cores;
-  device.sequences = sequences;
-  device.microbatch = choose_microbatch(sequences, candidate.microbatch_max);
+  device.faults = candidate.device->faults;
   device.predicted_step_s = candidate.pace().time_s(sequences);
   device.predicted_tokens_s =
       static_cast<double>(sequences * job.data.sequence_length) / device.predicted_step_s;
-  device.predicted_memory_bytes =
+  device.predicted_memory.buffers =
       candidate.profile.memory_bytes > 0
           ? static_cast<double>(candidate.profile.memory_bytes)
-          : training_memory_bytes(job.model, job.data.sequence_length, device.microbatch);
+          : training_memory_bytes(job.model,
+                                  job.data.sequence_length,
+                                  choose_microbatch(sequences, candidate.microbatch_max));
   device.memory_bytes = candidate.memory_bytes;
   device.measured = candidate.profile.measured;
   return device;
@@ -101,14 +103,14 @@ DevicePlan plan_device(const Candidate& candidate, int64_t sequences, const JobC
 
 /// What a site's step waits for: "A100 80GB SXM compute", "cpu compute", ...
 std::string name_bound(const Candidate& slowest,
-                       const DevicePlan& device,
+                       const PipelinePlan& pipeline,
                        const JobConfig& job,
                        const chips::Catalogue& catalogue) {
   const chips::Chip* chip = find_chip(*slowest.device, catalogue);
   if (chip == nullptr) return slowest.device->device + " compute";
   const Roofline line = chip_roofline(*chip, job);
-  const double sequences = static_cast<double>(device.sequences);
-  const double microbatches = std::ceil(sequences / static_cast<double>(device.microbatch));
+  const double sequences = static_cast<double>(pipeline.sequences);
+  const double microbatches = static_cast<double>(pipeline.num_microbatches());
   const double compute_s = sequences * line.sequence_compute_s;
   const double launch_s = microbatches * line.microbatch_launch_s;
   const double memory_s =
@@ -135,14 +137,22 @@ void fill_sites(const std::vector<Candidate>& candidates,
     for (size_t i = 0; i < fleet_site.devices.size(); ++i, ++candidate_idx) {
       const Candidate& candidate = candidates[candidate_idx];
       site.devices.push_back(plan_device(candidate, balance.sequences[candidate_idx], job));
-      site.batch_sequences += site.devices.back().sequences;
+      PipelinePlan pipeline;
+      pipeline.sequences = balance.sequences[candidate_idx];
+      pipeline.microbatch = choose_microbatch(pipeline.sequences, candidate.microbatch_max);
+      pipeline.stages = {{.first_block = 0,
+                          .last_block = job.model.num_hidden_layers,
+                          .ranks = {static_cast<int>(i)}}};
+      pipeline.predicted_step_s = site.devices.back().predicted_step_s;
+      site.batch_sequences += pipeline.sequences;
+      site.pipelines.push_back(std::move(pipeline));
       if (site.devices.back().predicted_step_s > site.predicted_step_s) {
         site.predicted_step_s = site.devices.back().predicted_step_s;
         slowest = &candidate;
         slowest_idx = i;
       }
     }
-    site.bound_by = name_bound(*slowest, site.devices[slowest_idx], job, catalogue);
+    site.bound_by = name_bound(*slowest, site.pipelines[slowest_idx], job, catalogue);
     if (site.predicted_step_s < 0.95 * balance.step_s) site.bound_by = "waits for a slower site";
     first_sequence += site.batch_sequences;
     plan.sites.push_back(std::move(site));
@@ -187,7 +197,7 @@ void warn_of_memory(const std::vector<Candidate>& candidates, const JobConfig& j
   for (size_t i = 0, site = 0, first = 0; i < candidates.size(); ++i) {
     while (i - first >= plan.sites[site].devices.size()) first += plan.sites[site++].devices.size();
     const DevicePlan& device = plan.sites[site].devices[i - first];
-    if (runs_on_host(device.device)) on_host_bytes += device.predicted_memory_bytes;
+    if (runs_on_host(device.device)) on_host_bytes += device.predicted_memory.total();
     if (candidates[i].microbatch_max == job.train.microbatch_sequences) continue;
     if (!named.insert(device.device).second) continue;
     plan.warnings.push_back(
@@ -266,6 +276,7 @@ Plan make_plan(const JobConfig& job,
   plan.batch_sequences = balance.batch;
   plan.sequence_length = job.data.sequence_length;
   plan.num_parameters = job.model.num_parameters();
+  plan.num_blocks = job.model.num_hidden_layers;
   plan.links = fleet.links;
   plan.exchange = job.sites;
   if (fleet.sites.size() == 1) plan.exchange.fragments = 0;
