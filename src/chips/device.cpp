@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "chips/cpu/device.h"
-#include "chips/cuda/device.h"
+#include "chips/cuda_shaped/device.h"
 #include "chips/emulated/device.h"
 
 namespace pelago::chips {

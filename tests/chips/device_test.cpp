@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "chips/cpu/device.h"
-#include "chips/cuda/device.h"
+#include "chips/cuda_shaped/device.h"
 #include "chips/torch.h"
 
 namespace pelago::chips {

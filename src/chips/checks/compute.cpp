@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "chips/checks/checks.h"
 #include "chips/cpu/device.h"
-#include "chips/cuda/device.h"
+#include "chips/cuda_shaped/device.h"
 #include "chips/emulated/device.h"
 #include "chips/tensor.h"
 #include "chips/torch.h"

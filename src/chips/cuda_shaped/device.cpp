@@ -1,4 +1,4 @@
-#include "chips/cuda/device.h"
+#include "chips/cuda_shaped/device.h"
 
 #include <dlfcn.h>
 #include <torch/cuda.h>
