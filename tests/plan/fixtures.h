@@ -95,7 +95,9 @@ inline ProbedFleet probed_fleet(const JobConfig& job, const std::vector<DevicePr
     profile.device = fmt::format("cuda:{}", i);
     profile.measured = true;
     probed.probe.devices[profile.device] = profile;
-    probed.fleet.sites[0].devices.push_back({.device = profile.device, .cores = {}, .chip = ""});
+    FleetDevice device;
+    device.device = profile.device;
+    probed.fleet.sites[0].devices.push_back(std::move(device));
   }
   probed.probe.job_hash = probe_hash(job, probed.fleet);
   return probed;

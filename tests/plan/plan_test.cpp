@@ -18,7 +18,10 @@ std::string any_word() {
 }
 
 SitePlan any_site(const std::string& name, int64_t first_sequence) {
-  SitePlan site{.name = name, .listen = any_word(), .devices = {}, .bound_by = any_word()};
+  SitePlan site;
+  site.name = name;
+  site.listen = any_word();
+  site.bound_by = any_word();
   site.first_sequence = first_sequence;
   site.predicted_step_s = any_figure();
   const int num_devices = *rc::gen::inRange(1, 4);
@@ -77,11 +80,19 @@ Plan fixed_plan() {
   plan.num_parameters = 10'600'000;
   plan.exchange.inner_steps = 24;
   plan.num_blocks = 2;
-  DevicePlan device{.device = "cpu", .cores = {0}};
+  DevicePlan device;
+  device.device = "cpu";
+  device.cores = {0};
   device.predicted_step_s = 0.5;
-  PipelinePlan pipeline{.sequences = 3, .microbatch = 2};
+  PipelinePlan pipeline;
+  pipeline.sequences = 3;
+  pipeline.microbatch = 2;
   pipeline.stages = {{.first_block = 0, .last_block = 2, .ranks = {0}}};
-  SitePlan site{.name = "a", .listen = "127.0.0.1", .devices = {device}, .pipelines = {pipeline}};
+  SitePlan site;
+  site.name = "a";
+  site.listen = "127.0.0.1";
+  site.devices = {device};
+  site.pipelines = {pipeline};
   site.batch_sequences = 3;
   site.predicted_step_s = 0.5;
   site.bound_by = "cpu compute";
@@ -125,8 +136,14 @@ TEST_CASE("a plan that was made can be read back") {
 
 TEST_CASE("every field that is missing is named") {
   const Json whole = Json::parse(to_json(fixed_plan()));
-  const std::vector<std::string> places = {
-      "", "/sites/0", "/sites/0/devices/0", "/links/0", "/exchange"};
+  const std::vector<std::string> places = {"",
+                                           "/sites/0",
+                                           "/sites/0/devices/0",
+                                           "/sites/0/devices/0/predicted_memory",
+                                           "/sites/0/pipelines/0",
+                                           "/sites/0/pipelines/0/stages/0",
+                                           "/links/0",
+                                           "/exchange"};
   for (const std::string& place : places) {
     const Json::json_pointer pointer(place);
     for (const auto& [key, value] : whole.at(pointer).items()) {
@@ -165,15 +182,15 @@ TEST_CASE("a field of the wrong kind is named with its value") {
 }
 
 TEST_CASE("shares that do not add up are refused with both sums") {
-  contains(refusal_after([](Json& json) { json["sites"][0]["devices"][0]["sequences"] = 2; }),
-           "sites[0]: batch_sequences = 3, but the sequences of its devices add up to 2");
+  contains(refusal_after([](Json& json) { json["sites"][0]["pipelines"][0]["sequences"] = 2; }),
+           "sites[0]: batch_sequences = 3, but the sequences of its pipelines add up to 2");
   contains(refusal_after([](Json& json) { json["batch_sequences"] = 6; }),
            "batch_sequences = 6, but its sites add up to 5");
   contains(refusal_after([](Json& json) { json["sites"][1]["first_sequence"] = 0; }),
            "sites[1]: first_sequence = 0 must be 3");
-  contains(refusal_after([](Json& json) { json["sites"][0]["devices"][0]["sequences"] = 0; }),
+  contains(refusal_after([](Json& json) { json["sites"][0]["pipelines"][0]["sequences"] = 0; }),
            "sequences = 0 must be between 1");
-  contains(refusal_after([](Json& json) { json["sites"][0]["devices"][0]["microbatch"] = 4; }),
+  contains(refusal_after([](Json& json) { json["sites"][0]["pipelines"][0]["microbatch"] = 4; }),
            "microbatch = 4 must be between 1 and sequences = 3");
 }
 

@@ -59,7 +59,7 @@ TEST_CASE("shares add up through sites and devices, and samples of sites do not 
   for (const SitePlan& site : plan.sites) {
     CHECK(site.first_sequence == sum);
     int64_t site_sum = 0;
-    for (const DevicePlan& device : site.devices) site_sum += device.sequences;
+    for (const PipelinePlan& pipeline : site.pipelines) site_sum += pipeline.sequences;
     CHECK(site_sum == site.batch_sequences);
     sum += site_sum;
   }
@@ -73,9 +73,9 @@ TEST_CASE("the faster chip of the catalogue gets the larger share, and the plan 
   JobConfig job = job_of_batch(80);
   job.model = model::preset("350m");
   const Plan plan = make_plan(job, fleet_from(kTwoSites), catalogue(), nullptr, 2);
-  const auto& lingang = plan.sites[0].devices;
-  CHECK(lingang[0].sequences > lingang[1].sequences);
-  CHECK(!lingang[0].measured);
+  const auto& lingang = plan.sites[0];
+  CHECK(lingang.pipelines[0].sequences > lingang.pipelines[1].sequences);
+  CHECK(!lingang.devices[0].measured);
   contains(to_table(plan), "from the catalogue, not measured");
 }
 
@@ -102,7 +102,7 @@ TEST_CASE("a share is cut into the fewest equal microbatches that the limit allo
     };
     const ProbedFleet probed = probed_fleet(job, {profile(), profile(), profile()});
     const Plan plan = make_plan(job, probed.fleet, catalogue(), &probed.probe, 2);
-    for (const DevicePlan& device : plan.sites[0].devices) {
+    for (const PipelinePlan& device : plan.sites[0].pipelines) {
       const int64_t most = job.train.microbatch_sequences;
       const int64_t count = (device.sequences + device.microbatch - 1) / device.microbatch;
       RC_ASSERT(device.microbatch >= 1);
@@ -137,7 +137,7 @@ TEST_CASE("a device that slows all others keeps one sequence and is named") {
                                           {{.device = "", .sequence_s = 0.01, .step_s = 0},
                                            {.device = "", .sequence_s = 5.0, .step_s = 0}});
   const Plan plan = make_plan(job, probed.fleet, catalogue(), &probed.probe, 2);
-  CHECK(plan.sites[0].devices[1].sequences == 1);
+  CHECK(plan.sites[0].pipelines[1].sequences == 1);
   CHECK(warns(plan, "cuda:1 of site \"here\" holds the others back"));
 }
 
@@ -227,7 +227,7 @@ TEST_CASE("a microbatch that does not fit is cut until it does, and the plan say
   const Plan plan = make_plan(job, fleet, catalogue(), nullptr, 2);
   for (const SitePlan& site : plan.sites) {
     for (const DevicePlan& device : site.devices) {
-      CHECK(device.predicted_memory_bytes <= device.memory_bytes);
+      CHECK(device.predicted_memory.total() <= device.memory_bytes);
     }
   }
   CHECK(warns(plan, "has memory for 30 sequences at once"));
