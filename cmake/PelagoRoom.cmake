@@ -86,7 +86,7 @@ function(pelago_room name)
   endforeach()
 endfunction()
 
-# pelago_tests(ROOM): one doctest program from tests/ROOM/*_test.cpp, run by ctest under the room's name.
+# pelago_tests(ROOM): one doctest program from tests/ROOM/**_test.cpp, run by ctest under the room's name.
 function(pelago_tests room)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${room}/*_test.cpp)
   if(NOT sources)

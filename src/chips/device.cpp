@@ -1,7 +1,5 @@
 #include "chips/device.h"
 
-#include <dlfcn.h>
-
 #include <charconv>
 #include <string_view>
 
@@ -9,6 +7,8 @@
 #include "chips/cpu/device.h"
 #include "chips/cuda_shaped/device.h"
 #include "chips/emulated/device.h"
+#include "chips/vendor/plugin_device.h"
+#include "chips/vendor/vendor.h"
 
 namespace pelago::chips {
 namespace {
@@ -25,27 +25,6 @@ int device_idx_of(const std::string& name, std::string_view text) {
     fail_usage("device {}: {} is not a device's number; {}", name, text, kForms);
   }
   return device_idx;
-}
-
-/// A device that the catalogue knows by its plug-in.
-[[noreturn]] void refuse_vendor_device(const std::string& name, const Chip& chip) {
-  const std::string library = chip.torch_library.substr(0, chip.torch_library.find(' '));
-  if (dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
-    const char* const reason = dlerror();
-    fail(
-        "device {} needs the plug-in {}, which cannot be loaded ({}); install {} built for this "
-        "libtorch and put its folder on the library path",
-        name,
-        library,
-        reason != nullptr ? reason : "no reason given",
-        chip.torch_package);
-  }
-  fail(
-      "device {}: the plug-in {} is here, but this version of pelago does not drive it yet; try "
-      "emulated:{} on this machine",
-      name,
-      library,
-      chip.id);
 }
 
 }  // namespace
@@ -65,10 +44,15 @@ std::unique_ptr<Device> open_device(const std::string& name,
     return open_emulated(name, catalogue.find(rest), emulation);
   }
   if (kind == "cuda") return open_cuda(name, device_idx_of(name, rest), catalogue);
+  if (const Vendor* vendor = find_plugin_vendor(kind)) {
+    return open_plugin_device(name, device_idx_of(name, rest), *vendor, catalogue);
+  }
   for (const Chip& chip : catalogue.chips()) {
     if (chip.torch_device != kind || kind.empty()) continue;
-    device_idx_of(name, rest);
-    refuse_vendor_device(name, chip);
+    fail("device {}: pelago does not drive the chips of {} yet; try emulated:{} on this machine",
+         name,
+         chip.vendor,
+         chip.id);
   }
   fail_usage("device {} is of no known kind; {}", name, kForms);
 }

@@ -22,15 +22,19 @@ struct DoctorOptions {
   /// Where runs will be written: its free space and the time of an fsync are measured.
   std::filesystem::path work_dir = ".";
   int port = 0;  // a port the job will listen on; 0 tries any
-  /// Devices that must give known answers; empty: cpu, every CUDA device, one emulated chip.
+  /// Devices that must give known answers; empty: cpu, every CUDA device, and the first device of
+  /// the vendor's plug-in that is here, or else one emulated chip.
   std::vector<std::string> devices = {};
+  /// Devices of the fleet: what their vendors need is looked for even if nothing shows that they
+  /// are here.
+  std::vector<std::string> fleet = {};
   std::filesystem::path plugin_dir = {};  // of the emulator's library; empty: beside the program
 };
 
 /// Never throws for what it finds: a check that cannot be made is a kFail with the reason.
 std::vector<Check> examine_machine(const DoctorOptions& options);
 
-/// Fixed-seed matmul, softmax and sum on an open device against plain loops in f64.
+/// KnownAnswerTest on an open device.
 Check check_known_answers(Device& device);
 
 }  // namespace pelago::chips

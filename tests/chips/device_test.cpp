@@ -6,6 +6,7 @@
 #include "chips/cpu/device.h"
 #include "chips/cuda_shaped/device.h"
 #include "chips/torch.h"
+#include "chips/vendor/trial.h"
 
 namespace pelago::chips {
 namespace {
@@ -80,19 +81,25 @@ TEST_CASE("a chip of which too little is known is not emulated") {
   CHECK(has(refusal_of("emulated:a100", {.slowdown = 0}).message, "slowdown"));
 }
 
-TEST_CASE("a driver's device name finds its chip in the catalogue") {
+TEST_CASE("chips whose vendor has no folder are refused by name") {
+  const Refusal refusal = refusal_of("hpu:0");
+  CHECK(refusal.exit_code == kExitFailed);
+  CHECK(has(refusal.message, "Intel"));
+}
+
+TEST_CASE("bf16 on a chip without it is refused with what it has instead") {
   const Catalogue catalogue = Catalogue::built_in();
-  const auto id_of = [&](const std::string& name, double gib) {
-    const Chip* chip =
-        match_chip(catalogue, {.name = name, .memory_bytes = static_cast<int64_t>(gib * 0x1p30)});
-    return chip == nullptr ? "none" : chip->id;
-  };
-  CHECK(id_of("NVIDIA A100-SXM4-80GB", 79.2) == "nvidia-a100-80g-sxm");
-  CHECK(id_of("NVIDIA A100-PCIE-40GB", 39.4) == "nvidia-a100-40g-pcie");
-  CHECK(id_of("NVIDIA H100 80GB HBM3", 79.1) == "nvidia-h100-sxm");
-  CHECK(id_of("NVIDIA H20", 95.6) == "nvidia-h20");
-  CHECK(id_of("NVIDIA GeForce RTX 4090", 23.6) == "nvidia-rtx4090");
-  CHECK(id_of("Voodoo 2", 0.01) == "none");
+  const auto device = open_device("emulated:910a", catalogue, {.slowdown = 1});
+  require_dtype(*device, at::kHalf);
+  require_dtype(*device, at::kFloat);
+  std::string message;
+  try {
+    require_dtype(*device, at::kBFloat16);
+  } catch (const Failure& failure) {
+    message = failure.what();
+  }
+  CHECK(has(message, "emulated:910a (Ascend 910"));
+  CHECK(has(message, "no bf16; train it in fp16"));
 }
 
 }  // namespace

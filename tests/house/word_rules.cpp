@@ -11,7 +11,9 @@ namespace {
 /// Files that may read the environment, and why.
 const std::set<std::string>& environment_readers() {
   static const std::set<std::string> paths = {
-      "src/chips/ucx/session.cpp",  // a cluster's own UCX_TLS must win over our default
+      "src/chips/ucx/session.cpp",    // a cluster's own UCX_TLS must win over our default
+      "src/chips/vendor/search.cpp",  // vendors' installers leave their folders there and nowhere
+                                      // else
   };
   return paths;
 }

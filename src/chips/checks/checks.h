@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "chips/doctor.h"
+#include "chips/vendor/vendor.h"
 
 namespace pelago::chips::checks {
 
@@ -18,11 +19,16 @@ Check clocks();
 Check disk(const std::filesystem::path& work_dir);
 Check port(int port);
 
-/// What computes: libtorch with its BLAS, bf16 matmuls, devices and plug-ins.
+/// What computes: libtorch with its BLAS, bf16 matmuls, the emulator.
 Check blas();
 Check bf16_matmul();
-Check cuda_devices();
 Check emulator_plugin(const DoctorOptions& options);
-Findings vendor_plugins(const Catalogue& catalogue);
+
+/// Vendors: one finding for each that shows on this machine or is in the fleet, or one that says
+/// what was looked for.
+Findings vendors(const DoctorOptions& options);
+Check cuda_devices();
+/// sign: what shows that its chips are here; may be empty. is_wanted: the fleet has such devices.
+Check vendor(const Vendor& vendor, const std::string& sign, bool is_wanted);
 
 }  // namespace pelago::chips::checks

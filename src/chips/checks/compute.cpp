@@ -1,14 +1,11 @@
-#include <dlfcn.h>
 #include <torch/version.h>
 
 #include <algorithm>
-#include <set>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "chips/checks/checks.h"
 #include "chips/cpu/device.h"
-#include "chips/cuda_shaped/device.h"
 #include "chips/emulated/device.h"
 #include "chips/tensor.h"
 #include "chips/torch.h"
@@ -28,23 +25,6 @@ double measure_matmul_gflops(int64_t size, c10::ScalarType dtype) {
     best_s = std::min(best_s, steady_now_s() - begin_s);
   }
   return flops / best_s / 1e9;
-}
-
-/// Where the loader would find a library. Loading it to see would take libtorch's slot.
-std::optional<std::filesystem::path> find_library(const std::string& library) {
-  void* const program = dlopen(nullptr, RTLD_LAZY);
-  Dl_serinfo size{};
-  if (program == nullptr || dlinfo(program, RTLD_DI_SERINFOSIZE, &size) != 0) return {};
-  std::vector<std::byte> storage(size.dls_size);
-  auto* const dirs = reinterpret_cast<Dl_serinfo*>(storage.data());
-  *dirs = size;
-  if (dlinfo(program, RTLD_DI_SERINFO, dirs) != 0) return {};
-  for (unsigned i = 0; i < dirs->dls_cnt; ++i) {
-    const auto path = std::filesystem::path(dirs->dls_serpath[i].dls_name) / library;
-    std::error_code error;
-    if (std::filesystem::exists(path, error)) return path;
-  }
-  return {};
 }
 
 }  // namespace
@@ -79,27 +59,6 @@ Check bf16_matmul() {
   return check;
 }
 
-Check cuda_devices() {
-  const int num_devices = num_cuda_devices();
-  const CudaProperties first = read_cuda_properties(0);
-  if (num_devices == 0 && !first.name.empty()) {
-    return {.level = Check::kWarn,
-            .name = "cuda",
-            .text = fmt::format("the driver has {}, but this libtorch cannot drive it", first.name),
-            .remedy = "build pelago against a libtorch with CUDA"};
-  }
-  std::string text = num_devices == 0 ? "no CUDA device" : "";
-  for (int i = 0; i < num_devices; ++i) {
-    const CudaProperties properties = read_cuda_properties(i);
-    text += fmt::format("{}cuda:{} {} with {:.1f} GiB",
-                        i == 0 ? "" : ", ",
-                        i,
-                        properties.name,
-                        static_cast<double>(properties.memory_bytes) / 0x1p30);
-  }
-  return {.name = "cuda", .text = text};
-}
-
 Check emulator_plugin(const DoctorOptions& options) {
   const std::filesystem::path path = emulator_path({.plugin_dir = options.plugin_dir});
   if (std::filesystem::exists(path)) {
@@ -109,22 +68,6 @@ Check emulator_plugin(const DoctorOptions& options) {
           .name = "emulator",
           .text = fmt::format("{} is missing: no emulated chips", path.string()),
           .remedy = "build the target pelago_emulator and leave it beside the program"};
-}
-
-Findings vendor_plugins(const Catalogue& catalogue) {
-  Findings findings;
-  std::set<std::string> seen = {"", "cpu", "cuda"};
-  for (const Chip& chip : catalogue.chips()) {
-    if (!seen.insert(chip.torch_device).second) continue;
-    const std::string library = chip.torch_library.substr(0, chip.torch_library.find(' '));
-    if (library.find(".so") == std::string::npos) continue;
-    const std::optional<std::filesystem::path> found = find_library(library);
-    Check check{.name = chip.torch_device,
-                .text = found ? fmt::format("{} is here", found->string())
-                              : fmt::format("{} is not here", library)};
-    findings.push_back(check);
-  }
-  return findings;
 }
 
 }  // namespace pelago::chips::checks

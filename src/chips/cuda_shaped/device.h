@@ -6,6 +6,7 @@
 #include <string>
 
 #include "chips/device.h"
+#include "chips/vendor/vendor.h"
 
 namespace pelago::chips {
 
@@ -16,16 +17,5 @@ std::unique_ptr<Device> open_cuda(const std::string& name,
 
 /// Devices that this libtorch can drive; 0 if it was built without CUDA.
 int num_cuda_devices();
-
-/// What the driver says of a device; an empty name if there is no driver.
-struct CudaProperties {
-  std::string name;
-  int64_t memory_bytes = 0;
-  int compute_major = 0;
-};
-CudaProperties read_cuda_properties(int device_idx);
-
-/// The catalogue's chip for a driver's device name ("NVIDIA A100-SXM4-80GB"); null if none fits.
-const Chip* match_chip(const Catalogue& catalogue, const CudaProperties& properties);
 
 }  // namespace pelago::chips

@@ -1,8 +1,5 @@
 #include "chips/emulated/device.h"
 
-#include <c10/core/impl/DeviceGuardImplInterface.h>
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -10,6 +7,7 @@
 #include "base/files.h"
 #include "chips/cpu/device.h"
 #include "chips/emulator/abi.h"
+#include "chips/vendor/plugin.h"
 
 namespace pelago::chips {
 namespace {
@@ -22,8 +20,8 @@ constexpr double kLaunchS = 2e-6;
 // to 1/16 (A100) of the 16-bit peak.
 constexpr double kF32ShareOf16Bit = 1.0 / 8;
 
-/// The functions of a loaded plug-in. It stays loaded: libtorch cannot forget a back end.
-struct Plugin {
+/// The functions of the loaded plug-in.
+struct EmulatorCalls {
   emulator::OpenFunction open = nullptr;
   emulator::CloseFunction close = nullptr;
   emulator::SynchronizeFunction synchronize = nullptr;
@@ -31,36 +29,19 @@ struct Plugin {
   emulator::ResetStatsFunction reset_stats = nullptr;
 };
 
-Plugin load_plugin(const std::filesystem::path& path) {
-  constexpr int kMode = RTLD_NOW | RTLD_GLOBAL;
-  void* library = dlopen(path.c_str(), kMode | RTLD_NOLOAD);
-  if (library == nullptr) {
-    if (c10::impl::hasDeviceGuardImpl(c10::DeviceType::PrivateUse1)) {
-      fail(
-          "the emulator cannot be loaded: another plug-in holds libtorch's slot for plug-ins; one "
-          "process drives one vendor");
-    }
-    library = dlopen(path.c_str(), kMode);
-  }
-  if (library == nullptr) {
-    const char* const reason = dlerror();
-    fail(
-        "the emulator {} cannot be loaded ({}); build the target pelago_emulator and leave it "
-        "beside the program",
-        path.string(),
-        reason != nullptr ? reason : "no reason given");
-  }
-  Plugin plugin;
-  const auto find = [&]<typename Function>(Function& function, const char* symbol) {
-    function = reinterpret_cast<Function>(dlsym(library, symbol));
-    if (function == nullptr) fail("{} lacks {}; build it anew", path.string(), symbol);
-  };
-  find(plugin.open, emulator::kOpenSymbol);
-  find(plugin.close, emulator::kCloseSymbol);
-  find(plugin.synchronize, emulator::kSynchronizeSymbol);
-  find(plugin.stats, emulator::kStatsSymbol);
-  find(plugin.reset_stats, emulator::kResetStatsSymbol);
-  return plugin;
+EmulatorCalls load_emulator(const std::string& name, const std::filesystem::path& path) {
+  const Plugin plugin(
+      {.who = name,
+       .file = path,
+       .remedy = "build the target pelago_emulator and leave it beside the program"});
+  constexpr char kRemedy[] = "build it anew";
+  EmulatorCalls calls;
+  plugin.find(calls.open, emulator::kOpenSymbol, kRemedy);
+  plugin.find(calls.close, emulator::kCloseSymbol, kRemedy);
+  plugin.find(calls.synchronize, emulator::kSynchronizeSymbol, kRemedy);
+  plugin.find(calls.stats, emulator::kStatsSymbol, kRemedy);
+  plugin.find(calls.reset_stats, emulator::kResetStatsSymbol, kRemedy);
+  return calls;
 }
 
 emulator::Settings settings_for(const Chip& chip, const EmulationOptions& options) {
@@ -95,7 +76,10 @@ emulator::Settings settings_for(const Chip& chip, const EmulationOptions& option
 
 class EmulatedDevice final : public Device {
  public:
-  EmulatedDevice(std::string name, const Chip& chip, const Plugin& plugin, double memory_bytes)
+  EmulatedDevice(std::string name,
+                 const Chip& chip,
+                 const EmulatorCalls& plugin,
+                 double memory_bytes)
       : name_(std::move(name)),
         chip_(chip),
         plugin_(plugin),
@@ -128,7 +112,7 @@ class EmulatedDevice final : public Device {
  private:
   std::string name_;
   const Chip chip_;  // a copy: a caller may open a device from a catalogue that it drops
-  Plugin plugin_;
+  EmulatorCalls plugin_;
   int64_t memory_bytes_;
 };
 
@@ -145,7 +129,7 @@ std::unique_ptr<Device> open_emulated(const std::string& name,
                                       const EmulationOptions& options) {
   const emulator::Settings settings = settings_for(chip, options);
   const std::filesystem::path path = emulator_path(options);
-  const Plugin plugin = load_plugin(path);
+  const EmulatorCalls plugin = load_emulator(name, path);
   keep_freed_memory();
   switch (plugin.open(&settings)) {
     case emulator::kOpened:

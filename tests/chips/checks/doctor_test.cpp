@@ -34,9 +34,7 @@ TEST_CASE("the examination takes less than ten seconds and every finding has a t
                            "bf16",
                            "cuda",
                            "emulator",
-                           "npu",
-                           "mlu",
-                           "musa",
+                           "vendors",
                            "answers cpu",
                            "answers emulated:a100"}) {
     CAPTURE(name);
