@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "chips/device.h"
+#include "chips/native/links.h"
 #include "chips/tensor.h"
 
 namespace pelago::chips {
@@ -55,22 +56,29 @@ class Collective {
   };
   static Slice slice_of(int64_t num_values, int num_slices, int slice_idx);
   Slice own_slice(int64_t num_values) const { return slice_of(num_values, num_ranks(), rank()); }
-
- private:
-  Tensor staged(const Tensor& tensor);  // a flat host copy in the dtype of tensor
-  Tensor staging_;                      // [N] uint8, grows to the largest device tensor seen
 };
 
 struct CollectiveOptions {
   int rank = 0;
   int num_ranks = 1;
-  std::filesystem::path
-      rendezvous_dir;      // ranks leave their addresses here; empty at the start, one dir a start
-  double timeout_s = 120;  // the longest silence that is not yet a failure
+  /// Ranks leave their addresses here; empty at the start, one folder a start.
+  std::filesystem::path rendezvous_dir = {};
+  double timeout_s = 120;    // the longest silence that is not yet a failure
   Device* device = nullptr;  // of device tensors, outlives the collective; null: the CPU's only
+
+  // Between devices of one brand their own library moves device tensors ("nccl", "hccl", ...:
+  // chips/native/facts.h has all). Empty, and no vendor groups: everything goes over the hosts.
+  std::string native_library = {};
+  std::filesystem::path library_dir =
+      {};                               // where it is looked for first; empty: beside the program
+  std::vector<int> vendor_groups = {};  // by rank; ranks of one number share a library; empty:
+                                        // all share one
+  native::Links links = {};             // what emulated chips are charged
 };
 
-/// One rank needs no transport. More: UCX. Throws Failure if a rank does not come in time.
+/// One rank needs no transport. More: UCX between the hosts, and where native_library or
+/// vendor_groups are given, the chips' own links within a group. Throws Failure if a rank does not
+/// come in time.
 std::unique_ptr<Collective> open_collective(const CollectiveOptions& options);
 
 }  // namespace pelago::chips

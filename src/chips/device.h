@@ -46,6 +46,8 @@ class HostCopy {
   /// Waits for the copy alone, not for work that the device was given later. Any thread may call
   /// it.
   virtual const Tensor& wait() = 0;  // on the host, contiguous, the shape and dtype of the original
+  /// When it will be done by steady_now_s(), where the device knows; else 0.
+  virtual double due_s() const { return 0; }
 };
 
 class Device {
@@ -69,7 +71,16 @@ class Device {
   virtual std::unique_ptr<HostCopy> start_copy_to_host(const Tensor& tensor, const WorkMark& after);
   /// Begins to copy host memory to the device: work given later waits for it, the caller does not.
   /// arrived_s: steady_now_s() when the bytes came to the host, which an emulated chip counts from.
+  /// Nobody may write to host later: on a CPU it is the result itself.
   virtual Tensor copy_to_device(const Tensor& host, double arrived_s);
+  /// As copy_to_device, into a contiguous tensor of the device that no work under way uses.
+  virtual void copy_into(Tensor& on_device, const Tensor& host, double arrived_s);
+  /// Host memory that copies from and to the device are fastest with.
+  virtual Tensor make_host_tensor(at::IntArrayRef sizes, c10::ScalarType dtype) const;
+
+  /// The thread that gives the device its work waited for somebody else from begin_s to end_s:
+  /// an emulated chip that ran dry meanwhile does not blame the host for it.
+  virtual void note_host_wait([[maybe_unused]] double begin_s, [[maybe_unused]] double end_s) {}
 };
 
 /// The device keeps a pointer into the catalogue, which outlives it. One device other than cpu may

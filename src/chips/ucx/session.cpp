@@ -5,6 +5,8 @@
 #include <ucs/debug/debug.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <csignal>
 #include <cstdlib>
 
@@ -211,6 +213,25 @@ void UcxSession::wait(PendingMessage& message) {
     nap(std::min(deadline_s - now_s, kLongestNapSeconds));
     poll_until_s = steady_now_s() + kPollSeconds;
   }
+  check_outcome(message, status);
+}
+
+bool UcxSession::is_done(PendingMessage& message) {
+  if (!failure_.empty()) throw Failure(failure_);
+  ucs_status_t status = UCS_OK;
+  if (!is_complete(message, status)) {
+    if (!endpoints_[static_cast<size_t>(message.peer)].is_broken) return false;
+    while (progress()) {
+    }
+    if (!is_complete(message, status)) lose(message.peer, "its connection broke");
+  }
+  check_outcome(message, status);
+  return true;
+}
+
+bool UcxSession::progress() { return ucp_worker_progress(worker_) != 0; }
+
+void UcxSession::check_outcome(const PendingMessage& message, ucs_status_t status) {
   if (status != UCS_OK) lose(message.peer, ucs_status_string(status));
   if (message.is_receive && message.received_bytes != message.expected_bytes) {
     lose(message.peer,
@@ -224,13 +245,16 @@ void UcxSession::wait_all(std::span<PendingMessage> messages) {
   for (PendingMessage& message : messages) wait(message);
 }
 
-void UcxSession::nap(double longest_s) {
+void UcxSession::nap(double longest_s, int other_fd) {
   const ucs_status_t status = ucp_worker_arm(worker_);
   if (status == UCS_ERR_BUSY) return;  // something came while we looked away
   check(status, "wait for events");
-  pollfd event = {.fd = event_fd_, .events = POLLIN, .revents = 0};
-  const timespec longest = {.tv_sec = 0, .tv_nsec = static_cast<long>(longest_s * 1e9)};
-  ::ppoll(&event, 1, &longest, nullptr);
+  std::array<pollfd, 2> events = {pollfd{.fd = event_fd_, .events = POLLIN, .revents = 0},
+                                  pollfd{.fd = other_fd, .events = POLLIN, .revents = 0}};
+  const double seconds = std::floor(longest_s);
+  const timespec longest = {.tv_sec = static_cast<time_t>(seconds),
+                            .tv_nsec = static_cast<long>((longest_s - seconds) * 1e9)};
+  ::ppoll(events.data(), events.size(), &longest, nullptr);  // passes over a file of -1
 }
 
 void UcxSession::lose(int peer, const std::string& why) {

@@ -54,6 +54,16 @@ class UcxSession {
   void wait(PendingMessage& message);
   void wait_all(std::span<PendingMessage> messages);
 
+  /// For a thread that watches many messages at once, each until is_done() was true or threw.
+  /// Throws as wait() does, but for silence, which only the caller can tell from patience.
+  bool is_done(PendingMessage& message);
+  /// Lets UCX work. Returns false if there was nothing to do.
+  bool progress();
+  /// Sleeps until something arrives, the other file can be read (-1: none), or longest_s is over.
+  void nap(double longest_s, int other_fd = -1);
+  /// Closes the session for good and throws the Failure that names the rank.
+  [[noreturn]] void lose(int peer, const std::string& why);
+
  private:
   struct Endpoint {
     ucp_ep_h handle = nullptr;  // null for this rank itself
@@ -67,8 +77,7 @@ class UcxSession {
   void connect();
   RendezvousOptions rendezvous() const;
   bool is_complete(PendingMessage& message, ucs_status_t& status);
-  void nap(double longest_s);
-  [[noreturn]] void lose(int peer, const std::string& why);
+  void check_outcome(const PendingMessage& message, ucs_status_t status);
   void close_endpoints(bool flush);
 
   CollectiveOptions options_;

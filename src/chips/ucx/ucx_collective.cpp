@@ -1,204 +1,82 @@
-// Sums over ranks, as reduce-scatter and all-gather in one pipeline.
-//
-// Rank r owns slice r of the vector. Every other rank sends it that slice in chunks; r adds chunk c
-// of all ranks in the order 0, 1, 2..., and sends the sum straight on to everybody. So each chunk
-// is added once, in one place, in one order: the result has the same bits everywhere. Bytes a rank
-// sends: 2(R-1)/R of the vector, the least there is.
-//
-// Flow control needs no messages of its own: when chunk c of the sum comes back from its owner, the
-// owner has used our part of chunk c, and chunk c + kWindowChunks may be sent. So at most
-// kWindowChunks a peer wait in the scratch memory, whatever the vector's length.
-//
-// Short vectors are gathered whole and every rank adds them itself, in rank order again: one way
-// instead of two.
+// The collective over UCX: calls become messages of a group of ranks; sums are in sums/. Tensors of
+// a device pass through host memory: they are copied out when their own work is done, and later
+// work waits for the copies in, while the device goes on with the rest.
 #include "chips/ucx/ucx_collective.h"
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <deque>
+#include <numeric>
 
+#include "base/clock.h"
 #include "base/error.h"
-#include "chips/ucx/session.h"
+#include "chips/collectives/alone.h"
+#include "chips/torch.h"
+#include "chips/ucx/group.h"
+#include "chips/ucx/sums/sliced_sum.h"
 
 namespace pelago::chips {
 namespace {
 
-constexpr size_t kChunkBytes = 256 << 10;       // fits the second-level cache with its partner
-constexpr size_t kWindowChunks = 4;             // two under way, one being added, one to spare
-constexpr size_t kLagChunks = 2;                // how far the returning sums may trail the adding
-constexpr size_t kGatherWholeBytes = 16 << 10;  // below it, latency costs more than bytes
-constexpr size_t kMessageBytes = 4 << 20;       // of plain bytes: each one resets the silence clock
+// A long tensor goes in pieces, so that one is copied out while another is summed and a third is
+// copied in. At 25 GB/s a piece takes 170 us, far above what starting a copy costs.
+constexpr int64_t kPieceBytes = 4 << 20;
+constexpr size_t kCopiesAhead = 3;  // bounds the host memory of a sum
 
-/// What a message is; stands above the number of the call in its tag.
-enum class Kind : uint64_t { kPart = 1, kSum = 2, kGather = 3, kBroadcast = 4, kDirect = 5 };
+/// What all groups of a session share; owned by the collective that opened the session.
+struct Shared {
+  explicit Shared(const CollectiveOptions& options) : session(options), device(options.device) {}
 
-constexpr int kKindShift = 44;
-constexpr uint64_t kCallMask = (uint64_t{1} << kKindShift) - 1;
-
-uint64_t tag_of(Kind kind, uint64_t call) {
-  return (static_cast<uint64_t>(kind) << kKindShift) | (call & kCallMask);
-}
-
-/// out[i] = parts[0][i] + parts[1][i] + ...; out may be one of the parts.
-template <typename T>
-void sum_in_rank_order(std::span<const T* const> parts, T* out, size_t num_values) {
-  constexpr size_t kBlock = 1024;  // a block of partial sums stays in the first-level cache
-  std::array<T, kBlock> sums;
-  size_t start = 0;
-  for (; start + kBlock <= num_values; start += kBlock) {
-    std::memcpy(sums.data(), parts[0] + start, kBlock * sizeof(T));
-    for (const T* part : parts.subspan(1)) {
-      for (size_t i = 0; i < kBlock; ++i) sums[i] += part[start + i];
-    }
-    std::memcpy(out + start, sums.data(), kBlock * sizeof(T));
-  }
-  for (; start < num_values; ++start) {
-    T sum = parts[0][start];
-    for (const T* part : parts.subspan(1)) sum += part[start];
-    out[start] = sum;
-  }
-}
-
-/// The values [first, first + count) of a vector.
-struct Range {
-  size_t first = 0;
-  size_t count = 0;
+  UcxSession session;
+  Device* device;                  // outlives me; null: tensors are the CPU's
+  std::vector<std::byte> scratch;  // of sums
+  uint32_t next_group_idx = 1;     // no group of this rank has it or a higher one
 };
 
-/// Slice slice_idx of num_values cut into num_slices whose lengths differ by at most one.
-Range slice_of(size_t num_values, size_t num_slices, size_t slice_idx) {
-  const size_t shortest = num_values / num_slices;
-  const size_t num_longer = num_values % num_slices;
-  return {.first = slice_idx * shortest + std::min(slice_idx, num_longer),
-          .count = shortest + (slice_idx < num_longer ? 1 : 0)};
-}
-
-/// One all_reduce_sum under way: the pipeline that the head of this file tells of.
-template <typename T>
-class SlicedSum {
+/// Tells the device, on leaving, that the host waited for other ranks.
+class HostWait {
  public:
-  SlicedSum(UcxSession& session,
-            std::vector<std::byte>& scratch,
-            std::span<T> values,
-            uint64_t call)
-      : session_(session),
-        scratch_(scratch),
-        values_(values),
-        call_(call),
-        rank_(static_cast<size_t>(session.rank())),
-        num_ranks_(static_cast<size_t>(session.num_ranks())) {
-    for (size_t r = 0; r < num_ranks_; ++r)
-      slices_.push_back(slice_of(values.size(), num_ranks_, r));
-    num_chunks_ = (slices_[0].count + kChunkValues - 1) / kChunkValues;  // the first is the longest
-    if (scratch_.size() < num_ranks_ * kWindowChunks * kChunkBytes) {
-      scratch_.resize(num_ranks_ * kWindowChunks * kChunkBytes);
-    }
-    parts_to_come_.resize(num_ranks_ * kWindowChunks);
-    sums_to_come_.resize(num_ranks_ * kWindowChunks);
-  }
-
-  void run() {
-    for (size_t c = 0; c < std::min(kWindowChunks, num_chunks_); ++c) {
-      expect_parts(c);
-      exchange(c);
-    }
-    for (size_t c = 0; c < num_chunks_; ++c) {
-      add_and_send(c);
-      if (c >= kLagChunks) take_sums(c - kLagChunks);
-    }
-    for (size_t c = num_chunks_ - std::min(kLagChunks, num_chunks_); c < num_chunks_; ++c) {
-      take_sums(c);
-    }
-    session_.wait_all(sends_);
+  explicit HostWait(Device* device) : device_(device), begin_s_(steady_now_s()) {}
+  HostWait(const HostWait&) = delete;
+  HostWait& operator=(const HostWait&) = delete;
+  ~HostWait() {
+    if (device_ != nullptr) device_->note_host_wait(begin_s_, steady_now_s());
   }
 
  private:
-  static constexpr size_t kChunkValues = kChunkBytes / sizeof(T);
-
-  /// Chunk c of a rank's slice; empty past its end.
-  std::span<T> chunk(size_t owner, size_t c) const {
-    const Range slice = slices_[owner];
-    const size_t first = std::min(c * kChunkValues, slice.count);
-    return values_.subspan(slice.first + first, std::min(kChunkValues, slice.count - first));
-  }
-  T* scratch_for(size_t peer, size_t c) const {
-    return reinterpret_cast<T*>(scratch_.data() +
-                                (peer * kWindowChunks + c % kWindowChunks) * kChunkBytes);
-  }
-  static size_t slot(size_t peer, size_t c) { return peer * kWindowChunks + c % kWindowChunks; }
-
-  /// Makes room for everybody's part of chunk c of our own slice.
-  void expect_parts(size_t c) {
-    const size_t count = chunk(rank_, c).size();
-    if (count == 0) return;
-    for_each_peer([&](size_t peer) {
-      const std::span<T> place(scratch_for(peer, c), count);
-      parts_to_come_[slot(peer, c)] = session_.post_receive(
-          std::as_writable_bytes(place), static_cast<int>(peer), tag_of(Kind::kPart, call_));
-    });
-  }
-
-  /// Sends every owner our part of its chunk c, and makes room there for the sum that comes back.
-  void exchange(size_t c) {
-    for_each_peer([&](size_t peer) {
-      const std::span<T> part = chunk(peer, c);
-      if (part.empty()) return;
-      sums_to_come_[slot(peer, c)] = session_.post_receive(
-          std::as_writable_bytes(part), static_cast<int>(peer), tag_of(Kind::kSum, call_));
-      sends_.push_back(session_.post_send(
-          std::as_bytes(part), static_cast<int>(peer), tag_of(Kind::kPart, call_)));
-    });
-  }
-
-  void add_and_send(size_t c) {
-    const std::span<T> own = chunk(rank_, c);
-    if (own.empty()) return;
-    std::vector<const T*> parts(num_ranks_, own.data());
-    for_each_peer([&](size_t peer) {
-      session_.wait(parts_to_come_[slot(peer, c)]);
-      parts[peer] = scratch_for(peer, c);
-    });
-    sum_in_rank_order<T>(parts, own.data(), own.size());
-    for_each_peer([&](size_t peer) {
-      sends_.push_back(session_.post_send(
-          std::as_bytes(own), static_cast<int>(peer), tag_of(Kind::kSum, call_)));
-    });
-    if (c + kWindowChunks < num_chunks_) expect_parts(c + kWindowChunks);
-  }
-
-  void take_sums(size_t c) {
-    for_each_peer([&](size_t peer) {
-      if (!chunk(peer, c).empty()) session_.wait(sums_to_come_[slot(peer, c)]);
-    });
-    if (c + kWindowChunks < num_chunks_) exchange(c + kWindowChunks);
-  }
-
-  template <typename Visit>
-  void for_each_peer(Visit visit) const {
-    for (size_t peer = 0; peer < num_ranks_; ++peer) {
-      if (peer != rank_) visit(peer);
-    }
-  }
-
-  UcxSession& session_;              // outlives me
-  std::vector<std::byte>& scratch_;  // outlives me; [R, kWindowChunks, kChunkBytes]
-  std::span<T> values_;              // [N]
-  const uint64_t call_;
-  const size_t rank_, num_ranks_;
-  size_t num_chunks_ = 0;                                     // of the longest slice
-  std::vector<Range> slices_;                                 // by owner
-  std::vector<PendingMessage> parts_to_come_, sums_to_come_;  // by slot()
-  std::vector<PendingMessage> sends_;
+  Device* device_;
+  double begin_s_;
 };
+
+std::span<std::byte> bytes_of(const Tensor& tensor) {
+  return {static_cast<std::byte*>(tensor.data_ptr()), static_cast<size_t>(tensor.nbytes())};
+}
+
+HostValues values_of(const Tensor& host) {
+  return {.data = host.data_ptr(), .dtype = host.scalar_type(), .num_values = host.numel()};
+}
+
+/// A view [N] of a contiguous tensor's values, outside autograd.
+Tensor flat_view(const Tensor& tensor) {
+  PELAGO_ASSERT(tensor.is_contiguous(), "ranks exchange tensors as they lie in memory");
+  return tensor.detach().view({-1});
+}
 
 class UcxCollective final : public Collective {
  public:
-  explicit UcxCollective(const CollectiveOptions& options) : session_(options) { barrier(); }
+  explicit UcxCollective(const CollectiveOptions& options)
+      : own_shared_(std::make_unique<Shared>(options)),
+        shared_(*own_shared_),
+        group_(shared_.session, all_ranks(options.num_ranks), /*group_idx=*/0) {
+    barrier();
+  }
+  UcxCollective(Shared& shared, std::vector<int> session_ranks, uint32_t group_idx)
+      : shared_(shared), group_(shared.session, std::move(session_ranks), group_idx) {}
 
-  int rank() const override { return session_.rank(); }
-  int num_ranks() const override { return session_.num_ranks(); }
-  void all_reduce_sum(std::span<float> values) override { sum(values); }
-  void all_reduce_sum(std::span<double> values) override { sum(values); }
+  int rank() const override { return group_.rank(); }
+  int num_ranks() const override { return group_.num_ranks(); }
+  void all_reduce_sum(std::span<float> values) override;
+  void all_reduce_sum(std::span<double> values) override;
   void all_reduce_max(std::span<double> values) override;
   void broadcast(std::span<std::byte> bytes, int from_rank) override;
   std::vector<std::byte> all_gather(std::span<const std::byte> bytes) override;
@@ -206,37 +84,43 @@ class UcxCollective final : public Collective {
   void receive(std::span<std::byte> bytes, int from_rank, uint32_t tag) override;
   void barrier() override { all_gather(std::array<std::byte, 1>{}); }
 
- private:
-  template <typename T>
-  void sum(std::span<T> values);
-  /// Posts bytes in messages of kMessageBytes; no bytes are one empty message.
-  void post_sends(std::vector<PendingMessage>& pending,
-                  std::span<const std::byte> bytes,
-                  int to_rank,
-                  uint64_t tag);
-  void post_receives(std::vector<PendingMessage>& pending,
-                     std::span<std::byte> bytes,
-                     int from_rank,
-                     uint64_t tag);
+  std::unique_ptr<Collective> group(const std::vector<int>& ranks) override;
+  void all_reduce_sum(Tensor& tensor, const WorkMark& after) override;
+  void reduce_scatter_sum(Tensor& tensor, const WorkMark& after) override;
+  void all_gather_slices(Tensor& tensor, const WorkMark& after) override;
+  void broadcast(Tensor& tensor, int from_rank) override;
 
-  UcxSession session_;
-  std::vector<std::byte> scratch_;
-  uint64_t num_calls_ = 0;  // ranks make the same calls in the same order, so it tells calls apart
+ private:
+  static std::vector<int> all_ranks(int num_ranks) {
+    std::vector<int> ranks(static_cast<size_t>(num_ranks));
+    std::iota(ranks.begin(), ranks.end(), 0);
+    return ranks;
+  }
+  uint32_t agree_on_group_idx(const std::vector<int>& ranks);
+  void gather_slices(const Tensor& host);
+  std::unique_ptr<HostCopy> start_copy(const Tensor& tensor, const WorkMark& after);
+  void sum(const HostValues& values, SumPlace place) {
+    sum_over_ranks(group_, shared_.scratch, values, place);
+  }
+  HostWait host_wait() const { return HostWait(shared_.device); }
+  Device& device() const {
+    PELAGO_ASSERT(shared_.device != nullptr, "CollectiveOptions name the device of the tensors");
+    return *shared_.device;
+  }
+
+  std::unique_ptr<Shared> own_shared_;  // null in a group: the collective it came from has it
+  Shared& shared_;
+  RankGroup group_;
 };
 
-template <typename T>
-void UcxCollective::sum(std::span<T> values) {
-  if (values.empty()) return;
-  if (values.size_bytes() > kGatherWholeBytes) {
-    SlicedSum<T>(session_, scratch_, values, num_calls_++).run();
-    return;
-  }
-  const std::vector<std::byte> gathered = all_gather(std::as_bytes(values));
-  std::vector<const T*> parts;
-  for (size_t r = 0; r < static_cast<size_t>(num_ranks()); ++r) {
-    parts.push_back(reinterpret_cast<const T*>(gathered.data() + r * values.size_bytes()));
-  }
-  sum_in_rank_order<T>(parts, values.data(), values.size());
+void UcxCollective::all_reduce_sum(std::span<float> values) {
+  const HostWait wait = host_wait();
+  sum({values.data(), at::kFloat, static_cast<int64_t>(values.size())}, SumPlace::kEverywhere);
+}
+
+void UcxCollective::all_reduce_sum(std::span<double> values) {
+  const HostWait wait = host_wait();
+  sum({values.data(), at::kDouble, static_cast<int64_t>(values.size())}, SumPlace::kEverywhere);
 }
 
 void UcxCollective::all_reduce_max(std::span<double> values) {
@@ -250,70 +134,177 @@ void UcxCollective::all_reduce_max(std::span<double> values) {
 }
 
 void UcxCollective::broadcast(std::span<std::byte> bytes, int from_rank) {
-  const uint64_t tag = tag_of(Kind::kBroadcast, num_calls_++);
+  const HostWait wait = host_wait();
+  const MessageTag tag = group_.begin_call(MessageKind::kBroadcast);
   std::vector<PendingMessage> pending;
   if (rank() == from_rank) {
     for (int peer = 0; peer < num_ranks(); ++peer) {
-      if (peer != rank()) post_sends(pending, bytes, peer, tag);
+      if (peer != rank()) group_.post_sends(pending, bytes, peer, tag);
     }
   } else {
-    post_receives(pending, bytes, from_rank, tag);
+    group_.post_receives(pending, bytes, from_rank, tag);
   }
-  session_.wait_all(pending);
+  group_.wait_all(pending);
 }
 
 std::vector<std::byte> UcxCollective::all_gather(std::span<const std::byte> bytes) {
-  const uint64_t tag = tag_of(Kind::kGather, num_calls_++);
-  std::vector<std::byte> gathered(bytes.size() * static_cast<size_t>(num_ranks()));
-  std::vector<PendingMessage> pending;
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    const auto place =
-        std::span(gathered).subspan(static_cast<size_t>(peer) * bytes.size(), bytes.size());
-    if (peer == rank()) {
-      std::copy(bytes.begin(), bytes.end(), place.begin());
-    } else {
-      post_receives(pending, place, peer, tag);
-    }
-  }
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    if (peer != rank()) post_sends(pending, bytes, peer, tag);
-  }
-  session_.wait_all(pending);
-  return gathered;
+  const HostWait wait = host_wait();
+  return group_.all_gather(bytes);
 }
 
 void UcxCollective::send(std::span<const std::byte> bytes, int to_rank, uint32_t tag) {
+  const HostWait wait = host_wait();
   std::vector<PendingMessage> pending;
-  post_sends(pending, bytes, to_rank, tag_of(Kind::kDirect, tag));
-  session_.wait_all(pending);
+  group_.post_sends(pending, bytes, to_rank, {MessageKind::kDirect, tag});
+  group_.wait_all(pending);
 }
 
 void UcxCollective::receive(std::span<std::byte> bytes, int from_rank, uint32_t tag) {
+  const HostWait wait = host_wait();
   std::vector<PendingMessage> pending;
-  post_receives(pending, bytes, from_rank, tag_of(Kind::kDirect, tag));
-  session_.wait_all(pending);
+  group_.post_receives(pending, bytes, from_rank, {MessageKind::kDirect, tag});
+  group_.wait_all(pending);
 }
 
-void UcxCollective::post_sends(std::vector<PendingMessage>& pending,
-                               std::span<const std::byte> bytes,
-                               int to_rank,
-                               uint64_t tag) {
-  do {
-    const size_t num_bytes = std::min(bytes.size(), kMessageBytes);
-    pending.push_back(session_.post_send(bytes.first(num_bytes), to_rank, tag));
-    bytes = bytes.subspan(num_bytes);
-  } while (!bytes.empty());
+std::unique_ptr<Collective> UcxCollective::group(const std::vector<int>& ranks) {
+  std::vector<int> session_ranks;
+  for (const int rank_of_group : ranks) {
+    PELAGO_ASSERT(rank_of_group >= 0 && rank_of_group < num_ranks(), "groups are of our ranks");
+    const int session_rank = group_.session_rank(rank_of_group);
+    PELAGO_ASSERT(std::ranges::find(session_ranks, session_rank) == session_ranks.end(),
+                  "no rank is twice in a group");
+    session_ranks.push_back(session_rank);
+  }
+  PELAGO_ASSERT(std::ranges::find(ranks, rank()) != ranks.end(), "only its ranks open a group");
+  if (ranks.size() == 1) return open_alone_collective();
+  const uint32_t group_idx = agree_on_group_idx(session_ranks);
+  shared_.next_group_idx = group_idx + 1;
+  return std::make_unique<UcxCollective>(shared_, std::move(session_ranks), group_idx);
 }
 
-void UcxCollective::post_receives(std::vector<PendingMessage>& pending,
-                                  std::span<std::byte> bytes,
-                                  int from_rank,
-                                  uint64_t tag) {
-  do {
-    const size_t num_bytes = std::min(bytes.size(), kMessageBytes);
-    pending.push_back(session_.post_receive(bytes.first(num_bytes), from_rank, tag));
-    bytes = bytes.subspan(num_bytes);
-  } while (!bytes.empty());
+/// The lowest number that no rank of the new group has used: two groups may have the same one only
+/// if no two ranks are in both. The first rank asks the others and tells them.
+uint32_t UcxCollective::agree_on_group_idx(const std::vector<int>& ranks) {
+  const HostWait wait = host_wait();
+  RankGroup members(shared_.session, ranks, /*group_idx=*/0);
+  const MessageTag tag{MessageKind::kGroup, 0};
+  uint32_t group_idx = shared_.next_group_idx;
+  std::vector<PendingMessage> pending;
+  const auto bytes = [](uint32_t& value) { return std::as_writable_bytes(std::span(&value, 1)); };
+  if (members.rank() == 0) {
+    std::vector<uint32_t> wanted(ranks.size(), group_idx);
+    for (int peer = 1; peer < members.num_ranks(); ++peer) {
+      members.post_receives(pending, bytes(wanted[static_cast<size_t>(peer)]), peer, tag);
+    }
+    members.wait_all(pending);
+    group_idx = *std::ranges::max_element(wanted);
+    pending.clear();
+    for (int peer = 1; peer < members.num_ranks(); ++peer) {
+      members.post_sends(pending, bytes(group_idx), peer, tag);
+    }
+  } else {
+    uint32_t wanted = group_idx;
+    members.post_sends(pending, bytes(wanted), 0, tag);
+    members.wait_all(pending);
+    pending.clear();
+    members.post_receives(pending, bytes(group_idx), 0, tag);
+  }
+  members.wait_all(pending);
+  if (group_idx > RankGroup::kGroupIdxMax) {
+    fail("a site has at most {} groups of ranks; open fewer", RankGroup::kGroupIdxMax);
+  }
+  return group_idx;
+}
+
+std::unique_ptr<HostCopy> UcxCollective::start_copy(const Tensor& tensor, const WorkMark& after) {
+  return device().start_copy_to_host(tensor, after);
+}
+
+void UcxCollective::all_reduce_sum(Tensor& tensor, const WorkMark& after) {
+  const HostWait wait = host_wait();
+  const Tensor flat = flat_view(tensor);  // [N]
+  if (flat.is_cpu()) return sum(values_of(flat), SumPlace::kEverywhere);
+  const WorkMark mark = after ? after : device().mark();
+  const int64_t piece_values = kPieceBytes / static_cast<int64_t>(flat.element_size());
+  struct Piece {
+    Tensor on_device;
+    std::unique_ptr<HostCopy> copy;
+  };
+  std::deque<Piece> copying;
+  const auto finish_first = [&] {
+    Piece piece = std::move(copying.front());
+    copying.pop_front();
+    const Tensor host = piece.copy->wait();
+    sum(values_of(host), SumPlace::kEverywhere);
+    device().copy_into(piece.on_device, host, steady_now_s());
+  };
+  for (int64_t begin = 0; begin < flat.numel(); begin += piece_values) {
+    const Tensor piece = flat.narrow(0, begin, std::min(piece_values, flat.numel() - begin));
+    copying.push_back({piece, start_copy(piece, mark)});
+    if (copying.size() == kCopiesAhead) finish_first();
+  }
+  while (!copying.empty()) finish_first();
+}
+
+void UcxCollective::reduce_scatter_sum(Tensor& tensor, const WorkMark& after) {
+  const HostWait wait = host_wait();
+  const Tensor flat = flat_view(tensor);  // [N]
+  if (flat.is_cpu()) return sum(values_of(flat), SumPlace::kOwnSlice);
+  const auto copy = start_copy(flat, after ? after : device().mark());
+  const Tensor host = copy->wait();  // [N]
+  sum(values_of(host), SumPlace::kOwnSlice);
+  const Slice own = own_slice(flat.numel());
+  Tensor own_values = flat.narrow(0, own.begin, own.end - own.begin);
+  device().copy_into(own_values, host.narrow(0, own.begin, own.end - own.begin), steady_now_s());
+}
+
+/// host: [N] on the host, of which own_slice(N) is filled.
+void UcxCollective::gather_slices(const Tensor& host) {
+  const MessageTag tag = group_.begin_call(MessageKind::kGather);
+  const size_t value_bytes = host.element_size();
+  const auto bytes_of_slice = [&](int owner) {
+    const Slice slice = slice_of(host.numel(), num_ranks(), owner);
+    return bytes_of(host).subspan(static_cast<size_t>(slice.begin) * value_bytes,
+                                  static_cast<size_t>(slice.end - slice.begin) * value_bytes);
+  };
+  std::vector<PendingMessage> pending;
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    if (peer != rank()) group_.post_receives(pending, bytes_of_slice(peer), peer, tag);
+  }
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    if (peer != rank()) group_.post_sends(pending, bytes_of_slice(rank()), peer, tag);
+  }
+  group_.wait_all(pending);
+}
+
+void UcxCollective::all_gather_slices(Tensor& tensor, const WorkMark& after) {
+  const HostWait wait = host_wait();
+  const Tensor flat = flat_view(tensor);  // [N]
+  if (flat.is_cpu()) return gather_slices(flat);
+  const Slice own = own_slice(flat.numel());
+  const auto copy =
+      start_copy(flat.narrow(0, own.begin, own.end - own.begin), after ? after : device().mark());
+  const Tensor host = device().make_host_tensor(flat.sizes(), flat.scalar_type());  // [N]
+  host.narrow(0, own.begin, own.end - own.begin).copy_(copy->wait());
+  gather_slices(host);
+  const double arrived_s = steady_now_s();
+  for (const Slice other : {Slice{0, own.begin}, Slice{own.end, flat.numel()}}) {
+    if (other.begin == other.end) continue;
+    Tensor place = flat.narrow(0, other.begin, other.end - other.begin);
+    device().copy_into(place, host.narrow(0, other.begin, other.end - other.begin), arrived_s);
+  }
+}
+
+void UcxCollective::broadcast(Tensor& tensor, int from_rank) {
+  Tensor flat = flat_view(tensor);  // [N]
+  if (flat.is_cpu()) return broadcast(bytes_of(flat), from_rank);
+  if (rank() == from_rank) {
+    broadcast(bytes_of(start_copy(flat, device().mark())->wait()), from_rank);
+    return;
+  }
+  const Tensor host = device().make_host_tensor(flat.sizes(), flat.scalar_type());  // [N]
+  broadcast(bytes_of(host), from_rank);
+  device().copy_into(flat, host, steady_now_s());
 }
 
 }  // namespace

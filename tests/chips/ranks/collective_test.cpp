@@ -5,61 +5,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <functional>
-#include <thread>
-
 #include "base/clock.h"
 #include "base/error.h"
-#include "base/files.h"
 #include "base/rng.h"
-#include "chips/torch.h"
+#include "chips/ranks/ranks_support.h"
 
 namespace pelago::chips {
 namespace {
-
-/// A folder that is empty at the start and gone at the end.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "pelago-XXXXXX").string();
-    PELAGO_ASSERT(::mkdtemp(pattern.data()) != nullptr, "the test may write temporary files");
-    path_ = pattern;
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
-/// Runs body once a rank, each on a thread of its own, and returns what each threw ("" if nothing).
-std::vector<std::string> run_ranks(int num_ranks,
-                                   const std::function<void(Collective&)>& body,
-                                   double timeout_s = 20) {
-  const TemporaryFolder folder;
-  std::vector<std::string> failures(static_cast<size_t>(num_ranks));
-  {
-    std::vector<std::jthread> threads;
-    for (int rank = 0; rank < num_ranks; ++rank) {
-      threads.emplace_back([&, rank] {
-        try {
-          const auto collective = open_collective({.rank = rank,
-                                                   .num_ranks = num_ranks,
-                                                   .rendezvous_dir = folder.path(),
-                                                   .timeout_s = timeout_s});
-          body(*collective);
-        } catch (const Failure& failure) {
-          failures[static_cast<size_t>(rank)] = failure.what();
-        }
-      });
-    }
-  }
-  return failures;
-}
-
-void check_no_failure(const std::vector<std::string>& failures) {
-  for (const std::string& failure : failures) CHECK(failure == "");
-}
 
 /// Values over nine powers of ten, so that another order of adding gives other bits.
 template <typename T>
@@ -134,17 +86,6 @@ TEST_CASE("maxima, gathered bytes, broadcasts and direct messages reach every ra
     if (from_before != std::vector<std::byte>(3, std::byte(before))) fail("rank {}: ring", rank);
   });
   check_no_failure(failures);
-}
-
-TEST_CASE("tensors are summed and broadcast in place") {
-  check_no_failure(run_ranks(2, [](Collective& collective) {
-    Tensor sum = torch::full({3, 5}, collective.rank() + 1.0, torch::kFloat32);  // [3,5]
-    collective.all_reduce_sum(sum);
-    if (!sum.equal(torch::full({3, 5}, 3.0))) fail("the sum is not 3");
-    Tensor copied = torch::full({7}, collective.rank(), torch::kBFloat16);  // [7]
-    static_cast<Collective&>(collective).broadcast(copied, /*from_rank=*/1);
-    if (!copied.equal(torch::ones({7}, torch::kBFloat16))) fail("the copy is not rank 1's");
-  }));
 }
 
 TEST_CASE("a rank alone needs no rendezvous folder and changes nothing") {
