@@ -1,0 +1,15 @@
+// How fast the chips of one vendor group reach one another.
+#pragma once
+
+namespace pelago::chips::native {
+
+/// What the emulated chips' clocks are charged for; zero rates charge nothing. Real chips need none
+/// of it.
+struct Links {
+  double group_bytes_per_s = 0;  // that a chip sends to all others of its group together
+  double pair_bytes_per_s = 0;   // that it sends to one other
+  double latency_s = 5e-6;       // of one hop
+  bool is_mesh = false;          // every pair has a link of its own
+};
+
+}  // namespace pelago::chips::native

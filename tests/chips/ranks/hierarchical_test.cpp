@@ -1,0 +1,242 @@
+// Collectives between devices: of one vendor group and of several, against sums made by hand. The
+// ranks are threads on CPU devices, whose memory the emulator's library reads as it does a chip's.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "base/rng.h"
+#include "chips/hierarchical/hierarchical_collective.h"
+#include "chips/hierarchical/vendor_groups.h"
+#include "chips/ranks/ranks_support.h"
+#include "chips/torch.h"
+
+namespace pelago::chips {
+namespace {
+
+/// Values over nine powers of ten, so that another order of adding gives other bits.
+Tensor values_of(int rank, int64_t num_values, c10::ScalarType dtype) {
+  Rng rng = Rng(13).fork("values", static_cast<uint64_t>(rank));
+  Tensor values = torch::empty({num_values});
+  for (int64_t i = 0; i < num_values; ++i) {
+    const double scale = dtype == torch::kHalf ? rng.next_uniform() * 4 : rng.next_uniform() * 9;
+    values.data_ptr<float>()[i] = static_cast<float>(rng.next_normal() * std::pow(10.0, scale - 4));
+  }
+  return values.to(dtype);
+}
+
+Tensor sum_of_ranks(const std::vector<int>& ranks, int64_t num_values, c10::ScalarType dtype) {
+  Tensor sum = values_of(ranks[0], num_values, dtype).to(torch::kFloat32);
+  for (size_t i = 1; i < ranks.size(); ++i) {
+    sum += values_of(ranks[i], num_values, dtype).to(torch::kFloat32);
+  }
+  return sum;
+}
+
+std::vector<int> all_ranks(size_t num_ranks) {
+  std::vector<int> ranks(num_ranks);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
+constexpr int64_t kShortValues = (64 << 10) / 4;  // f32: shorter ones go over the hosts
+constexpr int64_t kChunkValues = 1 << 20;
+
+/// The sum in the documented order: within groups, then of groups; on the hosts in rank order.
+Tensor expected_sum(const std::vector<int>& groups, int64_t num_values, c10::ScalarType dtype) {
+  const VendorGroups vendor_groups(groups);
+  const Tensor in_turn = sum_of_ranks(all_ranks(groups.size()), num_values, dtype);
+  const bool is_hierarchical =
+      vendor_groups.groups().size() > 1 && vendor_groups.groups().size() < groups.size();
+  const int64_t value_bytes = dtype == torch::kFloat32 ? 4 : 2;
+  if (!is_hierarchical || num_values * value_bytes < kShortValues * 4) return in_turn.to(dtype);
+  Tensor sum = torch::zeros({num_values});
+  bool is_first = true;
+  for (const std::vector<int>& group : vendor_groups.groups()) {
+    const Tensor group_sum = sum_of_ranks(group, num_values, dtype);
+    sum = is_first ? group_sum : sum + group_sum;
+    is_first = false;
+  }
+  const int64_t num_odd = num_values % vendor_groups.num_units();
+  sum.narrow(0, num_values - num_odd, num_odd)
+      .copy_(in_turn.narrow(0, num_values - num_odd, num_odd));
+  return sum.to(dtype);
+}
+
+bool has_bits_of(const Tensor& left, const Tensor& right) {
+  return left.nbytes() == right.nbytes() &&
+         std::memcmp(left.data_ptr(), right.data_ptr(), left.nbytes()) == 0;
+}
+
+/// Runs body as every rank over collectives between CPU devices in these vendor groups.
+std::vector<std::string> run_devices(const std::vector<int>& groups,
+                                     const std::function<void(Collective&)>& body) {
+  return run_ranks(
+      static_cast<int>(groups.size()),
+      [&](const CollectiveOptions& given) {
+        const auto device = open_device("cpu", Catalogue::built_in());
+        CollectiveOptions options = given;
+        options.device = device.get();
+        options.native_library = "emuccl";
+        options.vendor_groups = groups;
+        body(*open_collective(options));
+      },
+      /*timeout_s=*/20);
+}
+
+void check_sums(const std::vector<int>& groups,
+                c10::ScalarType dtype,
+                const std::vector<int64_t>& lengths) {
+  check_no_failure(run_devices(groups, [&](Collective& collective) {
+    for (const int64_t num_values : lengths) {
+      Tensor values = values_of(collective.rank(), num_values, dtype);
+      collective.all_reduce_sum(values);
+      if (!has_bits_of(values, expected_sum(groups, num_values, dtype))) {
+        fail("another sum of {} values", num_values);
+      }
+    }
+  }));
+}
+
+TEST_CASE("a vendor group adds in rank order, whatever the length and dtype") {
+  for (const auto dtype : {torch::kFloat32, torch::kBFloat16, torch::kHalf}) {
+    check_sums({0, 0}, dtype, {0, 1, 5, 40'001});
+    check_sums({4, 4, 4}, dtype, {1, 2, 30'000});
+  }
+}
+
+TEST_CASE("two groups of two add their sums, and every rank has the same bits") {
+  check_sums({0, 0, 1, 1},
+             torch::kFloat32,
+             {0, 3, kShortValues - 1, kShortValues, kShortValues + 1, kChunkValues + 77'777});
+  check_sums({0, 0, 1, 1}, torch::kBFloat16, {7, 2 * kShortValues + 1});
+  check_sums({0, 0, 1, 1}, torch::kHalf, {7, 2 * kShortValues + 3});
+}
+
+TEST_CASE("groups of unlike sizes, in any order of ranks, add in the order of their first ranks") {
+  check_sums({7, 3, 3}, torch::kFloat32, {kShortValues + 1, 50'003});
+  check_sums({1, 0, 1, 0, 1}, torch::kFloat32, {kShortValues + 5, 100'003});
+  check_sums({0, 0, 0, 1, 1, 2}, torch::kFloat32, {kShortValues + 11});
+}
+
+TEST_CASE("random groups and lengths give the documented sum") {
+  Rng rng(2024);
+  for (int round = 0; round < 6; ++round) {
+    std::vector<int> groups(2 + rng.next_below(4));
+    for (int& group : groups) group = static_cast<int>(rng.next_below(3));
+    CAPTURE(round);
+    check_sums(
+        groups,
+        torch::kFloat32,
+        {static_cast<int64_t>(rng.next_below(100)), static_cast<int64_t>(rng.next_below(120'000))});
+  }
+}
+
+TEST_CASE("slices are reduced and gathered alike over the hosts and the chips' links") {
+  for (const std::vector<int>& groups :
+       std::vector<std::vector<int>>{{0, 0, 0}, {0, 0, 1, 1}, {0, 1, 1}, {0, 1}}) {
+    check_no_failure(run_devices(groups, [&](Collective& collective) {
+      for (const int64_t num_values : {int64_t{1}, int64_t{10}, kShortValues + 3}) {
+        Tensor values = values_of(collective.rank(), num_values, torch::kFloat32);
+        collective.reduce_scatter_sum(values);
+        const Tensor expected = expected_sum(groups, num_values, torch::kFloat32);
+        const auto own = collective.own_slice(num_values);
+        const int64_t own_values = own.end - own.begin;
+        if (!values.narrow(0, own.begin, own_values)
+                 .equal(expected.narrow(0, own.begin, own_values))) {
+          fail("rank {}: another slice of {} values", collective.rank(), num_values);
+        }
+        Tensor gathered = torch::zeros({num_values});
+        gathered.narrow(0, own.begin, own_values).copy_(values.narrow(0, own.begin, own_values));
+        collective.all_gather_slices(gathered);
+        if (!gathered.equal(expected)) fail("rank {}: gathered", collective.rank());
+      }
+    }));
+  }
+}
+
+TEST_CASE("a tensor of any dtype reaches all groups from any rank") {
+  check_no_failure(run_devices({0, 0, 1, 1, 1}, [](Collective& collective) {
+    for (const int from_rank : {0, 3}) {
+      for (const int64_t num_values : {int64_t{9}, int64_t{100'001}}) {
+        Tensor values = torch::full({num_values}, collective.rank(), torch::kInt64);
+        collective.broadcast(values, from_rank);
+        if (!values.eq(from_rank).all().item<bool>()) fail("rank {}", collective.rank());
+      }
+    }
+  }));
+}
+
+TEST_CASE("a group of some ranks keeps their vendors, and host calls work beside it") {
+  const std::vector<int> groups = {0, 0, 1, 1};
+  check_no_failure(run_devices(groups, [&](Collective& collective) {
+    const int rank = collective.rank();
+    if (rank != 3) {
+      const auto three = collective.group({0, 1, 2});  // a vendor group of two, and one of one
+      Tensor values = values_of(three->rank(), 60'001, torch::kFloat32);
+      three->all_reduce_sum(values);
+      if (!has_bits_of(values, expected_sum({0, 0, 1}, 60'001, torch::kFloat32))) {
+        fail("rank {}: the sum of three", rank);
+      }
+    }
+    if (rank >= 2) {
+      const auto pair = collective.group({3, 2});  // one vendor
+      Tensor values = values_of(pair->rank(), 30'001, torch::kFloat32);
+      pair->all_reduce_sum(values);
+      if (!has_bits_of(values, expected_sum({0, 0}, 30'001, torch::kFloat32))) {
+        fail("rank {}: the sum of a pair", rank);
+      }
+    }
+    std::vector<double> most = {static_cast<double>(rank)};
+    collective.all_reduce_max(most);
+    if (most[0] != 3) fail("rank {}: the maximum", rank);
+    collective.barrier();
+  }));
+}
+
+TEST_CASE("borders of groups of 2 and 3 ranks are four, and cover every unit once") {
+  const VendorGroups groups({5, 5, 8, 8, 8});
+  CHECK(groups.num_units() == 6);
+  std::vector<std::vector<int>> ranks;
+  int64_t next_unit = 0;
+  for (const Border& border : groups.borders()) {
+    CHECK(border.first_unit == next_unit);
+    next_unit += border.num_units;
+    ranks.push_back(border.ranks);
+  }
+  CHECK(next_unit == 6);
+  CHECK(ranks == std::vector<std::vector<int>>{{0, 2}, {0, 3}, {1, 3}, {1, 4}});
+  CHECK(groups.receivers(0) == std::vector<int>{0, 1, 0, 1, 0});
+}
+
+TEST_CASE("options that contradict each other are refused in one line") {
+  const auto failure_with = [](const std::function<void(CollectiveOptions&)>& change) {
+    return run_ranks(
+        2,
+        [&](const CollectiveOptions& given) {
+          const auto device = open_device("cpu", Catalogue::built_in());
+          CollectiveOptions options = given;
+          options.device = device.get();
+          options.native_library = "emuccl";
+          change(options);
+          open_collective(options);
+        },
+        /*timeout_s=*/20)[0];
+  };
+  CHECK(failure_with([](CollectiveOptions& options) {
+          options.vendor_groups = {0, 0, 0};
+        }).find("vendor groups are given for 3 ranks where 2 meet") == 0);
+  CHECK(failure_with([](CollectiveOptions& options) {
+          options.device = nullptr;
+        }).find("a collective between devices needs a device") == 0);
+  CHECK(failure_with([](CollectiveOptions& options) {
+          options.vendor_groups = {0, 0};
+          options.native_library = "";
+        }).find("rank 0 is one of 2 in its vendor group, which names no collective library") == 0);
+  CHECK(failure_with([](CollectiveOptions& options) {
+          options.native_library = "nickel";
+        }).find("nickel is no collective library that pelago knows") == 0);
+}
+
+}  // namespace
+}  // namespace pelago::chips
