@@ -3,14 +3,16 @@
 // by parameters.move_gradients_into(flat_gradient). Generation: next_logits with a KvCache.
 #pragma once
 
-#include "chips/torch.h"
-
 #include <filesystem>
 #include <vector>
 
 #include "base/rng.h"
 #include "chips/tensor.h"
+#include "chips/torch.h"
 #include "model/config.h"
+#include "model/generation/kv_cache.h"
+#include "model/layers/block.h"
+#include "model/layers/rope.h"
 #include "model/parameters.h"
 
 namespace pelago::model {
@@ -19,40 +21,6 @@ namespace pelago::model {
 /// norms 1, biases 0. f32 [N] on the CPU; depends on the seed and the parameter's name only, so
 /// every site makes the same bits.
 Tensor initial_weights(const ModelConfig& config, const Rng& rng);
-
-/// Keys and values of what was already read, for generation. Grows by doubling.
-class KvCache {
- public:
-  KvCache(const ModelConfig& config, int64_t batch, c10::Device device, c10::ScalarType dtype);
-  int64_t num_tokens() const { return num_tokens_; }
-
- private:
-  friend class Transformer;
-  struct KeysValues {
-    Tensor keys, values;  // [B,T_all,K,E]
-  };
-  /// Appends a layer's keys and values [B,T_new,K,E]; returns all there are.
-  KeysValues append(int64_t layer_idx, const Tensor& keys, const Tensor& values);
-
-  std::vector<Tensor> keys_, values_;  // a layer: [B,T_max,K,E]
-  int64_t num_tokens_ = 0;
-};
-
-/// The rotation of every position, made when it is first needed. f32, on one device.
-class RopeTable {
- public:
-  RopeTable(const ModelConfig& config, c10::Device device);
-  struct Rows {
-    Tensor cos, sin;  // [T,E/2] f32
-  };
-  /// Rows of positions [begin, begin + num_positions).
-  Rows rows(int64_t begin, int64_t num_positions);
-
- private:
-  std::vector<double> frequencies_;  // [E/2], radians a position
-  c10::Device device_;
-  Tensor cos_, sin_;  // [T_max,E/2] f32
-};
 
 /// Not for several threads at once: the table of positions grows on use.
 class Transformer {
@@ -72,11 +40,6 @@ class Transformer {
 
  private:
   Tensor hidden_states(const Tensor& tokens, KvCache* cache) const;  // [B*T,D], after the last norm
-  Tensor attend(const BlockWeights& weights,
-                const Tensor& normed,
-                const RopeTable::Rows& rope,
-                int64_t layer_idx,
-                KvCache* cache) const;  // [B*T,D]
 
   ModelConfig config_;
   const Parameters* parameters_;  // outlives me

@@ -29,6 +29,7 @@ json rank_to_json(const RankReport& rank) {
   return {{"device", rank.device},
           {"tokens", rank.tokens},
           {"compute_s", rank.compute_s},
+          {"wait_stages_s", rank.wait_stages_s},
           {"wait_ranks_s", rank.wait_ranks_s},
           {"late_s", rank.late_s},
           {"host_busy_s", rank.host_busy_s},
@@ -40,6 +41,7 @@ RankReport rank_from_json(const json& value) {
   value.at("device").get_to(rank.device);
   value.at("tokens").get_to(rank.tokens);
   value.at("compute_s").get_to(rank.compute_s);
+  value.at("wait_stages_s").get_to(rank.wait_stages_s);
   value.at("wait_ranks_s").get_to(rank.wait_ranks_s);
   value.at("late_s").get_to(rank.late_s);
   value.at("host_busy_s").get_to(rank.host_busy_s);

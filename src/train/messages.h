@@ -46,10 +46,11 @@ struct ExchangeSchedule {
 struct RankReport {
   std::string device;
   int64_t tokens = 0;
-  double compute_s = 0;     // forward, backward, and the update of the step before
-  double wait_ranks_s = 0;  // for slower ranks and the reduction, in the step before
-  double late_s = 0;        // emulated: time by which the host failed to keep the chip's pace
-  double host_busy_s = 0;   // emulated: time the host computed for this chip
+  double compute_s = 0;      // forward, backward, and the update of the step before
+  double wait_stages_s = 0;  // for hidden states and gradients of other stages
+  double wait_ranks_s = 0;   // for slower ranks and the reduction, in the step before
+  double late_s = 0;         // emulated: time by which the host failed to keep the chip's pace
+  double host_busy_s = 0;    // emulated: time the host computed for this chip
   int64_t peak_memory_bytes = 0;
 };
 

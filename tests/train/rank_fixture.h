@@ -2,12 +2,20 @@
 // so that the trainer's laws are tested without processes.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <barrier>
+#include <condition_variable>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <limits>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "base/rng.h"
@@ -19,10 +27,21 @@ namespace pelago::train {
 
 /// Meeting place of the ranks.
 struct ThreadGroup {
-  explicit ThreadGroup(int ranks) : num_ranks(ranks), meet(ranks), places(ranks) {}
+  explicit ThreadGroup(int ranks)
+      : num_ranks(ranks), meet(ranks), places(static_cast<size_t>(ranks)) {}
   int num_ranks;
   std::barrier<> meet;
   std::vector<std::span<std::byte>> places;  // what each rank gave to the collective under way
+
+  /// The meeting place of some of the ranks, made by whoever comes first.
+  ThreadGroup& part(const std::vector<int>& ranks) {
+    const std::lock_guard lock(parts_mutex);
+    std::unique_ptr<ThreadGroup>& found = parts[ranks];
+    if (!found) found = std::make_unique<ThreadGroup>(static_cast<int>(ranks.size()));
+    return *found;
+  }
+  std::mutex parts_mutex;  // guards parts
+  std::map<std::vector<int>, std::unique_ptr<ThreadGroup>> parts;
 };
 
 class ThreadCollective final : public chips::Collective {
@@ -47,10 +66,50 @@ class ThreadCollective final : public chips::Collective {
     if (rank_ != from_rank) std::copy(source.begin(), source.end(), bytes.begin());
     group_->meet.arrive_and_wait();
   }
-  std::vector<std::byte> all_gather(std::span<const std::byte> /*bytes*/) override { return {}; }
+  std::vector<std::byte> all_gather(std::span<const std::byte> bytes) override {
+    std::vector<std::byte> own(bytes.begin(), bytes.end()), all;
+    give(own);
+    for (const auto& place : group_->places) all.insert(all.end(), place.begin(), place.end());
+    group_->meet.arrive_and_wait();
+    return all;
+  }
   void send(std::span<const std::byte> /*bytes*/, int /*to*/, uint32_t /*tag*/) override {}
   void receive(std::span<std::byte> /*bytes*/, int /*from*/, uint32_t /*tag*/) override {}
   void barrier() override { group_->meet.arrive_and_wait(); }
+
+  std::unique_ptr<Collective> group(const std::vector<int>& ranks) override {
+    const auto found = std::find(ranks.begin(), ranks.end(), rank_);
+    return std::make_unique<ThreadCollective>(group_->part(ranks),
+                                              static_cast<int>(found - ranks.begin()));
+  }
+  void all_reduce_sum(Tensor& tensor, const chips::WorkMark& /*after*/) override {
+    Tensor sum = tensor.to(torch::kFloat32).clone();  // [N]
+    all_reduce_sum(std::span<float>(sum.data_ptr<float>(), static_cast<size_t>(sum.numel())));
+    tensor.copy_(sum);
+  }
+  void reduce_scatter_sum(Tensor& tensor, const chips::WorkMark& after) override {
+    Tensor sum = tensor.clone();
+    all_reduce_sum(sum, after);
+    const Slice slice = own_slice(tensor.numel());
+    const int64_t length = slice.end - slice.begin;
+    // The other slices hold nothing that anyone may use.
+    tensor.fill_(std::numeric_limits<float>::quiet_NaN());
+    tensor.view({-1})
+        .narrow(0, slice.begin, length)
+        .copy_(sum.view({-1}).narrow(0, slice.begin, length));
+  }
+  void all_gather_slices(Tensor& tensor, const chips::WorkMark& /*after*/) override {
+    const Slice slice = own_slice(tensor.numel());
+    Tensor flat = tensor.view({-1});
+    Tensor own = torch::zeros({flat.numel()}, torch::kFloat32);
+    own.narrow(0, slice.begin, slice.end - slice.begin)
+        .copy_(flat.narrow(0, slice.begin, slice.end - slice.begin));
+    all_reduce_sum(std::span<float>(own.data_ptr<float>(), static_cast<size_t>(own.numel())));
+    flat.copy_(own);
+  }
+  void broadcast(Tensor& tensor, int from_rank) override {
+    broadcast(std::span(static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()), from_rank);
+  }
 
  private:
   void give(std::span<std::byte> bytes) {
@@ -74,6 +133,45 @@ class ThreadCollective final : public chips::Collective {
 
   ThreadGroup* group_;
   int rank_;
+};
+
+/// Letter boxes between the ranks.
+struct ThreadPost {
+  std::mutex mutex;  // guards boxes
+  std::condition_variable changed;
+  std::map<std::tuple<int, int, uint32_t>, std::deque<Tensor>> boxes;  // from, to, tag
+};
+
+class ThreadCourier final : public chips::Courier {
+ public:
+  ThreadCourier(ThreadPost& post, int rank) : post_(&post), rank_(rank) {}
+  void send(const Tensor& tensor, int to_rank, uint32_t tag) override {
+    const std::lock_guard lock(post_->mutex);
+    post_->boxes[{rank_, to_rank, tag}].push_back(tensor.clone());
+    post_->changed.notify_all();
+  }
+  void expect(at::IntArrayRef shape, c10::ScalarType dtype, int from_rank, uint32_t tag) override {
+    expected_[{from_rank, tag}].push_back(torch::empty(shape, dtype));
+  }
+  Tensor take(int from_rank, uint32_t tag) override {
+    std::unique_lock lock(post_->mutex);
+    auto& box = post_->boxes[{from_rank, rank_, tag}];
+    post_->changed.wait(lock, [&] { return !box.empty(); });
+    const Tensor came = box.front();
+    box.pop_front();
+    auto& expected = expected_.at({from_rank, tag});
+    CHECK(expected.front().sizes().equals(came.sizes()));
+    CHECK((expected.front().scalar_type() == came.scalar_type()));
+    expected.pop_front();
+    return came;
+  }
+  void flush() override {}
+  double waited_s() override { return 0; }
+
+ private:
+  ThreadPost* post_;
+  int rank_;
+  std::map<std::pair<int, uint32_t>, std::deque<Tensor>> expected_;
 };
 
 class PlainDevice final : public chips::Device {
@@ -116,31 +214,57 @@ inline MemorySource learnable_tokens(int64_t num_tokens, uint64_t seed = 3) {
   return MemorySource(std::move(tokens));
 }
 
+/// A stage's blocks and how many ranks it is cut over.
+struct StageShape {
+  int64_t num_blocks = 2;
+  int width = 1;
+  bool recompute = false;
+};
+
 struct SiteShape {
-  std::vector<int64_t> sequences{4};  // of each rank
+  std::vector<int64_t> sequences{4};  // of each pipeline
   int64_t microbatch = 4;
   int64_t first_sequence = 0;
   int64_t batch_sequences = 0;  // of all sites; 0: this one is alone
   std::string dtype = "f32";
   c10::ScalarType device_dtype = torch::kFloat32;
+  std::vector<std::vector<StageShape>> pipelines = {};  // empty: one stage each
+  bool slice_optimizer = false;
+  model::ModelConfig model = tiny_model();
+  std::vector<c10::ScalarType> device_dtypes = {};  // by rank; empty: device_dtype
 };
 
 inline TrainerOptions options_of(const SiteShape& shape) {
   TrainerOptions options;
-  options.model = tiny_model();
+  options.model = shape.model;
   options.train.dtype = shape.dtype;
   options.train.lr = 1e-2;
   options.train.warmup_steps = 0;
   options.train.eval_sequences = 0;
   options.site.name = "test";
   options.site.first_sequence = shape.first_sequence;
-  for (const int64_t sequences : shape.sequences) {
-    plan::DevicePlan device;
-    device.device = "cpu";
-    device.sequences = sequences;
-    device.microbatch = shape.microbatch;
-    options.site.devices.push_back(device);
-    options.site.batch_sequences += sequences;
+  options.site.slice_optimizer = shape.slice_optimizer;
+  for (size_t i = 0; i < shape.sequences.size(); ++i) {
+    plan::PipelinePlan pipeline;
+    pipeline.sequences = shape.sequences[i];
+    pipeline.microbatch = shape.microbatch;
+    const std::vector<StageShape> stages =
+        shape.pipelines.empty() ? std::vector{StageShape{shape.model.num_hidden_layers}}
+                                : shape.pipelines[i];
+    int64_t first_block = 0;
+    for (const StageShape& stage_shape : stages) {
+      plan::StagePlan stage;
+      stage.first_block = first_block;
+      stage.last_block = first_block += stage_shape.num_blocks;
+      stage.recompute = stage_shape.recompute;
+      for (int k = 0; k < stage_shape.width; ++k) {
+        stage.ranks.push_back(static_cast<int>(options.site.devices.size()));
+        options.site.devices.emplace_back().device = "cpu";
+      }
+      pipeline.stages.push_back(stage);
+    }
+    options.site.pipelines.push_back(pipeline);
+    options.site.batch_sequences += pipeline.sequences;
   }
   options.batch_sequences =
       shape.batch_sequences > 0 ? shape.batch_sequences : options.site.batch_sequences;
@@ -149,25 +273,62 @@ inline TrainerOptions options_of(const SiteShape& shape) {
   return options;
 }
 
+/// What all ranks of a test share: the whole model's state.
+struct SharedState {
+  explicit SharedState(int64_t num_values)
+      : master(torch::zeros({num_values})),
+        m(torch::zeros({num_values})),
+        v(torch::zeros({num_values})) {}
+  static std::span<float> values_of(const Tensor& tensor) {
+    return {tensor.data_ptr<float>(), static_cast<size_t>(tensor.numel())};
+  }
+  HostState host() const { return {values_of(master), values_of(m), values_of(v)}; }
+  Tensor master, m, v;  // [N] f32
+};
+
+/// One rank of the test's site.
+struct TestRank {
+  Trainer& trainer;
+  chips::Collective& collective;
+  int rank;
+  /// All ranks' part of the state, on every rank that asks once all have called it.
+  void store(const SharedState& state) const {
+    trainer.store(state.host(), {0, state.master.numel()});
+    collective.barrier();
+  }
+};
+
 /// Runs body on every rank at once, each with a trainer that holds the same initial weights.
-inline void run_ranks(const SiteShape& shape,
-                      const TokenSource& samples,
-                      const std::function<void(Trainer&, int rank)>& body) {
+inline void run_grid(const SiteShape& shape,
+                     const TokenSource& samples,
+                     const std::function<void(TestRank&)>& body) {
   const TrainerOptions options = options_of(shape);
-  const auto num_ranks = static_cast<int>(shape.sequences.size());
-  ThreadGroup group(num_ranks);
+  const auto num_ranks = static_cast<int>(options.site.devices.size());
+  ThreadGroup control(num_ranks), reduction(num_ranks);
+  ThreadPost post;
   const Tensor weights = model::initial_weights(options.model, Rng(7));
   const auto run_rank = [&](int rank) {
     at::set_num_threads(1);
-    PlainDevice device(shape.device_dtype);
-    ThreadCollective collective(group, rank);
-    Trainer trainer(options, device, collective, samples);
-    trainer.load_weights(weights);
-    body(trainer, rank);
+    PlainDevice device(shape.device_dtypes.empty()
+                           ? shape.device_dtype
+                           : shape.device_dtypes[static_cast<size_t>(rank)]);
+    ThreadCollective control_link(control, rank), reduction_link(reduction, rank);
+    ThreadCourier courier(post, rank);
+    Trainer trainer(options, device, {&control_link, &reduction_link, &courier}, samples);
+    trainer.load({.master = SharedState::values_of(weights), .m = {}, .v = {}}, {});
+    TestRank test_rank{trainer, control_link, rank};
+    body(test_rank);
+    control_link.barrier();
   };
   std::vector<std::jthread> others;
   for (int rank = 1; rank < num_ranks; ++rank) others.emplace_back(run_rank, rank);
   run_rank(0);
+}
+
+inline void run_ranks(const SiteShape& shape,
+                      const TokenSource& samples,
+                      const std::function<void(Trainer&, int rank)>& body) {
+  run_grid(shape, samples, [&](TestRank& rank) { body(rank.trainer, rank.rank); });
 }
 
 }  // namespace pelago::train

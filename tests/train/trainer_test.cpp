@@ -19,13 +19,22 @@ bool same_bits(const Tensor& a, const Tensor& b) {
          std::memcmp(a.data_ptr(), b.data_ptr(), static_cast<size_t>(a.nbytes())) == 0;
 }
 
+int64_t num_values(const SiteShape& shape) { return shape.model.num_parameters(); }
+
 Tensor gradient_of_first_step(const SiteShape& shape, const TokenSource& samples) {
-  Tensor gradient;
-  run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
+  const SharedState shared(num_values(shape));
+  run_ranks(shape, samples, [&](Trainer& trainer, int /*rank*/) {
     trainer.step(0);
-    if (rank == 0) gradient = trainer.gradient().clone();
+    trainer.store_gradient(shared.host().master);
   });
-  return gradient;
+  return shared.master;
+}
+
+/// The state as each rank has it, as far as it keeps it.
+SharedState own_state(const TestRank& rank) {
+  SharedState own(tiny_model().num_parameters());
+  rank.trainer.store(own.host(), {0, own.master.numel()});
+  return own;
 }
 
 TEST_CASE("any split of a batch over ranks and microbatches gives the same gradient") {
@@ -49,17 +58,13 @@ TEST_CASE("the samples of two sites together are those of one site, each once") 
   CHECK(relative_difference(first + second, whole) < 1e-6);
 }
 
-TEST_CASE("all ranks end a step with the same bits and the same report") {
+TEST_CASE("all ranks end a step with the same report") {
   const MemorySource samples = learnable_tokens(2000);
-  std::vector<Tensor> masters(3);
   std::vector<StepReport> reports(3);
   run_ranks({.sequences = {3, 1, 2}}, samples, [&](Trainer& trainer, int rank) {
-    const auto idx = static_cast<size_t>(rank);
-    for (int64_t step = 0; step < 3; ++step) reports[idx] = trainer.step(step);
-    masters[idx] = trainer.master().clone();
+    for (int64_t step = 0; step < 3; ++step)
+      reports[static_cast<size_t>(rank)] = trainer.step(step);
   });
-  CHECK(same_bits(masters[0], masters[1]));
-  CHECK(same_bits(masters[0], masters[2]));
   CHECK(reports[0].loss == reports[2].loss);
   CHECK(reports[0].grad_norm == reports[2].grad_norm);
   CHECK(reports[0].tokens == 6 * 16);
@@ -85,57 +90,54 @@ TEST_CASE("the loss falls steadily, in f32 and in bf16") {
 TEST_CASE("the same seed gives the same bits, and so does going on from a saved state") {
   const MemorySource samples = learnable_tokens(2000);
   const SiteShape shape{.sequences = {2, 2}, .dtype = "bf16"};
-  Tensor straight, again, resumed;
-  const auto train_through = [&](Tensor& result) {
-    run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
-      for (int64_t step = 0; step < 6; ++step) trainer.step(step);
-      if (rank == 0) result = trainer.master().clone();
+  SharedState straight(num_values(shape)), again(num_values(shape)), resumed(num_values(shape));
+  for (const SharedState* result : {&straight, &again}) {
+    run_grid(shape, samples, [&](TestRank& rank) {
+      for (int64_t step = 0; step < 6; ++step) rank.trainer.step(step);
+      rank.store(*result);
     });
-  };
-  train_through(straight);
-  train_through(again);
-  CHECK(same_bits(straight, again));
+  }
+  CHECK(same_bits(straight.master, again.master));
 
-  Tensor weights, m, v;
-  TrainState state;
-  run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
-    for (int64_t step = 0; step < 3; ++step) trainer.step(step);
-    if (rank != 0) return;
-    weights = trainer.master().clone();
-    m = trainer.first_moment().clone();
-    v = trainer.second_moment().clone();
-    trainer.save_state(state);
+  const SharedState saved(num_values(shape));
+  TrainState counters;
+  run_grid(shape, samples, [&](TestRank& rank) {
+    for (int64_t step = 0; step < 3; ++step) rank.trainer.step(step);
+    rank.store(saved);
+    if (rank.rank == 0) rank.trainer.save_counters(counters);
   });
-  run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
-    trainer.load_state(weights, m, v, state);
-    for (int64_t step = 3; step < 6; ++step) trainer.step(step);
-    if (rank == 0) resumed = trainer.master().clone();
+  run_grid(shape, samples, [&](TestRank& rank) {
+    rank.trainer.load(saved.host(), counters);
+    for (int64_t step = 3; step < 6; ++step) rank.trainer.step(step);
+    rank.store(resumed);
   });
-  CHECK(same_bits(straight, resumed));
+  CHECK(same_bits(straight.master, resumed.master));
 }
 
 TEST_CASE("a gradient that is not finite on one rank is applied on none") {
   const MemorySource samples = learnable_tokens(2000);
-  std::vector<Tensor> before(2), after(2);
   std::vector<StepReport> reports(2);
   std::vector<TrainState> states(2);
-  run_ranks({.sequences = {3, 1}}, samples, [&](Trainer& trainer, int rank) {
-    const auto idx = static_cast<size_t>(rank);
-    trainer.step(0);
-    if (rank == 1) {
-      Tensor broken = trainer.master().clone();
-      broken.fill_(std::numeric_limits<float>::infinity());
-      trainer.load_weights(broken);
+  std::vector<SharedState> before(2, SharedState(0)), after(2, SharedState(0));
+  run_grid({.sequences = {3, 1}}, samples, [&](TestRank& rank) {
+    const auto idx = static_cast<size_t>(rank.rank);
+    rank.trainer.step(0);
+    if (rank.rank == 1) {
+      const SharedState broken(tiny_model().num_parameters());
+      broken.master.fill_(std::numeric_limits<float>::infinity());
+      TrainState counters;
+      counters.adam_steps = 1;
+      rank.trainer.load(broken.host(), counters);
     }
-    before[idx] = trainer.master().clone();
-    reports[idx] = trainer.step(1);
-    after[idx] = trainer.master().clone();
-    trainer.save_state(states[idx]);
+    before[idx] = own_state(rank);
+    reports[idx] = rank.trainer.step(1);
+    after[idx] = own_state(rank);
+    rank.trainer.save_counters(states[idx]);
   });
   CHECK(reports[0].skipped);
   CHECK(reports[1].skipped);
-  CHECK(same_bits(before[0], after[0]));
-  CHECK(same_bits(before[1], after[1]));
+  CHECK(same_bits(before[0].master, after[0].master));
+  CHECK(same_bits(before[1].master, after[1].master));
   CHECK(states[0].adam_steps == 1);  // the skipped step does not count for the bias correction
   CHECK(states[0].loss_scale == 8);  // halved from 16 on every rank, whatever its dtype
   CHECK(states[1].loss_scale == 8);
@@ -143,14 +145,17 @@ TEST_CASE("a gradient that is not finite on one rank is applied on none") {
 
 TEST_CASE("the update is that of a gradient clipped to its norm, and spares norms from decay") {
   const MemorySource samples = learnable_tokens(2000);
-  run_ranks({.sequences = {4}}, samples, [&](Trainer& trainer, int /*rank*/) {
-    const Tensor before = trainer.master().clone();
-    const StepReport report = trainer.step(0);
-    const Tensor mean = trainer.gradient() / static_cast<double>(report.tokens);
+  run_grid({.sequences = {4}}, samples, [&](TestRank& rank) {
+    const Tensor before = own_state(rank).master;
+    const StepReport report = rank.trainer.step(0);
+    const SharedState gradient(before.numel());
+    rank.trainer.store_gradient(gradient.host().master);
+    const SharedState after = own_state(rank);
+    const Tensor mean = gradient.master / static_cast<double>(report.tokens);
     CHECK(report.grad_norm == doctest::Approx(mean.norm().item<double>()).epsilon(1e-5));
     const double clip = std::min(1.0, 1.0 / report.grad_norm);
     // After one step m = 0.1 g and v = 0.05 g^2, corrected for bias: the update is lr * sign(g).
-    CHECK(relative_difference(trainer.first_moment(), 0.1 * clip * mean) < 1e-5);
+    CHECK(relative_difference(after.m, 0.1 * clip * mean) < 1e-5);
     int64_t begin = 0;
     for (const model::ParameterSpec& spec : model::parameter_specs(tiny_model())) {
       const auto range = [&](const Tensor& flat) {
@@ -160,7 +165,7 @@ TEST_CASE("the update is that of a gradient clipped to its norm, and spares norm
       const double decay = spec.decays ? 1.0 - report.lr * 0.1 : 1.0;
       const Tensor expected = range(before) * decay - report.lr * g / (g.abs() + 1e-8);
       CAPTURE(spec.name);
-      CHECK((range(trainer.master()) - expected).abs().max().item<double>() < 1e-5);
+      CHECK((range(after.master) - expected).abs().max().item<double>() < 1e-5);
       begin += spec.num_values();
     }
   });
@@ -177,7 +182,7 @@ TEST_CASE("a model that knows nothing needs log2 of the vocabulary bits for each
   for (size_t i = 1; i < tokens.size(); ++i) num_bytes += static_cast<double>(tokens[i] % 5);
   for (const std::vector<int64_t>& shares : {std::vector<int64_t>{4}, {3, 1}, {1, 2, 1}}) {
     run_ranks({.sequences = shares, .microbatch = 2}, samples, [&](Trainer& trainer, int rank) {
-      trainer.load_weights(torch::zeros({trainer.master().numel()}));
+      trainer.load(SharedState(tiny_model().num_parameters()).host(), {});
       const EvaluationReport report = trainer.evaluate(heldout, token_bytes, 12);
       if (rank != 0) return;
       CHECK(report.step == 12);
@@ -188,24 +193,25 @@ TEST_CASE("a model that knows nothing needs log2 of the vocabulary bits for each
   }
 }
 
-TEST_CASE("a merge mixes one fragment on rank 0 and gives it to all, and leaves the rest alone") {
+TEST_CASE("a merge mixes one fragment, alike on all ranks, and leaves the rest alone") {
   const MemorySource samples = learnable_tokens(2000);
-  const Fragment fragment{100, 400};
-  const std::vector<float> global(300, 2.0F);
-  std::vector<Tensor> masters(2);
-  Tensor before;
-  run_ranks({.sequences = {3, 1}, .dtype = "bf16"}, samples, [&](Trainer& trainer, int rank) {
-    if (rank == 0) before = trainer.master().clone();
-    trainer.merge_fragment(fragment, global, 0.25);
-    masters[static_cast<size_t>(rank)] = trainer.master().clone();
-    std::vector<float> out(300);
-    trainer.copy_fragment(fragment, out);
-    CHECK(out[7] == trainer.master()[107].item<float>());
-  });
-  Tensor expected = before.clone();
-  expected.narrow(0, 100, 300).mul_(0.25).add_(1.5);
-  CHECK(torch::allclose(masters[0], expected, 1e-6, 1e-7));
-  CHECK(same_bits(masters[0], masters[1]));
+  for (const bool slices : {false, true}) {
+    CAPTURE(slices);
+    const SiteShape shape{.sequences = {3, 1}, .dtype = "bf16", .slice_optimizer = slices};
+    const Fragment fragment{100, 400};
+    const std::vector<float> global(static_cast<size_t>(num_values(shape)), 2.0F);
+    const SharedState before(num_values(shape)), after(num_values(shape)),
+        scratch(num_values(shape));
+    run_grid(shape, samples, [&](TestRank& rank) {
+      rank.store(before);
+      rank.trainer.merge(fragment, global, 0.25, scratch.host());
+      rank.store(after);
+    });
+    const Tensor expected = before.master.clone();
+    expected.narrow(0, 100, 300).mul_(0.25).add_(1.5);
+    CHECK(torch::allclose(after.master, expected, 1e-6, 1e-7));
+    CHECK(same_bits(after.master.narrow(0, 400, 500), before.master.narrow(0, 400, 500)));
+  }
 }
 
 TEST_CASE("a corpus smaller than one sequence is refused with both numbers") {
@@ -213,7 +219,7 @@ TEST_CASE("a corpus smaller than one sequence is refused with both numbers") {
   PlainDevice device(torch::kFloat32);
   ThreadGroup group(1);
   ThreadCollective collective(group, 0);
-  CHECK_THROWS_WITH_AS(Trainer(options_of({}), device, collective, samples),
+  CHECK_THROWS_WITH_AS(Trainer(options_of({}), device, {&collective, &collective}, samples),
                        "the corpus has 16 tokens, one sequence needs 17: add text or shorten "
                        "data.sequence_length",
                        Failure);

@@ -15,7 +15,8 @@ namespace pelago::train {
 SharedWeights SharedWeights::create(int64_t num_values) {
   const int descriptor = ::memfd_create("pelago-weights", MFD_CLOEXEC);
   if (descriptor < 0) fail("cannot make shared memory for weights: {}", std::strerror(errno));
-  const auto num_bytes = static_cast<off_t>(2 * num_values * static_cast<int64_t>(sizeof(float)));
+  const auto num_bytes =
+      static_cast<off_t>(static_cast<int64_t>(kVectors * sizeof(float)) * num_values);
   if (::ftruncate(descriptor, num_bytes) != 0) {
     const int reason = errno;
     ::close(descriptor);
@@ -26,7 +27,7 @@ SharedWeights SharedWeights::create(int64_t num_values) {
 
 SharedWeights SharedWeights::attach(int descriptor, int64_t num_values) {
   const auto count = static_cast<size_t>(num_values);
-  const size_t num_bytes = 2 * count * sizeof(float);
+  const size_t num_bytes = kVectors * count * sizeof(float);
   struct stat info {};
   if (::fstat(descriptor, &info) != 0 || static_cast<size_t>(info.st_size) != num_bytes) {
     fail("shared weights have {} bytes, the model needs {}: job.toml and plan.json disagree",
@@ -44,7 +45,7 @@ SharedWeights::SharedWeights(SharedWeights&& other) noexcept
       num_values_(other.num_values_) {}
 
 SharedWeights::~SharedWeights() {
-  if (values_ != nullptr) ::munmap(values_, 2 * num_values_ * sizeof(float));
+  if (values_ != nullptr) ::munmap(values_, kVectors * num_values_ * sizeof(float));
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 

@@ -1,5 +1,6 @@
 #include "train/rank/rank_run.h"
 
+#include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
 #include <system_error>
@@ -41,6 +42,15 @@ chips::EmulationOptions emulation_of(const plan::Plan& plan) {
   if (plan.emulation_slowdown > 0) options.slowdown = plan.emulation_slowdown;
   if (plan.emulation_memory_bytes > 0) options.memory_bytes = plan.emulation_memory_bytes;
   return options;
+}
+
+/// The values of a contiguous f32 tensor on the host.
+std::span<float> values_of(const Tensor& tensor) {
+  return {tensor.data_ptr<float>(), static_cast<size_t>(tensor.numel())};
+}
+
+Tensor view_of(std::span<float> values) {
+  return torch::from_blob(values.data(), {static_cast<int64_t>(values.size())}, torch::kFloat32);
 }
 
 std::string typed(const char* type, const std::string& fields_json) {
@@ -90,12 +100,33 @@ RankRun::RankRun(const WorkerOptions& options,
     fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
   }
   device_ = chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan_));
-  collective_ = chips::open_collective({.rank = options.rank,
-                                        .num_ranks = static_cast<int>(site.devices.size()),
-                                        .rendezvous_dir = setup.rendezvous_dir});
-  trainer_ = std::make_unique<Trainer>(
-      trainer_options(job_, plan_, options.site_idx), *device_, *collective_, samples_);
+  open_links(setup.rendezvous_dir);
+  trainer_ =
+      std::make_unique<Trainer>(trainer_options(job_, plan_, options.site_idx),
+                                *device_,
+                                RankLinks{collective_.get(), reduction_.get(), courier_.get()},
+                                samples_);
   load_weights(setup);
+}
+
+/// Each link is used by a thread of its own, so each is a session of its own.
+void RankRun::open_links(const std::string& rendezvous_dir) {
+  const plan::SitePlan& site = plan_.sites.at(static_cast<size_t>(options_.site_idx));
+  chips::CollectiveOptions link;
+  link.rank = options_.rank;
+  link.num_ranks = static_cast<int>(site.devices.size());
+  link.device = device_.get();
+  link.rendezvous_dir = fs::path(rendezvous_dir) / "control";
+  collective_ = chips::open_collective(link);
+  link.rendezvous_dir = fs::path(rendezvous_dir) / "reduction";
+  reduction_ = chips::open_collective(link);
+  const bool has_stages = std::any_of(
+      site.pipelines.begin(), site.pipelines.end(), [](const plan::PipelinePlan& pipeline) {
+        return pipeline.stages.size() > 1;
+      });
+  if (!has_stages) return;
+  link.rendezvous_dir = fs::path(rendezvous_dir) / "courier";
+  courier_ = chips::open_courier(link);
 }
 
 void RankRun::load_weights(const WorkerSetup& setup) {
@@ -107,22 +138,27 @@ void RankRun::load_weights(const WorkerSetup& setup) {
     refuse_other_run(found, state_, dir.string());
     const model::SafetensorsFile weights(dir / "weights.safetensors");
     const model::SafetensorsFile optimizer(dir / "optimizer.safetensors");
-    trainer_->load_state(
-        weights.tensor("master"), optimizer.tensor("m"), optimizer.tensor("v"), found);
+    const Tensor master = weights.tensor("master");
+    const Tensor m = optimizer.tensor("m");
+    const Tensor v = optimizer.tensor("v");
+    trainer_->load({values_of(master), values_of(m), values_of(v)}, found);
     state_.step = found.step;
     state_.tokens = found.tokens;
     saved_step_ = found.step;
     is_fresh_ = false;
   } else if (setup.start_from_shared) {
-    const std::span<float> given = shared_.local();
-    trainer_->load_weights(
-        torch::from_blob(given.data(), {static_cast<int64_t>(given.size())}, torch::kFloat32));
+    trainer_->load({.master = shared_.local(), .m = {}, .v = {}}, {});
     is_fresh_ = false;
   } else {
-    trainer_->load_weights(
-        model::initial_weights(job_.model, Rng(static_cast<uint64_t>(job_.train.seed))));
+    const Tensor fresh =
+        model::initial_weights(job_.model, Rng(static_cast<uint64_t>(job_.train.seed)));
+    trainer_->load({.master = values_of(fresh), .m = {}, .v = {}}, {});
   }
-  trainer_->align_ranks();
+}
+
+/// The one that was not written last.
+HostState RankRun::next_snapshot() {
+  return shared_.snapshot(num_snapshots_++ % SharedWeights::kSnapshots);
 }
 
 void RankRun::run() {
@@ -148,9 +184,7 @@ void RankRun::run() {
     if (evaluated_step_ != state_.step || !fragments_.empty()) evaluate();
     if (!was_finished) save_checkpoint();
   }
-  if (is_first_rank()) {
-    trainer_->copy_fragment({0, trainer_->master().numel()}, shared_.local());
-  }
+  trainer_->store({.master = shared_.local(), .m = {}, .v = {}}, {0, plan_.num_parameters});
   collective_->barrier();  // a rank that leaves earlier could take its transport from the others
   control_->send(json({{"type", "finished"}, {"step", state_.step}}).dump());
 }
@@ -209,11 +243,9 @@ const Fragment& RankRun::fragment_of(int64_t exchange_idx) const {
 }
 
 void RankRun::snapshot(int64_t exchange_idx) {
+  trainer_->store({.master = shared_.local(), .m = {}, .v = {}}, fragment_of(exchange_idx));
+  collective_->barrier();
   if (!is_first_rank()) return;
-  const Fragment& fragment = fragment_of(exchange_idx);
-  const auto begin = static_cast<size_t>(fragment.begin);
-  const auto length = static_cast<size_t>(fragment.end - fragment.begin);
-  trainer_->copy_fragment(fragment, shared_.local().subspan(begin, length));
   control_->send(json({{"type", "snapshot"}, {"exchange", exchange_idx}}).dump());
 }
 
@@ -222,10 +254,10 @@ double RankRun::merge(int64_t exchange_idx, double alpha) {
   const double begin_s = steady_now_s();
   wait_together([&] { return control_->is_merged(exchange_idx); });
   const double wait_s = steady_now_s() - begin_s;
-  const Fragment& fragment = fragment_of(exchange_idx);
-  const auto begin = static_cast<size_t>(fragment.begin);
-  const auto length = static_cast<size_t>(fragment.end - fragment.begin);
-  trainer_->merge_fragment(fragment, shared_.merged().subspan(begin, length), alpha);
+  trainer_->merge(fragment_of(exchange_idx),
+                  shared_.merged(),
+                  alpha,
+                  {.master = shared_.local(), .m = {}, .v = {}});
   control_->forget_merged(exchange_idx);
   return wait_s;
 }
@@ -246,7 +278,8 @@ void RankRun::evaluate() {
 }
 
 void RankRun::save_checkpoint() {
-  trainer_->align_ranks();
+  const HostState state = next_snapshot();
+  trainer_->align_ranks(state);
   saved_step_ = state_.step;
   if (!is_first_rank()) return;
   const fs::path checkpoints = options_.site_dir / "checkpoints";
@@ -254,7 +287,7 @@ void RankRun::save_checkpoint() {
   std::string wrong;
   try {
     dir = begin_checkpoint(checkpoints, state_.step);
-    wrong = write_checkpoint(dir);
+    wrong = write_checkpoint(dir, state);
   } catch (const Failure& failure) {
     wrong = failure.what();
   }
@@ -269,18 +302,16 @@ void RankRun::save_checkpoint() {
 }
 
 /// Returns what went wrong, or nothing.
-std::string RankRun::write_checkpoint(const fs::path& dir) {
-  trainer_->save_state(state_);
-  const auto on_host = [](const Tensor& tensor) { return tensor.to(torch::kCPU); };
+std::string RankRun::write_checkpoint(const fs::path& dir, const HostState& state) {
+  trainer_->save_counters(state_);
   const Status weights = model::try_write_safetensors(dir / "weights.safetensors",
-                                                      {{"master", on_host(trainer_->master())}});
+                                                      {{"master", view_of(state.master)}});
   if (!weights) return weights.error().message;
   const Status optimizer = model::try_write_safetensors(
-      dir / "optimizer.safetensors",
-      {{"m", on_host(trainer_->first_moment())}, {"v", on_host(trainer_->second_moment())}});
+      dir / "optimizer.safetensors", {{"m", view_of(state.m)}, {"v", view_of(state.v)}});
   if (!optimizer) return optimizer.error().message;
-  const Status state = try_write_file(dir / "state.json", to_json(state_) + "\n");
-  return state ? "" : state.error().message;
+  const Status counters = try_write_file(dir / "state.json", to_json(state_) + "\n");
+  return counters ? "" : counters.error().message;
 }
 
 void RankRun::warn(const std::string& message) {

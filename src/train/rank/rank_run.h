@@ -39,7 +39,9 @@ class RankRun {
  private:
   enum class Order : uint8_t { kGoOn, kStop, kStopWithCheckpoint };
 
+  void open_links(const std::string& rendezvous_dir);
   void load_weights(const WorkerSetup& setup);
+  HostState next_snapshot();
   void wait_together(const std::function<bool()>& has_come);
   Order share_order();
   void train_step();
@@ -48,7 +50,7 @@ class RankRun {
   void take_last_merges();
   void evaluate();
   void save_checkpoint();
-  std::string write_checkpoint(const std::filesystem::path& dir);
+  std::string write_checkpoint(const std::filesystem::path& dir, const HostState& state);
   void warn(const std::string& message);
   const Fragment& fragment_of(int64_t exchange_idx) const;
   bool is_first_rank() const { return collective_->rank() == 0; }
@@ -64,10 +66,13 @@ class RankRun {
   StreamSource samples_, heldout_;
   std::vector<int32_t> token_bytes_;  // [V]
   std::unique_ptr<chips::Device> device_;
-  std::unique_ptr<chips::Collective> collective_;
-  std::unique_ptr<Trainer> trainer_;  // last: it refers to the three above
-  TrainState state_;                  // step and tokens so far; identity of the run
+  std::unique_ptr<chips::Collective> collective_;  // control, and tensor parallelism
+  std::unique_ptr<chips::Collective> reduction_;
+  std::unique_ptr<chips::Courier> courier_;  // null if no pipeline has several stages
+  std::unique_ptr<Trainer> trainer_;         // last: it refers to those above
+  TrainState state_;                         // step and tokens so far; identity of the run
   bool is_fresh_ = true;
+  int num_snapshots_ = 0;
   int64_t saved_step_ = -1;      // of the last checkpoint
   int64_t evaluated_step_ = -1;  // of the last evaluation
 };

@@ -1,0 +1,251 @@
+#include "train/grid/shards.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/error.h"
+#include "chips/kernels.h"
+#include "chips/torch.h"
+
+namespace pelago::train {
+
+namespace {
+
+/// Offsets of a bucket that lie side by side.
+struct Range {
+  int64_t begin = 0, end = 0;
+};
+
+std::vector<Range> ranges_in(const Bucket& bucket, const RunFilter& filter) {
+  std::vector<Range> ranges;
+  for_each_run(bucket, filter, [&](int64_t offset, int64_t /*global*/, int64_t length) {
+    if (ranges.empty() || ranges.back().end != offset) ranges.push_back({offset, offset});
+    ranges.back().end = offset + length;
+  });
+  return ranges;
+}
+
+/// Copies [begin, end) of the bucket, which lies within the filter, from the host vector.
+Tensor from_host(const Bucket& bucket, RunFilter filter, Range range, std::span<const float> host) {
+  Tensor values = torch::empty({range.end - range.begin}, torch::kFloat32);
+  auto* out = values.data_ptr<float>();
+  filter.begin = range.begin;
+  filter.end = range.end;
+  for_each_run(bucket, filter, [&](int64_t offset, int64_t global, int64_t length) {
+    std::copy_n(host.begin() + global, length, out + (offset - range.begin));
+  });
+  return values;
+}
+
+/// visit(value of the bucket, its place in the model) for the range; values: [end - begin] f32,
+/// host.
+template <typename Visit>
+void for_each_value_run(
+    const Bucket& bucket, RunFilter filter, Range range, const Tensor& values, const Visit& visit) {
+  const auto* from = values.data_ptr<float>();
+  filter.begin = range.begin;
+  filter.end = range.end;
+  for_each_run(bucket, filter, [&](int64_t offset, int64_t global, int64_t length) {
+    visit(std::span<const float>(from + (offset - range.begin), static_cast<size_t>(length)),
+          global);
+  });
+}
+
+}  // namespace
+
+Shards::Shards(std::vector<Bucket> buckets,
+               std::vector<chips::Collective::Slice> own_slices,
+               int64_t num_values,
+               chips::Device& device,
+               const ShardOptions& options)
+    : buckets_(std::move(buckets)), own_slices_(std::move(own_slices)), options_(options) {
+  const auto f32 = torch::TensorOptions().dtype(torch::kFloat32).device(device.torch_device());
+  weights_ = torch::zeros({num_values}, f32.dtype(options.weights_dtype));
+  gradient_ = torch::zeros({num_values}, f32);
+  const bool is_f32 = options.weights_dtype == torch::kFloat32;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const Bucket& bucket = buckets_[i];
+    Kept kept;
+    kept.end = bucket.num_values;
+    if (options.slices_optimizer) {
+      kept.begin = own_slices_[i].begin;
+      kept.end = own_slices_[i].end;
+    }
+    const bool is_view = bucket.local_begin >= 0;
+    const int64_t length = kept.end - kept.begin;
+    kept.weights = is_view ? weights_.narrow(0, bucket.local_begin, bucket.num_values)
+                           : torch::zeros({bucket.num_values}, weights_.options());
+    kept.master = is_f32 ? kept.weights.narrow(0, kept.begin, length) : torch::zeros({length}, f32);
+    kept.m = torch::zeros({length}, f32);
+    kept.v = torch::zeros({length}, f32);
+    kept_.push_back(std::move(kept));
+    gradients_.push_back(is_view ? gradient_.narrow(0, bucket.local_begin, bucket.num_values)
+                                 : Tensor());
+  }
+}
+
+void Shards::read_weights(std::span<const float> master, const Fragment& range) {
+  const torch::NoGradGuard no_grad;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const Bucket& bucket = buckets_[i];
+    Kept& kept = kept_[i];
+    const RunFilter all{0, bucket.num_values, range.begin, range.end};
+    for (const Range& part : ranges_in(bucket, all)) {
+      const Tensor values = from_host(bucket, all, part, master).to(weights_.device());
+      kept.weights.narrow(0, part.begin, part.end - part.begin).copy_(values);
+    }
+    scatter_bucket(bucket, kept.weights, weights_);
+    take_own(i, range, master, kept.master);
+  }
+}
+
+void Shards::take_own(size_t bucket_idx,
+                      const Fragment& range,
+                      std::span<const float> from,
+                      Tensor& to) {
+  const Kept& kept = kept_[bucket_idx];
+  const RunFilter own{kept.begin, kept.end, range.begin, range.end};
+  for (const Range& part : ranges_in(buckets_[bucket_idx], own)) {
+    Tensor place = to.narrow(0, part.begin - kept.begin, part.end - part.begin);
+    if (from.empty()) {
+      place.zero_();
+    } else {
+      place.copy_(from_host(buckets_[bucket_idx], own, part, from));
+    }
+  }
+}
+
+void Shards::read(const HostState& state, const Fragment& range) {
+  read_weights(state.master, range);
+  const torch::NoGradGuard no_grad;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    take_own(i, range, state.m, kept_[i].m);
+    take_own(i, range, state.v, kept_[i].v);
+  }
+}
+
+void Shards::write_gradient(std::span<float> out) const {
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const Range slice{own_slices_[i].begin, own_slices_[i].end};
+    const RunFilter own{slice.begin, slice.end, 0, static_cast<int64_t>(out.size())};
+    if (slice.begin == slice.end) continue;
+    const Tensor host =
+        gradients_[i].narrow(0, slice.begin, slice.end - slice.begin).to(torch::kCPU);
+    for_each_value_run(
+        buckets_[i], own, slice, host, [&](std::span<const float> values, int64_t global) {
+          std::copy(values.begin(), values.end(), out.begin() + global);
+        });
+  }
+}
+
+void Shards::write(const HostState& state, const Fragment& range) const {
+  const torch::NoGradGuard no_grad;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const Kept& kept = kept_[i];
+    const RunFilter own{own_slices_[i].begin, own_slices_[i].end, range.begin, range.end};
+    for (const Range& part : ranges_in(buckets_[i], own)) {
+      const auto give = [&](const Tensor& from, std::span<float> to) {
+        if (to.empty()) return;
+        const Tensor host =
+            from.narrow(0, part.begin - kept.begin, part.end - part.begin).to(torch::kCPU);
+        for_each_value_run(
+            buckets_[i], own, part, host, [&](std::span<const float> values, int64_t global) {
+              std::copy(values.begin(), values.end(), to.begin() + global);
+            });
+      };
+      give(kept.master, state.master);
+      give(kept.m, state.m);
+      give(kept.v, state.v);
+    }
+  }
+}
+
+void Shards::write_merged(std::span<float> out,
+                          std::span<const float> global,
+                          double alpha,
+                          const Fragment& range) const {
+  const torch::NoGradGuard no_grad;
+  const auto keep = static_cast<float>(alpha);
+  const auto take = static_cast<float>(1.0 - alpha);
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const Kept& kept = kept_[i];
+    const RunFilter own{own_slices_[i].begin, own_slices_[i].end, range.begin, range.end};
+    for (const Range& part : ranges_in(buckets_[i], own)) {
+      const Tensor host =
+          kept.master.narrow(0, part.begin - kept.begin, part.end - part.begin).to(torch::kCPU);
+      for_each_value_run(
+          buckets_[i], own, part, host, [&](std::span<const float> values, int64_t begin) {
+            for (size_t k = 0; k < values.size(); ++k) {
+              const size_t place = static_cast<size_t>(begin) + k;
+              // 0 * value would keep a NaN alive.
+              out[place] = alpha == 0 ? global[place] : keep * values[k] + take * global[place];
+            }
+          });
+    }
+  }
+}
+
+void Shards::clear_gradients() { gradient_.zero_(); }
+
+void Shards::collect_gradient(size_t bucket_idx) {
+  if (buckets_[bucket_idx].local_begin >= 0) return;
+  const torch::NoGradGuard no_grad;
+  gradients_[bucket_idx] = gather_bucket(buckets_[bucket_idx], gradient_);
+}
+
+double Shards::sum_of_squares() const {
+  double sum = 0;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const int64_t length = own_slices_[i].end - own_slices_[i].begin;
+    if (length == 0) continue;
+    sum += chips::sum_of_squares(gradients_[i].narrow(0, own_slices_[i].begin, length));
+  }
+  return sum;
+}
+
+void Shards::update(const plan::TrainConfig& train, int64_t step, double lr, double grad_scale) {
+  const torch::NoGradGuard no_grad;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    Kept& kept = kept_[i];
+    for (const DecayRun& run : decay_runs(buckets_[i], kept.begin, kept.end)) {
+      const int64_t begin = run.begin - kept.begin;
+      const int64_t length = run.end - run.begin;
+      Tensor master = kept.master.narrow(0, begin, length);
+      Tensor m = kept.m.narrow(0, begin, length);
+      Tensor v = kept.v.narrow(0, begin, length);
+      Tensor weights = kept.weights.narrow(0, run.begin, length);
+      chips::adamw_step(master,
+                        gradients_[i].narrow(0, run.begin, length),
+                        m,
+                        v,
+                        weights,
+                        {.lr = lr,
+                         .beta1 = train.beta1,
+                         .beta2 = train.beta2,
+                         .eps = train.eps,
+                         .weight_decay = run.decays ? train.weight_decay : 0.0,
+                         .step = step,
+                         .grad_scale = grad_scale});
+    }
+    if (!options_.slices_optimizer) scatter_bucket(buckets_[i], kept.weights, weights_);
+  }
+}
+
+void Shards::gather_weights(size_t bucket_idx, chips::Collective& group, bool in_f32) {
+  if (!options_.slices_optimizer) return;
+  const torch::NoGradGuard no_grad;
+  Kept& kept = kept_[bucket_idx];
+  if (group.num_ranks() > 1) {
+    if (in_f32 && options_.weights_dtype != torch::kFloat32) {
+      Tensor masters = torch::empty({buckets_[bucket_idx].num_values}, kept.master.options());
+      masters.narrow(0, kept.begin, kept.end - kept.begin).copy_(kept.master);
+      group.all_gather_slices(masters);
+      kept.weights.copy_(masters);
+    } else {
+      group.all_gather_slices(kept.weights);
+    }
+  }
+  scatter_bucket(buckets_[bucket_idx], kept.weights, weights_);
+}
+
+}  // namespace pelago::train

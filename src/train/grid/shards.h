@@ -1,0 +1,90 @@
+// The state of a rank's parameters: the weights that its chip computes with, and for each bucket
+// the part of the optimizer's state that this rank keeps. That is all of the bucket, or with ZeRO-1
+// (arXiv:1910.02054) the rank's slice of it; the group then gathers the weights after each update.
+//
+// Weights live three times: a f32 master (Adam's steps are too small for bf16 to hold), the rounded
+// copy in the chip's training dtype that the forward pass reads, and on disk. Where a rank keeps
+// the masters of a whole bucket and trains in f32, the first two are one tensor.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "chips/collective.h"
+#include "chips/device.h"
+#include "chips/tensor.h"
+#include "model/config.h"
+#include "plan/job.h"
+#include "train/grid/buckets.h"
+#include "train/messages.h"
+#include "train/process/host_state.h"
+
+namespace pelago::train {
+
+struct ShardOptions {
+  c10::ScalarType weights_dtype;
+  bool slices_optimizer = false;
+};
+
+class Shards {
+ public:
+  /// own_slices[i]: what this rank keeps of buckets[i] if the optimizer is sliced, and what it
+  /// writes of it for others in any case. num_values: of the rank's flat vector.
+  Shards(std::vector<Bucket> buckets,
+         std::vector<chips::Collective::Slice> own_slices,
+         int64_t num_values,
+         chips::Device& device,
+         const ShardOptions& options);
+
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+  Tensor& weights() { return weights_; }    // [n] in the training dtype, the rank's flat vector
+  Tensor& gradient() { return gradient_; }  // [n] f32, sums over microbatches
+
+  /// Takes the rank's part; Adam's moments become 0 where none are given.
+  void read(const HostState& state, const Fragment& range);
+  /// Takes weights alone. master: f32 [N].
+  void read_weights(std::span<const float> master, const Fragment& range);
+  /// Writes own_slices of the range.
+  void write(const HostState& state, const Fragment& range) const;
+  /// Writes own_slices of the reduced gradients.
+  void write_gradient(std::span<float> out) const;
+  /// own_slices of the range: out = alpha * master + (1 - alpha) * global, on the host, so that
+  /// unlike chips round alike. out and global: f32 [N].
+  void write_merged(std::span<float> out,
+                    std::span<const float> global,
+                    double alpha,
+                    const Fragment& range) const;
+
+  /// Reduced gradients of a bucket: [num_values], a view of gradient() or kept here until update().
+  Tensor& bucket_gradient(size_t bucket_idx) { return gradients_[bucket_idx]; }
+  /// Begins a step: gradients are 0.
+  void clear_gradients();
+  /// Collects a bucket's gradient from the flat vector if it lies scattered there.
+  void collect_gradient(size_t bucket_idx);
+  /// Sum of squares of own_slices of the reduced gradients: over all ranks each value counts once.
+  double sum_of_squares() const;
+
+  /// One AdamW step of what this rank keeps. step: 1 for the first.
+  void update(const plan::TrainConfig& train, int64_t step, double lr, double grad_scale);
+  /// After update(): all of a bucket's weights from those who keep a slice of it. Call it for every
+  /// bucket, in order. in_f32: masters travel, since the group's chips train in unlike dtypes.
+  void gather_weights(size_t bucket_idx, chips::Collective& group, bool in_f32);
+
+ private:
+  struct Kept {
+    int64_t begin = 0, end = 0;  // in the bucket
+    Tensor master, m, v;         // [end - begin] f32 on the device
+    Tensor weights;  // [num_values] where the bucket's weights are made: a view or apart
+  };
+  void take_own(size_t bucket_idx, const Fragment& range, std::span<const float> from, Tensor& to);
+
+  std::vector<Bucket> buckets_;
+  std::vector<chips::Collective::Slice> own_slices_;
+  ShardOptions options_;
+  Tensor weights_, gradient_;      // [n]
+  std::vector<Tensor> gradients_;  // by bucket
+  std::vector<Kept> kept_;         // by bucket
+};
+
+}  // namespace pelago::train

@@ -1,0 +1,221 @@
+// The laws of the grid: however a site is cut into pipelines, stages, slices and microbatches, it
+// computes what one device would.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "train/grid/schedule.h"
+#include "train/rank_fixture.h"
+
+namespace pelago::train {
+namespace {
+
+constexpr uint64_t kSeed = 20261122;
+
+model::ModelConfig four_blocks(bool is_tied) {
+  model::ModelConfig config = tiny_model();
+  config.num_hidden_layers = 4;
+  config.num_key_value_heads = 2;
+  config.tie_word_embeddings = is_tied;
+  return config;
+}
+
+double relative_difference(const Tensor& a, const Tensor& b) {
+  return ((a - b).norm() / b.norm()).item<double>();
+}
+
+/// Any way to cut four blocks into stages, over at most `ranks_max` ranks.
+std::vector<StageShape> any_pipeline(Rng& rng, int ranks_max, bool may_recompute) {
+  std::vector<StageShape> stages;
+  int num_ranks = 0;
+  for (int64_t left = 4; left > 0;) {
+    const bool is_last = num_ranks + 1 >= ranks_max;
+    StageShape stage;
+    stage.num_blocks =
+        is_last ? left : 1 + static_cast<int64_t>(rng.next_below(static_cast<uint64_t>(left)));
+    left -= stage.num_blocks;
+    const int spare = ranks_max - num_ranks - (left > 0 ? 1 : 0);
+    stage.width = spare >= 2 && rng.next_below(3) == 0 ? 2 : 1;
+    stage.recompute = may_recompute && rng.next_below(2) == 0;
+    num_ranks += stage.width;
+    stages.push_back(stage);
+  }
+  return stages;
+}
+
+SiteShape any_grid(Rng& rng, int64_t batch) {
+  SiteShape shape;
+  shape.model = four_blocks(rng.next_below(2) == 0);
+  shape.microbatch = 1 + static_cast<int64_t>(rng.next_below(3));
+  shape.slice_optimizer = rng.next_below(2) == 0;
+  shape.sequences.clear();
+  const int64_t num_pipelines = 1 + static_cast<int64_t>(rng.next_below(3));
+  for (int64_t i = 0; i < num_pipelines; ++i) {
+    const int64_t spare = batch - (num_pipelines - i - 1);
+    const int64_t share =
+        i + 1 == num_pipelines
+            ? batch
+            : 1 + static_cast<int64_t>(rng.next_below(static_cast<uint64_t>(spare)));
+    batch -= share;
+    shape.sequences.push_back(share);
+    shape.pipelines.push_back(any_pipeline(rng, 3, true));
+  }
+  return shape;
+}
+
+std::string describe(const SiteShape& shape) {
+  std::string text = fmt::format("tied {} sliced {} microbatch {}:",
+                                 shape.model.tie_word_embeddings,
+                                 shape.slice_optimizer,
+                                 shape.microbatch);
+  for (size_t i = 0; i < shape.pipelines.size(); ++i) {
+    text += fmt::format(" [{} seq", shape.sequences[i]);
+    for (const StageShape& stage : shape.pipelines[i]) {
+      text += fmt::format(" {}x{}{}", stage.num_blocks, stage.width, stage.recompute ? "r" : "");
+    }
+    text += "]";
+  }
+  return text;
+}
+
+struct Outcome {
+  Tensor gradient;  // [N] of the first step
+  Tensor master;    // [N] after the last
+  std::vector<double> losses;
+};
+
+Outcome train(const SiteShape& shape, const TokenSource& samples, int64_t num_steps) {
+  const int64_t num_values = shape.model.num_parameters();
+  const SharedState gradient(num_values), state(num_values);
+  Outcome outcome;
+  run_grid(shape, samples, [&](TestRank& rank) {
+    for (int64_t step = 0; step < num_steps; ++step) {
+      const StepReport report = rank.trainer.step(step);
+      if (step == 0) rank.trainer.store_gradient(gradient.host().master);
+      if (rank.rank == 0) outcome.losses.push_back(report.loss);
+    }
+    rank.store(state);
+  });
+  outcome.gradient = gradient.master;
+  outcome.master = state.master;
+  return outcome;
+}
+
+TEST_CASE("every grid gives the gradient of a single device") {
+  const MemorySource samples = learnable_tokens(3000);
+  Rng rng(kSeed);
+  for (int i = 0; i < 24; ++i) {
+    const SiteShape shape = any_grid(rng, 7);
+    CAPTURE(kSeed);
+    CAPTURE(i);
+    CAPTURE(describe(shape));
+    const SiteShape alone{.sequences = {7}, .microbatch = 7, .model = shape.model};
+    const Outcome expected = train(alone, samples, 1);
+    const Outcome outcome = train(shape, samples, 1);
+    CHECK(relative_difference(outcome.gradient, expected.gradient) < 1e-6);
+    CHECK(outcome.losses[0] == doctest::Approx(expected.losses[0]).epsilon(1e-6));
+    CHECK(relative_difference(outcome.master, expected.master) < 1e-5);
+  }
+}
+
+TEST_CASE("every grid follows the loss curve of a single device") {
+  const MemorySource samples = learnable_tokens(3000);
+  Rng rng(kSeed + 1);
+  for (int i = 0; i < 3; ++i) {
+    const SiteShape shape = any_grid(rng, 6);
+    CAPTURE(describe(shape));
+    const Outcome expected =
+        train({.sequences = {6}, .microbatch = 6, .model = shape.model}, samples, 50);
+    const Outcome outcome = train(shape, samples, 50);
+    double worst = 0;
+    for (size_t step = 0; step < 50; ++step) {
+      worst = std::max(worst, std::abs(outcome.losses[step] / expected.losses[step] - 1));
+    }
+    CHECK(worst < 1e-4);
+  }
+}
+
+TEST_CASE("a pipeline of bf16 and f32 chips learns as one of bf16 chips does") {
+  const MemorySource samples = learnable_tokens(4000);
+  SiteShape shape{.sequences = {4, 2}, .microbatch = 2, .dtype = "auto"};
+  shape.model = four_blocks(true);
+  shape.pipelines = {{{2, 1}, {2, 1}}, {{4, 1}}};
+  shape.device_dtypes = {torch::kBFloat16, torch::kBFloat16, torch::kBFloat16};
+  const Outcome same = train(shape, samples, 40);
+  shape.device_dtypes = {torch::kBFloat16, torch::kFloat32, torch::kBFloat16};
+  const Outcome mixed = train(shape, samples, 40);
+  CHECK(mixed.losses.back() < 0.75 * mixed.losses.front());
+  CHECK(mixed.losses.back() == doctest::Approx(same.losses.back()).epsilon(0.02));
+}
+
+TEST_CASE("tokens of a pipeline count once, whatever its stages") {
+  const MemorySource samples = learnable_tokens(3000);
+  SiteShape shape{.sequences = {3, 2}, .microbatch = 2};
+  shape.model = four_blocks(false);
+  shape.pipelines = {{{1, 2}, {3, 1}}, {{4, 1}}};
+  run_ranks(shape, samples, [&](Trainer& trainer, int rank) {
+    const StepReport report = trainer.step(0);
+    if (rank != 0) return;
+    CHECK(report.tokens == 5 * 16);
+    CHECK(report.ranks[0].tokens + report.ranks[1].tokens + report.ranks[2].tokens == 3 * 16);
+    CHECK(report.ranks[2].tokens == 36);  // three blocks of four
+    CHECK(report.ranks[3].tokens == 2 * 16);
+  });
+}
+
+TEST_CASE("1F1B goes forward and backward with each microbatch once, and keeps few of them") {
+  for (int64_t num_stages = 1; num_stages <= 5; ++num_stages) {
+    for (int64_t num_microbatches = 1; num_microbatches <= 9; ++num_microbatches) {
+      for (int64_t stage = 0; stage < num_stages; ++stage) {
+        int64_t in_flight = 0, most = 0, next_forward = 0, next_backward = 0;
+        for (const Turn& turn : one_forward_one_backward(stage, num_stages, num_microbatches)) {
+          REQUIRE(turn.microbatch_idx == (turn.is_forward ? next_forward++ : next_backward++));
+          in_flight += turn.is_forward ? 1 : -1;
+          most = std::max(most, in_flight);
+          REQUIRE(in_flight >= 0);
+        }
+        CHECK(next_forward == num_microbatches);
+        CHECK(next_backward == num_microbatches);
+        CHECK(most == std::min(num_stages - stage, num_microbatches));
+      }
+    }
+  }
+}
+
+TEST_CASE("buckets of a site hold every value that a rank has, once, in one order for all") {
+  Rng rng(kSeed + 2);
+  for (int i = 0; i < 40; ++i) {
+    const SiteShape shape = any_grid(rng, 9);
+    CAPTURE(describe(shape));
+    const TrainerOptions options = options_of(shape);
+    const auto num_ranks = static_cast<int>(options.site.devices.size());
+    std::map<std::vector<int>, std::vector<int64_t>> first_seen;  // sizes, by group
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      const SiteBuckets buckets = buckets_of(options.model, options.site, rank, 700);
+      const auto specs = model::part_specs(
+          options.model, part_of(options.site, options.model.num_hidden_layers, rank));
+      std::vector<int> times_held(static_cast<size_t>(model::num_values(specs)), 0);
+      std::map<std::vector<int>, std::vector<int64_t>> sizes;
+      for (const Bucket& bucket : buckets.own) {
+        CHECK(std::count(bucket.ranks.begin(), bucket.ranks.end(), rank) == 1);
+        sizes[bucket.ranks].push_back(bucket.num_values);
+        for (const Piece& piece : bucket.pieces) {
+          for (int64_t row = 0; row < piece.num_rows; ++row) {
+            for (int64_t column = 0; column < piece.num_columns; ++column) {
+              ++times_held[static_cast<size_t>(piece.local_begin + row * piece.local_stride +
+                                               column)];
+            }
+          }
+        }
+      }
+      CHECK(std::all_of(times_held.begin(), times_held.end(), [](int n) { return n == 1; }));
+      for (const auto& [ranks, list] : sizes) {
+        const std::vector<int64_t> seen = first_seen.emplace(ranks, list).first->second;
+        CHECK(std::equal(seen.begin(), seen.end(), list.begin(), list.end()));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pelago::train
