@@ -11,8 +11,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "chips/catalogue.h"
+#include "chips/emulated/faults.h"
 #include "chips/tensor.h"
 
 namespace pelago::chips {
@@ -22,6 +24,7 @@ struct EmulationOptions {
   double slowdown = 1000;  // the chip runs this many times slower than the catalogue says
   std::optional<double> memory_bytes = {};  // instead of the catalogue's, for small chips in tests
   std::filesystem::path plugin_dir = {};    // of the emulator's library; empty: beside the program
+  std::vector<EmulatedFault> faults = {};   // on order from the start
 };
 
 /// Figures since open or since the last reset_stats().
@@ -33,6 +36,7 @@ struct DeviceStats {
   double flops = 0;          // emulated: arithmetic charged
   int64_t peak_bytes = 0;    // largest memory in use at once
   int64_t used_bytes = 0;
+  int64_t faults_fired = 0;  // emulated: faults on order that have happened
 };
 
 /// A point in the work given to a device; null where everything given is done at once.

@@ -9,9 +9,9 @@
 #include <mutex>
 
 #include "chips/emulator/abi.h"
-#include "chips/emulator/host_call.h"
 #include "chips/emulator/machine.h"
 #include "chips/emulator/memory.h"
+#include "chips/emulator/ops/host_call.h"
 #include "chips/torch.h"
 #include "chips/torch_compat.h"
 
@@ -149,5 +149,41 @@ void pelago_emulator_stats(pelago::emulator::Stats* stats) {
 }
 
 void pelago_emulator_reset_stats() { pelago::emulator::machine().reset_stats(); }
+
+double pelago_emulator_mark() { return pelago::emulator::machine().mark(); }
+
+double pelago_emulator_copy_to_host(double mark_s, int64_t num_bytes) {
+  return pelago::emulator::machine().copy_to_host(mark_s, num_bytes);
+}
+
+double pelago_emulator_copy_to_chip(double arrived_s, int64_t num_bytes) {
+  return pelago::emulator::machine().copy_to_chip(arrived_s, num_bytes);
+}
+
+int32_t pelago_emulator_copy_is_done(double end_s) {
+  return pelago::emulator::machine().copy_is_done(end_s) ? 1 : 0;
+}
+
+void pelago_emulator_wait_for_copy(double end_s) {
+  pelago::emulator::machine().wait_for_copy(end_s);
+}
+
+void pelago_emulator_note_host_wait(double begin_s, double end_s) {
+  pelago::emulator::machine().note_host_wait(begin_s, end_s);
+}
+
+double pelago_emulator_link_begin(const double* ready_s) {
+  return pelago::emulator::machine().link_begin(ready_s);
+}
+
+double pelago_emulator_charge_link(double begin_s, double seconds) {
+  return pelago::emulator::machine().charge_link(begin_s, seconds);
+}
+
+void pelago_emulator_order_fault(const pelago::emulator::Fault* fault) {
+  pelago::emulator::machine().order_fault(*fault);
+}
+
+void pelago_emulator_clear_faults() { pelago::emulator::machine().clear_faults(); }
 
 }  // extern "C"

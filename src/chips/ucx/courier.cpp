@@ -101,6 +101,7 @@ class UcxCourier final : public Courier {
   void throw_if_failed(const std::unique_lock<std::mutex>&) const;
   template <typename Condition>
   bool wait_until(std::unique_lock<std::mutex>& lock, double deadline_s, Condition condition);
+  void wait_for(std::unique_lock<std::mutex>& lock, const Incoming& incoming);
   [[noreturn]] void give_up(std::unique_lock<std::mutex>& lock, int silent_rank);
 
   // The courier's thread:
@@ -173,14 +174,20 @@ Tensor UcxCourier::take(int from_rank, uint32_t tag) {
   const std::shared_ptr<Incoming> incoming = queue.front();
   {
     std::unique_lock lock(orders_mutex_);
-    const double begin_s = steady_now_s();
-    const bool came =
-        wait_until(lock, begin_s + timeout_s_, [&] { return incoming->arrived_s > 0; });
-    waited_s_ += steady_now_s() - begin_s;
-    if (!came) give_up(lock, from_rank);
+    if (incoming->arrived_s == 0) wait_for(lock, *incoming);
   }
   queue.pop_front();
   return device_.copy_to_device(incoming->host, incoming->arrived_s);
+}
+
+void UcxCourier::wait_for(std::unique_lock<std::mutex>& lock, const Incoming& incoming) {
+  const double begin_s = steady_now_s();
+  if (!wait_until(lock, begin_s + timeout_s_, [&] { return incoming.arrived_s > 0; })) {
+    give_up(lock, incoming.from_rank);
+  }
+  const double end_s = steady_now_s();
+  waited_s_ += end_s - begin_s;
+  device_.note_host_wait(begin_s, end_s);
 }
 
 void UcxCourier::flush() {

@@ -1,11 +1,14 @@
-#include "chips/emulator/host_call.h"
+#include "chips/emulator/ops/host_call.h"
 
+#include <algorithm>
+#include <cmath>
 #include <ctime>
+#include <optional>
 #include <string_view>
 
 #include "chips/emulator/machine.h"
 #include "chips/emulator/memory.h"
-#include "chips/emulator/op_traits.h"
+#include "chips/emulator/ops/op_traits.h"
 #include "chips/torch.h"
 
 namespace pelago::emulator {
@@ -52,6 +55,7 @@ class HostCall {
     const double start_s = thread_cpu_s();
     call_kernel();
     const double host_s = thread_cpu_s() - start_s;
+    if (traits_.cost == CostKind::kMatmul) spoil_result();
     c10::SmallVector<at::Tensor, 4> outputs;
     take_results(outputs);
     machine().end_work(
@@ -158,6 +162,24 @@ class HostCall {
     }
   }
 
+  /// Makes one element wrong where a fault on order says so.
+  void spoil_result() {
+    const at::Tensor& result = stack_[first_].toTensor();
+    if (result.numel() == 0) return;
+    const std::optional<WrongElement> wrong = machine().take_wrong_element();
+    if (!wrong) return;
+    at::Tensor element = result;  // [] in the end
+    auto rest = static_cast<int64_t>(wrong->draw % static_cast<uint64_t>(result.numel()));
+    for (const int64_t length : result.sizes()) {
+      element = element.select(0, rest % length);
+      rest /= length;
+    }
+    const double value = element.item().toDouble();
+    // Copied, since filling refuses what overflows the dtype.
+    element.copy_(at::scalar_tensor(value + wrong->value * std::max(1.0, std::abs(value)),
+                                    at::device(at::kCPU).dtype(at::kDouble)));
+  }
+
   /// Gives the results to the chip. new_outputs: those that are no argument.
   void take_results(c10::SmallVector<at::Tensor, 4>& new_outputs) {
     for (const TensorArgument& argument : arguments_) {
@@ -201,21 +223,22 @@ void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
 
 at::Tensor copy_between(const at::Tensor& from, const at::Tensor& to, bool /*non_blocking*/) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const auto num_bytes = static_cast<double>(to.numel()) * static_cast<double>(to.element_size());
+  const auto num_bytes = to.numel() * static_cast<int64_t>(to.element_size());
+  machine().begin_work();
   if (!is_on_chip(to)) {
-    machine().begin_work();
-    machine().end_work({.link_bytes = num_bytes}, 0);
+    machine().copy_to_host(machine().mark(), num_bytes);
     machine().synchronize();
     to.copy_(host_alias(from));
     return to;
   }
-  machine().begin_work();
   const double start_s = thread_cpu_s();
-  const bool from_chip = is_on_chip(from);
-  host_alias(to).copy_(from_chip ? host_alias(from) : from);
-  Cost cost;
-  (from_chip ? cost.bytes : cost.link_bytes) = from_chip ? 2 * num_bytes : num_bytes;
-  machine().end_work(cost, thread_cpu_s() - start_s);
+  if (!is_on_chip(from)) {
+    host_alias(to).copy_(from);
+    machine().copy_to_chip_in_turn(num_bytes, thread_cpu_s() - start_s);
+    return to;
+  }
+  host_alias(to).copy_(host_alias(from));
+  machine().end_work({.bytes = 2.0 * static_cast<double>(num_bytes)}, thread_cpu_s() - start_s);
   return to;
 }
 

@@ -1,4 +1,4 @@
-#include "chips/emulator/op_traits.h"
+#include "chips/emulator/ops/op_traits.h"
 
 #include <algorithm>
 #include <array>
