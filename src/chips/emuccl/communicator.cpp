@@ -47,8 +47,10 @@ double LinkClock::begin_s(const double* ready_s) const {
   return begin_ != nullptr ? begin_(ready_s) : 0;
 }
 
-double LinkClock::charge(double begin_s, double seconds) const {
-  return charge_ != nullptr && seconds > 0 ? charge_(begin_s, seconds) : begin_s;
+void LinkClock::charge(double begin_s, double seconds, double* time_s) const {
+  if (charge_ == nullptr) return;
+  const double end_s = seconds > 0 ? charge_(begin_s, seconds) : begin_s;
+  if (time_s != nullptr) *time_s = end_s;
 }
 
 Communicator::Communicator(const BoardAddress& address,
@@ -80,12 +82,12 @@ Communicator::Range Communicator::slice(size_t count, int idx) const {
 }
 
 void Communicator::meet(
-    Kind kind, Call call, const void* send, void* receive, const double* ready_s) {
+    Kind kind, Call call, const void* send, void* receive, const double* time_s) {
   seat_.check_open();
   call.kind = static_cast<uint32_t>(kind);
   call.send_address = reinterpret_cast<uint64_t>(send);
   call.receive_address = reinterpret_cast<uint64_t>(receive);
-  call.begin_s = clock_.begin_s(ready_s);
+  call.begin_s = clock_.begin_s(time_s);
   seat_.own().call = call;
   seat_.step_together();
   begin_s_ = 0;
@@ -105,10 +107,11 @@ void Communicator::check_same(const Call& mine, int peer, const Call& other) {
                     std::to_string(seat_.rank()) + " calls " + told(mine));
 }
 
-void Communicator::finish(Kind kind, size_t num_bytes) {
+void Communicator::finish(Kind kind, size_t num_bytes, double* time_s) {
   seat_.step_together();  // nobody reads from this rank any more
   clock_.charge(begin_s_,
-                collective_s(kind, seat_.num_ranks(), static_cast<double>(num_bytes), config_));
+                collective_s(kind, seat_.num_ranks(), static_cast<double>(num_bytes), config_),
+                time_s);
 }
 
 void Communicator::add_slices(const Call& call,
@@ -136,8 +139,8 @@ void Communicator::add_slices(const Call& call,
   }
 }
 
-void Communicator::all_reduce(const void* send, void* receive, Call call, const double* ready_s) {
-  meet(Kind::kAllReduce, call, send, receive, ready_s);
+void Communicator::all_reduce(const void* send, void* receive, Call call, double* time_s) {
+  meet(Kind::kAllReduce, call, send, receive, time_s);
   const size_t value_bytes = bytes_of(static_cast<emucclDataType_t>(call.dtype));
   const Range own = slice(call.count, seat_.rank());
   add_slices(call, own, bytes(send), bytes(receive) + own.first * value_bytes);
@@ -151,23 +154,21 @@ void Communicator::all_reduce(const void* send, void* receive, Call call, const 
                bytes(receive) + offset,
                theirs.count * value_bytes);
   }
-  finish(Kind::kAllReduce, call.count * value_bytes);
+  finish(Kind::kAllReduce, call.count * value_bytes, time_s);
 }
 
-void Communicator::reduce_scatter(const void* send,
-                                  void* receive,
-                                  Call call,
-                                  const double* ready_s) {
-  meet(Kind::kReduceScatter, call, send, receive, ready_s);
+void Communicator::reduce_scatter(const void* send, void* receive, Call call, double* time_s) {
+  meet(Kind::kReduceScatter, call, send, receive, time_s);
   const auto rank = static_cast<size_t>(seat_.rank());
   add_slices(call, {.first = rank * call.count, .count = call.count}, bytes(send), bytes(receive));
   finish(Kind::kReduceScatter,
          static_cast<size_t>(seat_.num_ranks()) * call.count *
-             bytes_of(static_cast<emucclDataType_t>(call.dtype)));
+             bytes_of(static_cast<emucclDataType_t>(call.dtype)),
+         time_s);
 }
 
-void Communicator::all_gather(const void* send, void* receive, Call call, const double* ready_s) {
-  meet(Kind::kAllGather, call, send, receive, ready_s);
+void Communicator::all_gather(const void* send, void* receive, Call call, double* time_s) {
+  meet(Kind::kAllGather, call, send, receive, time_s);
   const size_t row_bytes = call.count * bytes_of(static_cast<emucclDataType_t>(call.dtype));
   for (int peer = 0; peer < seat_.num_ranks(); ++peer) {
     std::byte* const row = bytes(receive) + static_cast<size_t>(peer) * row_bytes;
@@ -177,18 +178,18 @@ void Communicator::all_gather(const void* send, void* receive, Call call, const 
       std::memmove(row, send, row_bytes);
     }
   }
-  finish(Kind::kAllGather, static_cast<size_t>(seat_.num_ranks()) * row_bytes);
+  finish(Kind::kAllGather, static_cast<size_t>(seat_.num_ranks()) * row_bytes, time_s);
 }
 
-void Communicator::broadcast(const void* send, void* receive, Call call, const double* ready_s) {
+void Communicator::broadcast(const void* send, void* receive, Call call, double* time_s) {
   const size_t num_bytes = call.count * bytes_of(static_cast<emucclDataType_t>(call.dtype));
-  meet(Kind::kBroadcast, call, send, receive, ready_s);
+  meet(Kind::kBroadcast, call, send, receive, time_s);
   if (call.root != seat_.rank()) {
     seat_.read(call.root, seat_.of(call.root).call.send_address, receive, num_bytes);
   } else if (send != receive) {
     std::memmove(receive, send, num_bytes);
   }
-  finish(Kind::kBroadcast, num_bytes);
+  finish(Kind::kBroadcast, num_bytes, time_s);
 }
 
 }  // namespace pelago::emuccl

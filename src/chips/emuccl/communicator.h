@@ -19,8 +19,8 @@ class LinkClock {
   LinkClock();
   /// When the links could start work that is ready at ready_s (null: all given so far).
   double begin_s(const double* ready_s) const;
-  /// The links are busy from begin_s for so many seconds of the real chip. Returns the end.
-  double charge(double begin_s, double seconds) const;
+  /// The links are busy from begin_s for so many seconds of the real chip. time_s receives the end.
+  void charge(double begin_s, double seconds, double* time_s) const;
 
  private:
   using BeginFunction = double (*)(const double*);
@@ -36,18 +36,18 @@ struct Message {
   void* receive = nullptr;
   size_t num_bytes = 0;
   int peer = 0;
-  const double* ready_s = nullptr;
+  double* time_s = nullptr;
 };
 
-/// Methods throw CallFailure.
+/// Methods throw CallFailure. time_s: what emuccl.h says of streams.
 class Communicator {
  public:
   Communicator(const BoardAddress& address, int rank, int num_ranks, const emucclConfig& config);
 
-  void all_reduce(const void* send, void* receive, Call call, const double* ready_s);
-  void reduce_scatter(const void* send, void* receive, Call call, const double* ready_s);
-  void all_gather(const void* send, void* receive, Call call, const double* ready_s);
-  void broadcast(const void* send, void* receive, Call call, const double* ready_s);
+  void all_reduce(const void* send, void* receive, Call call, double* time_s);
+  void reduce_scatter(const void* send, void* receive, Call call, double* time_s);
+  void all_gather(const void* send, void* receive, Call call, double* time_s);
+  void broadcast(const void* send, void* receive, Call call, double* time_s);
   void exchange(const std::vector<Message>& messages);
   /// Throw for a rank that does not exist, and for this rank itself.
   void check_rank(int rank) const;
@@ -61,8 +61,8 @@ class Communicator {
     size_t first = 0, count = 0;
   };
   Range slice(size_t count, int idx) const;
-  void meet(Kind kind, Call call, const void* send, void* receive, const double* ready_s);
-  void finish(Kind kind, size_t num_bytes);
+  void meet(Kind kind, Call call, const void* send, void* receive, const double* time_s);
+  void finish(Kind kind, size_t num_bytes, double* time_s);
   void check_same(const Call& mine, int peer, const Call& other);
   void post(const Message& message);
   void take(const Message& message);

@@ -3,9 +3,10 @@
 // opens this one by the same way. Ranks are processes, or threads, of one machine.
 //
 // Sums are added in rank order, in f32 (f64 for f64), and rounded once: every rank gets the same
-// bits. A call returns when its result lies in memory; a stream is not a queue here but says from
-// when the chips' clocks are charged: null, or the address of a double with the time (as
-// CLOCK_MONOTONIC, in seconds) at which what the call reads is ready on the chip.
+// bits. A call returns when its result lies in memory; a stream is not a queue here but tells of
+// the chips' clocks: null, or the address of a double that holds the time (as CLOCK_MONOTONIC, in
+// seconds) at which what the call reads is ready on the chip, and receives the one at which its
+// result is. It lives until the call, or the group it stands in, has ended.
 //
 // Nothing waits for ever: a rank whose process ended is found within a second, a silent one after
 // timeout_s. Both end the communicator for all ranks, and emucclGetLastError names the rank.

@@ -70,7 +70,7 @@ Call call_of(size_t count, emucclDataType_t dtype, emucclRedOp_t op = emucclSum,
   return {.dtype = dtype, .op = op, .root = root, .count = count};
 }
 
-const double* ready_of(void* stream) { return static_cast<const double*>(stream); }
+double* time_of(void* stream) { return static_cast<double*>(stream); }
 
 void add_to_group(emucclComm_t comm, const Message& message) {
   group_messages.push_back({comm, message});
@@ -177,7 +177,7 @@ emucclResult_t emucclAllReduce(const void* send,
   return guarded(comm, [&] {
     check_arguments(comm, send != nullptr && receive != nullptr, count, dtype);
     check_reduction(dtype, op);
-    comm->all_reduce(send, receive, call_of(count, dtype, op), ready_of(stream));
+    comm->all_reduce(send, receive, call_of(count, dtype, op), time_of(stream));
   });
 }
 
@@ -191,7 +191,7 @@ emucclResult_t emucclReduceScatter(const void* send,
   return guarded(comm, [&] {
     check_arguments(comm, send != nullptr && receive != nullptr, count, dtype);
     check_reduction(dtype, op);
-    comm->reduce_scatter(send, receive, call_of(count, dtype, op), ready_of(stream));
+    comm->reduce_scatter(send, receive, call_of(count, dtype, op), time_of(stream));
   });
 }
 
@@ -203,7 +203,7 @@ emucclResult_t emucclAllGather(const void* send,
                                void* stream) {
   return guarded(comm, [&] {
     check_arguments(comm, send != nullptr && receive != nullptr, count, dtype);
-    comm->all_gather(send, receive, call_of(count, dtype), ready_of(stream));
+    comm->all_gather(send, receive, call_of(count, dtype), time_of(stream));
   });
 }
 
@@ -217,7 +217,7 @@ emucclResult_t emucclBroadcast(const void* send,
   return guarded(comm, [&] {
     check_arguments(comm, receive != nullptr, count, dtype);
     comm->check_rank(root);
-    comm->broadcast(send, receive, call_of(count, dtype, emucclSum, root), ready_of(stream));
+    comm->broadcast(send, receive, call_of(count, dtype, emucclSum, root), time_of(stream));
   });
 }
 
@@ -235,7 +235,7 @@ emucclResult_t emucclSend(const void* send,
                   .send = send,
                   .num_bytes = count * pelago::emuccl::bytes_of(dtype),
                   .peer = to_rank,
-                  .ready_s = ready_of(stream)});
+                  .time_s = time_of(stream)});
 }
 
 emucclResult_t emucclRecv(void* receive,
@@ -251,7 +251,7 @@ emucclResult_t emucclRecv(void* receive,
                  {.receive = receive,
                   .num_bytes = count * pelago::emuccl::bytes_of(dtype),
                   .peer = from_rank,
-                  .ready_s = ready_of(stream)});
+                  .time_s = time_of(stream)});
 }
 
 emucclResult_t emucclGroupStart() {

@@ -32,7 +32,7 @@ void Communicator::post(const Message& message) {
   channel.messages[num_posted % Channel::kMessagesMax] = {
       .address = reinterpret_cast<uint64_t>(message.send),
       .num_bytes = message.num_bytes,
-      .begin_s = clock_.begin_s(message.ready_s)};
+      .begin_s = clock_.begin_s(message.time_s)};
   channel.num_posted.store(num_posted + 1, std::memory_order_release);
   Seat::wake(channel.num_posted);
 }
@@ -49,8 +49,9 @@ void Communicator::take(const Message& message) {
                       std::to_string(message.num_bytes) + " were expected");
   }
   seat_.read(message.peer, posted.address, message.receive, message.num_bytes);
-  posted.begin_s = std::max(posted.begin_s, clock_.begin_s(message.ready_s));
-  clock_.charge(posted.begin_s, message_s(static_cast<double>(message.num_bytes), config_));
+  posted.begin_s = std::max(posted.begin_s, clock_.begin_s(message.time_s));
+  clock_.charge(
+      posted.begin_s, message_s(static_cast<double>(message.num_bytes), config_), message.time_s);
   channel.num_taken.store(num_taken + 1, std::memory_order_release);
   Seat::wake(channel.num_taken);
 }
@@ -59,7 +60,8 @@ void Communicator::await_taken(const Message& message, uint32_t num_posted) {
   Channel& channel = seat_.channel(seat_.rank(), message.peer);
   seat_.wait_for(channel.num_taken, num_posted, message.peer);
   const Posted& posted = channel.messages[(num_posted - 1) % Channel::kMessagesMax];
-  clock_.charge(posted.begin_s, message_s(static_cast<double>(message.num_bytes), config_));
+  clock_.charge(
+      posted.begin_s, message_s(static_cast<double>(message.num_bytes), config_), message.time_s);
 }
 
 }  // namespace pelago::emuccl

@@ -1,6 +1,7 @@
 #include "chips/hierarchical/hierarchical_collective.h"
 
 #include <algorithm>
+#include <deque>
 #include <optional>
 
 #include "base/clock.h"
@@ -14,10 +15,18 @@
 namespace pelago::chips {
 namespace {
 
-// Two chunks are under way at once: one goes to the host while the one before comes back.
+// A long vector goes in chunks, so that one is on its way to the host while another is added and a
+// third comes back. Three ahead bound the host memory.
 constexpr int64_t kChunkValues = 1 << 20;  // 4 MiB
+constexpr size_t kChunksAhead = 3;
 // Below this, the hops cost more than the bytes saved.
 constexpr int64_t kStageWholeBytes = 64 << 10;
+
+/// A view [N] of a contiguous tensor's values, outside autograd.
+Tensor flat_view(const Tensor& tensor) {
+  PELAGO_ASSERT(tensor.is_contiguous(), "ranks exchange tensors as they lie in memory");
+  return tensor.detach().view({-1});
+}
 
 class HierarchicalCollective final : public OverHost {
  public:
@@ -66,7 +75,7 @@ class HierarchicalCollective final : public OverHost {
   };
   Chunk begin_chunk(const Tensor& values, const WorkMark& after);
   void end_chunk(Chunk& chunk);
-  void reduce_even(Tensor& flat, const WorkMark& after);
+  void reduce_even(const Tensor& flat, const WorkMark& after);
 
   bool is_short(const Tensor& tensor) const {
     return static_cast<int64_t>(tensor.nbytes()) < kStageWholeBytes;
@@ -81,36 +90,38 @@ class HierarchicalCollective final : public OverHost {
 };
 
 void HierarchicalCollective::all_reduce_sum(Tensor& tensor, const WorkMark& after) {
-  PELAGO_ASSERT(tensor.is_contiguous(), "tensors are summed as they lie in memory");
   if (!is_on_device(tensor) || is_short(tensor) || tensor.scalar_type() == at::kDouble) {
     return host().all_reduce_sum(tensor, after);
   }
   if (tensor.scalar_type() != at::kFloat) {
-    Tensor wide = tensor.to(at::kFloat);  // so that nothing is rounded between two additions
+    Tensor wide = tensor.detach().to(at::kFloat);  // nothing is rounded between two additions
     all_reduce_sum(wide, /*after=*/nullptr);
-    tensor.copy_(wide);
+    tensor.detach().copy_(wide);
     return;
   }
-  Tensor flat = tensor.view({-1});  // [N]
+  const Tensor flat = flat_view(tensor);
   const int64_t num_odd = flat.numel() % groups_.num_units();
-  Tensor even = flat.narrow(0, 0, flat.numel() - num_odd);
-  reduce_even(even, after);
+  reduce_even(flat.narrow(0, 0, flat.numel() - num_odd), after);
   if (num_odd > 0) {
-    Tensor odd = flat.narrow(0, even.numel(), num_odd);
+    Tensor odd = flat.narrow(0, flat.numel() - num_odd, num_odd);
     host().all_reduce_sum(odd, after);
   }
 }
 
-void HierarchicalCollective::reduce_even(Tensor& flat, const WorkMark& after) {
+/// flat: [N], N a multiple of the groups' units.
+void HierarchicalCollective::reduce_even(const Tensor& flat, const WorkMark& after) {
   const int64_t chunk_values = kChunkValues / groups_.num_units() * groups_.num_units();
-  std::optional<Chunk> under_way;
+  std::deque<Chunk> under_way;
+  const auto end_first = [&] {
+    end_chunk(under_way.front());
+    under_way.pop_front();
+  };
   for (int64_t begin = 0; begin < flat.numel(); begin += chunk_values) {
     const int64_t length = std::min(chunk_values, flat.numel() - begin);
-    Chunk next = begin_chunk(flat.narrow(0, begin, length), after);
-    if (under_way) end_chunk(*under_way);
-    under_way = std::move(next);
+    under_way.push_back(begin_chunk(flat.narrow(0, begin, length), after));
+    if (under_way.size() == kChunksAhead) end_first();
   }
-  if (under_way) end_chunk(*under_way);
+  while (!under_way.empty()) end_first();
 }
 
 HierarchicalCollective::Chunk HierarchicalCollective::begin_chunk(const Tensor& values,
@@ -119,7 +130,7 @@ HierarchicalCollective::Chunk HierarchicalCollective::begin_chunk(const Tensor& 
   WorkMark ready = after;
   if (inside_) {
     inside_->reduce_scatter_sum(chunk.values, after);
-    ready = device().mark();
+    ready = inside_->done();
     const int64_t own_values = values.numel() / group_size();
     chunk.own = values.narrow(0, groups_.place(rank()) * own_values, own_values);
   }
@@ -153,7 +164,7 @@ void HierarchicalCollective::all_gather_slices(Tensor& tensor, const WorkMark& a
   if (!is_on_device(tensor) || is_short(tensor)) return host().all_gather_slices(tensor, after);
   // The hosts gather everything; each chip of a group fetches its share of what is new to the
   // group, and the group's own links spread it.
-  Tensor flat = tensor.view({-1});  // [N]
+  Tensor flat = flat_view(tensor);
   const Slice own = own_slice(flat.numel());
   Tensor gathered = device().make_host_tensor(flat.sizes(), flat.scalar_type());
   const auto copy =
@@ -178,7 +189,7 @@ void HierarchicalCollective::all_gather_slices(Tensor& tensor, const WorkMark& a
 
 void HierarchicalCollective::broadcast(Tensor& tensor, int from_rank) {
   if (!is_on_device(tensor) || is_short(tensor)) return host().broadcast(tensor, from_rank);
-  Tensor flat = tensor.view({-1});  // [N]
+  Tensor flat = flat_view(tensor);
   Tensor on_host;
   std::unique_ptr<HostCopy> copy;
   if (rank() == from_rank) {

@@ -79,7 +79,7 @@ class LoadedCommunicator final : public Communicator {
     check(functions_->group_end(), facts().symbols.group_end);
   }
 
-  void set_ready(const double* ready_s) override { ready_s_ = ready_s; }
+  void set_time(double* time_s) override { time_s_ = time_s; }
 
   void finish() override {
     if (queue_ != nullptr) check(functions_->synchronize_queue(queue_), facts().queue.synchronize);
@@ -89,9 +89,7 @@ class LoadedCommunicator final : public Communicator {
   const LibraryFacts& facts() const { return *functions_->facts; }
 
   /// The library's own queue, the default one, or for emulated chips the time.
-  Handle queue() const {
-    return facts().reads_host_memory ? const_cast<double*>(ready_s_) : queue_;
-  }
+  Handle queue() const { return facts().reads_host_memory ? time_s_ : queue_; }
 
   void init(std::span<const std::byte> unique_id) {
     PELAGO_ASSERT(unique_id.size() == facts().unique_id_bytes,
@@ -157,8 +155,8 @@ class LoadedCommunicator final : public Communicator {
   std::shared_ptr<const Library::Functions> functions_;  // with the library, which may go first
   const CommunicatorOptions options_;
   Handle comm_ = nullptr;
-  Handle queue_ = nullptr;           // of its own, or null: the default one
-  const double* ready_s_ = nullptr;  // outlives the calls that it is set for
+  Handle queue_ = nullptr;    // of its own, or null: the default one
+  double* time_s_ = nullptr;  // outlives the calls that it is set for
   bool has_failed_ = false;
 };
 

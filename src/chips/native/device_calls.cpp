@@ -1,5 +1,7 @@
 #include "chips/native/device_calls.h"
 
+#include <optional>
+
 #include "base/clock.h"
 #include "base/error.h"
 #include "chips/torch.h"
@@ -25,6 +27,9 @@ ValueType value_type_of(const Tensor& tensor) {
 
 std::byte* memory_of(const Tensor& tensor) { return static_cast<std::byte*>(tensor.data_ptr()); }
 
+/// Its marks are times, and its memory is the host's.
+bool is_emulated(const Device& device) { return device.name().starts_with("emulated:"); }
+
 size_t num_values(const Tensor& tensor) { return static_cast<size_t>(tensor.numel()); }
 
 }  // namespace
@@ -37,32 +42,38 @@ DeviceCalls::DeviceCalls(const Library& library,
     : library_(library),
       communicator_(std::move(communicator)),
       device_(device),
+      is_emulated_(is_emulated(device)),
       rank_(rank),
       num_ranks_(num_ranks) {}
 
 /// Brackets one call. Emulated chips compute as soon as they are told to, so their memory is up to
-/// date and only the time of the mark counts. A library on the default queue is in order anyway.
+/// date, and only the time that a mark of theirs holds counts. A library on the default queue is in
+/// order anyway.
 template <typename Call>
 void DeviceCalls::run(const WorkMark& after, const Call& call) {
   const bool is_in_order =
       library_.facts().reads_host_memory || library_.facts().queue.files.empty();
   if (!is_in_order) device_.synchronize();
   const double begin_s = steady_now_s();
-  communicator_->set_ready(static_cast<const double*>(after.get()));
+  const WorkMark ready = after ? after : device_.mark();
+  std::optional<double> time_s;
+  if (is_emulated_ && ready) time_s = *static_cast<const double*>(ready.get());
+  communicator_->set_time(time_s ? &*time_s : nullptr);
   call();
   if (!is_in_order) communicator_->finish();
   device_.note_host_wait(begin_s, steady_now_s());
+  done_ = time_s ? std::make_shared<double>(*time_s) : device_.mark();
 }
 
 bool DeviceCalls::needs_widening(const Tensor& tensor) const {
   return tensor.element_size() == 2 && !library_.facts().sums_16bit_in_f32;
 }
 
-void DeviceCalls::all_reduce_sum(Tensor& tensor, const WorkMark& after) {
+void DeviceCalls::all_reduce_sum(const Tensor& tensor, const WorkMark& after) {
   PELAGO_ASSERT(tensor.is_contiguous(), "tensors are summed as they lie in memory");
   if (tensor.numel() == 0) return;
   if (needs_widening(tensor)) {
-    Tensor wide = tensor.to(at::kFloat);
+    const Tensor wide = tensor.to(at::kFloat);
     all_reduce_sum(wide, /*after=*/nullptr);
     tensor.copy_(wide);
     return;
@@ -73,12 +84,12 @@ void DeviceCalls::all_reduce_sum(Tensor& tensor, const WorkMark& after) {
   });
 }
 
-void DeviceCalls::reduce_scatter_sum(Tensor& tensor, const WorkMark& after) {
+void DeviceCalls::reduce_scatter_sum(const Tensor& tensor, const WorkMark& after) {
   PELAGO_ASSERT(tensor.is_contiguous(), "tensors are summed as they lie in memory");
   if (tensor.numel() == 0) return;
   const bool is_even = tensor.numel() % num_ranks_ == 0;
   if (needs_widening(tensor) || !is_even) {
-    Tensor rows = padded(tensor.view({-1}));
+    const Tensor rows = padded(tensor.view({-1}));
     reduce_scatter_sum(rows, /*after=*/nullptr);
     const auto own = Collective::slice_of(tensor.numel(), num_ranks_, rank_);
     tensor.view({-1})
@@ -92,14 +103,13 @@ void DeviceCalls::reduce_scatter_sum(Tensor& tensor, const WorkMark& after) {
   run(after, [&] { communicator_->reduce_scatter_sum(memory_of(tensor), own, count, type); });
 }
 
-void DeviceCalls::all_gather_slices(Tensor& tensor, const WorkMark& after) {
+void DeviceCalls::all_gather_slices(const Tensor& tensor, const WorkMark& after) {
   PELAGO_ASSERT(tensor.is_contiguous(), "tensors are gathered as they lie in memory");
   if (tensor.numel() == 0) return;
   if (tensor.numel() % num_ranks_ != 0) {
-    Tensor rows = padded(tensor.view({-1}));
+    const Tensor rows = padded(tensor.view({-1}));
     all_gather_slices(rows, /*after=*/nullptr);
-    Tensor flat = tensor.view({-1});
-    take_slices(rows, flat);
+    take_slices(rows, tensor.view({-1}));
     return;
   }
   const size_t count = tensor.nbytes() / static_cast<size_t>(num_ranks_);
@@ -107,7 +117,7 @@ void DeviceCalls::all_gather_slices(Tensor& tensor, const WorkMark& after) {
   run(after, [&] { communicator_->all_gather(own, memory_of(tensor), count, ValueType::kByte); });
 }
 
-void DeviceCalls::broadcast(Tensor& tensor, int from_rank) {
+void DeviceCalls::broadcast(const Tensor& tensor, int from_rank) {
   PELAGO_ASSERT(tensor.is_contiguous(), "tensors are broadcast as they lie in memory");
   if (tensor.numel() == 0) return;
   run(/*after=*/nullptr, [&] {
@@ -115,7 +125,7 @@ void DeviceCalls::broadcast(Tensor& tensor, int from_rank) {
   });
 }
 
-void DeviceCalls::broadcast_slices(Tensor& tensor,
+void DeviceCalls::broadcast_slices(const Tensor& tensor,
                                    const std::vector<Collective::Slice>& slices,
                                    const std::vector<int>& owners) {
   const auto value_bytes = static_cast<size_t>(tensor.element_size());
@@ -147,7 +157,7 @@ Tensor DeviceCalls::padded(const Tensor& flat) const {
 }
 
 /// The reverse of padded(): writes every slice.
-void DeviceCalls::take_slices(const Tensor& rows, Tensor& flat) const {
+void DeviceCalls::take_slices(const Tensor& rows, const Tensor& flat) const {
   const int64_t shortest = flat.numel() / num_ranks_, num_longer = flat.numel() % num_ranks_;
   const int64_t split = num_longer * rows.size(1);
   if (num_longer > 0) {
@@ -163,7 +173,7 @@ std::unique_ptr<Communicator> join_over(Collective& among,
                                         const CollectiveOptions& options) {
   PELAGO_ASSERT(options.device != nullptr, "a library of chips works on a device");
   const c10::Device device = options.device->torch_device();
-  const bool is_host_memory = device.is_cpu() || options.device->name().starts_with("emulated:");
+  const bool is_host_memory = device.is_cpu() || is_emulated(*options.device);
   if (library.facts().reads_host_memory && !is_host_memory) {
     fail_usage("the collective library {} is for emulated chips, not for {}: name its vendor's",
                library.facts().name,

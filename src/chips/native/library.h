@@ -50,8 +50,9 @@ class Communicator {
   virtual void broadcast(void* memory, size_t count, ValueType type, int from_rank) = 0;
   /// Messages that go together, so that ranks may swap.
   virtual void exchange(std::span<const Message> messages) = 0;
-  /// From when an emulated chip's links are charged: the address of a time; null: all work given.
-  virtual void set_ready(const double* ready_s) = 0;
+  /// For emulated chips: where the time stands at which a call's input is ready, and is replaced by
+  /// that of its result. Null: all work given.
+  virtual void set_time(double* time_s) = 0;
   /// Waits until what was queued is done, where nothing else orders it before later work.
   virtual void finish() = 0;
 };

@@ -32,20 +32,20 @@ class NativeCollective final : public OverHost {
   using OverHost::all_reduce_sum;
   using OverHost::broadcast;
   void all_reduce_sum(Tensor& tensor, const WorkMark& after) override {
-    is_on_device(tensor) ? calls_.all_reduce_sum(tensor, after)
-                         : host().all_reduce_sum(tensor, after);
+    if (!is_on_device(tensor)) return host().all_reduce_sum(tensor, after);
+    calls_.all_reduce_sum(tensor.detach(), after);
   }
   void reduce_scatter_sum(Tensor& tensor, const WorkMark& after) override {
-    is_on_device(tensor) ? calls_.reduce_scatter_sum(tensor, after)
-                         : host().reduce_scatter_sum(tensor, after);
+    if (!is_on_device(tensor)) return host().reduce_scatter_sum(tensor, after);
+    calls_.reduce_scatter_sum(tensor.detach(), after);
   }
   void all_gather_slices(Tensor& tensor, const WorkMark& after) override {
-    is_on_device(tensor) ? calls_.all_gather_slices(tensor, after)
-                         : host().all_gather_slices(tensor, after);
+    if (!is_on_device(tensor)) return host().all_gather_slices(tensor, after);
+    calls_.all_gather_slices(tensor.detach(), after);
   }
   void broadcast(Tensor& tensor, int from_rank) override {
-    is_on_device(tensor) ? calls_.broadcast(tensor, from_rank)
-                         : host().broadcast(tensor, from_rank);
+    if (!is_on_device(tensor)) return host().broadcast(tensor, from_rank);
+    calls_.broadcast(tensor.detach(), from_rank);
   }
 
  private:
