@@ -16,7 +16,7 @@ const std::map<std::string, std::set<std::string>>& rooms_below() {
       {"chips", {"base"}},
       {"data", {"base"}},
       {"model", {"base", "chips"}},
-      {"plan", {"base", "chips/catalogue.h", "model/config.h"}},
+      {"plan", {"base", "chips/catalogue.h", "chips/links.h", "model/config.h"}},
       {"train", {"base", "chips", "data", "model", "plan"}},
       {"serve", {"base", "chips", "data", "model", "plan"}},
       {"sites", {"base", "chips", "model", "plan", "train"}},

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "chips/copies/stream_copies.h"
 #include "chips/vendor/trial.h"
 
 namespace pelago::chips {
@@ -22,6 +23,7 @@ class Cuda final : public Device {
       ::setenv(variable.c_str(), value.c_str(), /*overwrite=*/0);
     }
     hold_a_tensor(name_, device_, vendor);
+    copies_.emplace(device_);
     constexpr int kFirstWithBf16 = 8;  // compute capability 8.0, A100
     has_bf16_ = chip_                           ? chip_->has_bf16
                 : properties_.compute_major > 0 ? properties_.compute_major >= kFirstWithBf16
@@ -42,6 +44,21 @@ class Cuda final : public Device {
     return static_cast<int64_t>(chip_->usable_memory_gib * 0x1p30);
   }
 
+  WorkMark mark() override { return copies_->mark(); }
+  std::unique_ptr<HostCopy> start_copy_to_host(const Tensor& tensor,
+                                               const WorkMark& after) override {
+    return copies_->start_copy_to_host(tensor, after);
+  }
+  Tensor copy_to_device(const Tensor& host, double) override {
+    return copies_->copy_to_device(host);
+  }
+  void copy_into(Tensor& on_device, const Tensor& host, double) override {
+    copies_->copy_into(on_device, host);
+  }
+  Tensor make_host_tensor(at::IntArrayRef sizes, c10::ScalarType dtype) const override {
+    return StreamCopies::make_host_tensor(sizes, dtype);
+  }
+
  private:
   static std::optional<Chip> copy_of(const Chip* chip) {
     return chip == nullptr ? std::nullopt : std::optional<Chip>(*chip);
@@ -52,6 +69,7 @@ class Cuda final : public Device {
   DeviceProperties properties_;
   const std::optional<Chip> chip_;  // a copy: a caller may drop the catalogue; empty if unknown
   bool has_bf16_ = false;
+  std::optional<StreamCopies> copies_;  // once the device is known to work
 };
 
 }  // namespace
