@@ -22,6 +22,7 @@ inline constexpr int kExitFailed = 1;
 inline constexpr int kExitUsage = 2;
 inline constexpr int kExitTryAgain =
     75;  // EX_TEMPFAIL of sysexits.h: Slurm and systemd requeue on it
+inline constexpr int kExitInterrupted = 130;  // 128 + SIGINT, as shells have it: Ctrl-C, work lost
 
 /// This job cannot go on. The message is one line: the thing, its value and the remedy.
 class Failure : public std::runtime_error {

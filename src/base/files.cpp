@@ -25,9 +25,13 @@ struct Descriptor {
 
 Error system_error(const std::filesystem::path& path, const char* what) {
   const int reason = errno;
-  const ErrorCode code =
-      reason == ENOSPC || reason == EDQUOT ? ErrorCode::kNoSpace : ErrorCode::kUnavailable;
-  return Error{code, fmt::format("{}: cannot {}: {}", path.string(), what, std::strerror(reason))};
+  const bool is_full = reason == ENOSPC || reason == EDQUOT;
+  return Error{is_full ? ErrorCode::kNoSpace : ErrorCode::kUnavailable,
+               fmt::format("{}: cannot {}: {}{}",
+                           path.string(),
+                           what,
+                           std::strerror(reason),
+                           is_full ? "; free some space on that disk" : "")};
 }
 
 }  // namespace
@@ -102,6 +106,38 @@ Status try_write_file(const std::filesystem::path& path, std::string_view conten
 void write_file(const std::filesystem::path& path, std::string_view content) {
   const Status status = try_write_file(path, content);
   if (!status) throw Failure(status.error().message);
+}
+
+PendingFolder::PendingFolder(const std::filesystem::path& out)
+    : out_(std::filesystem::absolute(out).lexically_normal()) {
+  if (!out_.has_filename()) out_ = out_.parent_path();  // "corpus/"
+  path_ = out_.string() + fmt::format(".{}.tmp", ::getpid());
+  std::error_code error;
+  std::filesystem::remove_all(path_, error);
+  std::filesystem::create_directories(path_, error);
+  if (error) fail("{}: cannot be made: {}", path_.string(), error.message());
+}
+
+PendingFolder::~PendingFolder() {
+  std::error_code ignored;
+  if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+}
+
+void PendingFolder::commit() {
+  sync_to_disk(path_);
+  const std::filesystem::path old = out_.string() + fmt::format(".{}.old.tmp", ::getpid());
+  std::error_code error;
+  const bool replaces = std::filesystem::exists(out_);
+  if (replaces) std::filesystem::rename(out_, old, error);
+  if (!error) std::filesystem::rename(path_, out_, error);
+  if (error) {
+    std::error_code ignored;
+    if (replaces && !std::filesystem::exists(out_)) std::filesystem::rename(old, out_, ignored);
+    fail("{}: cannot take its name: {}", out_.string(), error.message());
+  }
+  path_.clear();
+  sync_to_disk(out_.parent_path());
+  if (replaces) std::filesystem::remove_all(old, error);
 }
 
 void sync_to_disk(const std::filesystem::path& path) {

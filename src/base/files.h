@@ -40,6 +40,26 @@ Status try_write_file(const std::filesystem::path& path, std::string_view conten
 /// The same; throws Failure.
 void write_file(const std::filesystem::path& path, std::string_view content);
 
+/// A folder that is filled beside its place, then takes its name whole, or vanishes.
+class PendingFolder {
+ public:
+  /// out: the name it will take. Throws Failure if the folder beside it cannot be made.
+  explicit PendingFolder(const std::filesystem::path& out);
+  PendingFolder(const PendingFolder&) = delete;
+  PendingFolder& operator=(const PendingFolder&) = delete;
+  ~PendingFolder();
+
+  /// Where to put the files until commit().
+  const std::filesystem::path& path() const { return path_; }
+  /// Forces the folder to disk and gives it its name; a folder that has the name gives way. Throws
+  /// Failure.
+  void commit();
+
+ private:
+  std::filesystem::path out_;
+  std::filesystem::path path_;  // empty once it has its name
+};
+
 /// Forces a file or a folder's entries to disk. Throws Failure.
 void sync_to_disk(const std::filesystem::path& path);
 

@@ -40,7 +40,10 @@ class BpeTrainer {
     const auto num_specials = static_cast<int64_t>(options_.special_tokens.size());
     const auto num_learned_max = static_cast<size_t>(options_.vocab_size - num_specials);
     while (spec_.token_bytes.size() < num_learned_max) {
-      if (options_.stop.stop_requested()) fail("stopped while the tokenizer was being trained");
+      if (options_.stop.stop_requested()) {
+        throw Failure("stopped while the tokenizer was being trained; nothing was written",
+                      kExitInterrupted);
+      }
       const auto best = take_best();
       if (!best) break;
       merge_everywhere(*best);

@@ -40,7 +40,7 @@ class DatasetBuild {
       : options_(options),
         on_progress_(on_progress),
         stop_(stop),
-        folder_(options.out, options.replace),
+        folder_(free_place(options)),
         corpus_(find_files(), options.text_field) {}
 
   BuildReport build() {
@@ -75,11 +75,16 @@ class DatasetBuild {
   }
 
  private:
+  static const fs::path& free_place(const BuildOptions& options) {
+    refuse_taken_folder(options.out, options.replace);
+    return options.out;
+  }
+
   fs::path spool_path() const { return folder_.path() / "stdin.tmp"; }
 
   void check_stop() const {
     if (stop_.stop_requested()) {
-      throw Failure("stopped before the dataset was whole; nothing was written");
+      throw Failure("stopped before the dataset was whole; nothing was written", kExitInterrupted);
     }
   }
 
@@ -91,11 +96,23 @@ class DatasetBuild {
   std::vector<SourceFile> find_files() {
     SourceList sources = find_sources(options_.from, options_.globs);
     report_.num_unreadable += sources.num_unreadable;
+    if (is_limited()) spread(sources.files);
     if (options_.from_stdin) {
       spool_stdin();
       sources.files.push_back({.path = spool_path(), .is_jsonl = false, .was_named = true});
     }
     return std::move(sources.files);
+  }
+
+  bool is_limited() const { return options_.text_bytes_max < BuildOptions().text_bytes_max; }
+
+  // A part of the text should look like all of it. In the order of paths it would be the files of
+  // one or two libraries; by a hash of each path it is a fair draw, and the same one everywhere.
+  void spread(std::vector<SourceFile>& files) const {
+    const uint64_t key = Rng(options_.seed).fork("files").state();
+    std::stable_sort(files.begin(), files.end(), [&](const SourceFile& a, const SourceFile& b) {
+      return Rng::mix(a.name_hash ^ key) < Rng::mix(b.name_hash ^ key);
+    });
   }
 
   // Documents are read twice, standard input can be read once. Whoever writes to it may be slow:

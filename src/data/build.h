@@ -24,7 +24,8 @@ struct BuildOptions {
   int64_t vocab_size = 8192;       // an upper bound; small corpora yield fewer
   double heldout_ratio = 0.02;     // of the documents, chosen by hash; 0 to 0.5
   int64_t shard_tokens = 1 << 25;  // 64 MiB a shard at 2 bytes a token
-  // Stop reading after the document that reaches this much text.
+  // Stop reading after the document that reaches this much text. With a limit, files are read in
+  // the order of a hash of their path, so that the part taken is a fair sample of the whole.
   int64_t text_bytes_max = std::numeric_limits<int64_t>::max();
   // The tokenizer learns from this much of it, documents in hash order: past 100 MB the frequent
   // pairs do not change any more.

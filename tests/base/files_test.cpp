@@ -20,6 +20,25 @@ TEST_CASE("a written file replaces the old one whole and leaves no temporary fil
   CHECK(std::distance(std::filesystem::directory_iterator(folder), {}) == 1);
 }
 
+TEST_CASE("a pending folder takes its name whole, or vanishes and leaves the old one alone") {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / "pelago-files-test";
+  fs::remove_all(folder);
+  fs::create_directories(folder / "out");
+  write_file(folder / "out" / "old", "old");
+  {
+    const PendingFolder abandoned(folder / "out");
+    write_file(abandoned.path() / "new", "new");
+  }
+  CHECK(fs::exists(folder / "out" / "old"));
+  PendingFolder pending(folder / "out");
+  write_file(pending.path() / "new", "new");
+  pending.commit();
+  CHECK(read_text_file(folder / "out" / "new") == "new");
+  CHECK_FALSE(fs::exists(folder / "out" / "old"));
+  CHECK(std::distance(fs::directory_iterator(folder), {}) == 1);  // nothing temporary stays
+}
+
 TEST_CASE("a full disk leaves the old file alone and says so") {
   const Status status = try_write_file("/dev/full-does-not-exist/x", "content");
   REQUIRE(!status);
@@ -27,7 +46,9 @@ TEST_CASE("a full disk leaves the old file alone and says so") {
 }
 
 TEST_CASE("opening a file that is not there names it") {
-  CHECK_THROWS_WITH_AS(MappedFile("/no/such/file"), "/no/such/file: cannot open: No such file or directory", Failure);
+  CHECK_THROWS_WITH_AS(MappedFile("/no/such/file"),
+                       "/no/such/file: cannot open: No such file or directory",
+                       Failure);
 }
 
 TEST_CASE("a fork depends on seed, name and index and on nothing drawn before") {

@@ -193,6 +193,33 @@ TEST_CASE("reading stops after the document that reaches the limit") {
   CHECK(text_bytes < 6400);
 }
 
+TEST_CASE("a limit takes a fair part of the text, wherever the folder lies, and another by seed") {
+  const TestFolder folder("spread");
+  write_corpus(folder, 60);
+  fs::create_directories(folder / "elsewhere");
+  fs::copy(folder / "text", folder / "elsewhere" / "text", fs::copy_options::recursive);
+  BuildOptions options = options_for(folder);
+  options.text_bytes_max = 6000;  // about a third
+  const BuildReport here = build_dataset(options);
+  size_t num_deep = 0, num_all = 0;
+  for (const std::string split : {"train", "heldout"}) {
+    for (const std::string& document : documents_of(folder / "set", split)) {
+      ++num_all;
+      num_deep += std::stoi(document.substr(document.rfind(' '))) % 2 == 0;
+    }
+  }
+  // In the order of paths the folder "deep", half of the text, would follow all the others.
+  CHECK(4 * num_deep > num_all);
+  CHECK(4 * num_deep < 3 * num_all);
+
+  options.from = {folder / "elsewhere" / "text"};
+  options.out = folder / "set-elsewhere";
+  CHECK(build_dataset(options).dataset_hash == here.dataset_hash);
+  options.seed = 2;
+  options.out = folder / "set-seed";
+  CHECK(build_dataset(options).dataset_hash != here.dataset_hash);
+}
+
 TEST_CASE("a folder that is missing, empty or without a match is named") {
   const TestFolder folder("bad-from");
   fs::create_directories(folder / "empty");

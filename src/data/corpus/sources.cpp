@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/log.h"
 
 namespace pelago::data {
@@ -19,26 +20,30 @@ bool matches(const std::string& file_name, const std::vector<std::string>& globs
   });
 }
 
-SourceFile source_of(const fs::path& path, bool was_named) {
-  return {.path = path, .is_jsonl = path.extension() == ".jsonl", .was_named = was_named};
+/// root: the folder of --from that holds it.
+SourceFile source_of(const fs::path& path, const fs::path& root, bool was_named) {
+  return {.path = path,
+          .is_jsonl = path.extension() == ".jsonl",
+          .was_named = was_named,
+          .name_hash = hash_u64(path.lexically_relative(root).string())};
 }
 
 /// Searches one folder of --from.
 class FolderSearch {
  public:
-  FolderSearch(const std::vector<std::string>& globs, SourceList& found)
-      : globs_(globs), found_(found) {}
+  FolderSearch(const fs::path& root, const std::vector<std::string>& globs, SourceList& found)
+      : root_(root), globs_(globs), found_(found) {}
 
-  void search(const fs::path& root) {
+  void search() {
     const size_t num_before = found_.files.size();
     std::error_code error;
-    if (fs::is_empty(root, error))
-      fail_usage("{}: empty folder; name one with text", root.string());
-    if (error) fail_usage("{}: cannot be read: {}", root.string(), error.message());
-    search_below(root);
+    if (fs::is_empty(root_, error))
+      fail_usage("{}: empty folder; name one with text", root_.string());
+    if (error) fail_usage("{}: cannot be read: {}", root_.string(), error.message());
+    search_below(root_);
     if (found_.files.size() == num_before) {
       fail_usage("{}: no file in it matches {}; give other patterns with --glob",
-                 root.string(),
+                 root_.string(),
                  fmt::join(globs_, ","));
     }
   }
@@ -61,11 +66,12 @@ class FolderSearch {
       } else if (entries->exists(ignored) && !entries->is_regular_file(ignored)) {
         continue;  // a pipe or a device, which would never end
       } else if (matches(name, globs_)) {
-        found_.files.push_back(source_of(path, /*was_named=*/false));
+        found_.files.push_back(source_of(path, root_, /*was_named=*/false));
       }
     }
   }
 
+  const fs::path& root_;                   // outlives me
   const std::vector<std::string>& globs_;  // outlives me
   SourceList& found_;                      // outlives me
 };
@@ -91,11 +97,11 @@ SourceList find_sources(const std::vector<fs::path>& from, const std::vector<std
       fail_usage("{}: no such file or folder; name one that exists with --from", path.string());
     }
     if (fs::is_directory(status)) {
-      FolderSearch(globs, found).search(path);
+      FolderSearch(path, globs, found).search();
     } else if (!fs::is_regular_file(status)) {
       fail_usage("{}: not a regular file; pipe it into standard input", path.string());
     } else {
-      found.files.push_back(source_of(path, /*was_named=*/true));
+      found.files.push_back(source_of(path, path.parent_path(), /*was_named=*/true));
     }
   }
   std::stable_sort(found.files.begin(), found.files.end(), [](const auto& a, const auto& b) {

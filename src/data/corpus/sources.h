@@ -13,6 +13,7 @@ struct SourceFile {
   std::filesystem::path path;
   bool is_jsonl = false;   // by its name, *.jsonl: one document a line
   bool was_named = false;  // in --from, so that failing to read it is an error
+  uint64_t name_hash = 0;  // of its path inside the folder of --from, wherever that lies
 };
 
 struct SourceList {

@@ -50,48 +50,18 @@ void SplitWriter::close_shard() {
   entry_.shards.push_back(std::move(shard));
 }
 
-PendingFolder::PendingFolder(const fs::path& out, bool replace) {
+void refuse_taken_folder(const fs::path& out, bool replace) {
   std::error_code error;
-  out_ = fs::absolute(out).lexically_normal();
-  if (!out_.has_filename()) out_ = out_.parent_path();  // "corpus/"
-  const bool exists = fs::exists(fs::symlink_status(out_));
-  if (exists && !fs::is_directory(out_, error)) {
+  if (!fs::exists(fs::symlink_status(out))) return;
+  if (!fs::is_directory(out, error)) {
     fail_usage("{}: exists and is not a folder; choose another --out", out.string());
   }
-  if (exists && !fs::is_empty(out_, error)) {
-    if (!fs::exists(out_ / "dataset.json")) {
-      fail_usage("{}: exists and is not a dataset; choose another --out", out.string());
-    }
-    if (!replace) {
-      fail_usage("{}: exists; --fresh replaces it, or choose another --out", out.string());
-    }
+  if (fs::is_empty(out, error)) return;
+  if (!fs::exists(out / "dataset.json")) {
+    fail_usage("{}: exists and is not a dataset; choose another --out", out.string());
   }
-  path_ = out_.string() + fmt::format(".{}.tmp", ::getpid());
-  fs::remove_all(path_, error);
-  fs::create_directories(path_, error);
-  if (error) fail("{}: cannot be made: {}", path_.string(), error.message());
-}
-
-PendingFolder::~PendingFolder() {
-  std::error_code ignored;
-  if (!path_.empty()) fs::remove_all(path_, ignored);
-}
-
-void PendingFolder::commit() {
-  sync_to_disk(path_);
-  const fs::path old = out_.string() + fmt::format(".{}.old.tmp", ::getpid());
-  std::error_code error;
-  const bool replaces = fs::exists(out_);
-  if (replaces) fs::rename(out_, old, error);
-  if (!error) fs::rename(path_, out_, error);
-  if (error) {
-    std::error_code ignored;
-    if (replaces && !fs::exists(out_)) fs::rename(old, out_, ignored);
-    fail("{}: cannot take its name: {}", out_.string(), error.message());
-  }
-  path_.clear();
-  sync_to_disk(out_.parent_path());
-  if (replaces) fs::remove_all(old, error);
+  if (!replace)
+    fail_usage("{}: exists; --fresh replaces it, or choose another --out", out.string());
 }
 
 }  // namespace pelago::data

@@ -35,23 +35,8 @@ class SplitWriter {
   SplitEntry entry_;
 };
 
-/// A folder beside `out` that takes its name, or vanishes.
-class PendingFolder {
- public:
-  /// Throws Failure (exit 2) if out exists, unless it is an empty folder or, with `replace`, a
-  /// dataset.
-  PendingFolder(const std::filesystem::path& out, bool replace);
-  PendingFolder(const PendingFolder&) = delete;
-  PendingFolder& operator=(const PendingFolder&) = delete;
-  ~PendingFolder();
-
-  const std::filesystem::path& path() const { return path_; }
-  /// Forces the folder to disk and gives it its name.
-  void commit();
-
- private:
-  std::filesystem::path out_;
-  std::filesystem::path path_;
-};
+/// Throws Failure (exit 2) if `out` exists, unless it is an empty folder or, with `replace`, a
+/// dataset.
+void refuse_taken_folder(const std::filesystem::path& out, bool replace);
 
 }  // namespace pelago::data
