@@ -56,6 +56,16 @@ int site_index(const plan::Plan& plan, const std::string& site) {
   fail_usage("site {}: not in plan.json; start it under one of the plan's names", site);
 }
 
+// "10.0.0.7" or "10.0.0.7:4000"; without a port any free one is taken.
+std::string address_to_listen_on(const std::string& listen) {
+  const size_t colon = listen.rfind(':');
+  const bool has_port =
+      colon != std::string::npos && colon + 1 < listen.size() &&
+      listen.find_first_not_of("0123456789", colon + 1) == std::string::npos &&
+      (listen.find(':') == colon || listen[colon - 1] == ']');  // else an IPv6 address
+  return has_port ? listen : listen + ":0";
+}
+
 GlobalState fresh_state(const plan::JobConfig& job, const plan::Plan& plan) {
   const Tensor initial =
       model::initial_weights(job.model, Rng(static_cast<uint64_t>(job.train.seed)));  // [N]
@@ -67,7 +77,8 @@ GlobalState fresh_state(const plan::JobConfig& job, const plan::Plan& plan) {
 Hello hello_of(const AgentOptions& options,
                const plan::JobConfig& job,
                const GlobalState& state,
-               const std::string& address) {
+               const std::string& address,
+               std::vector<std::string>& problems) {
   const train::TrainState identity = train::identity_of(job);
   Hello hello;
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -78,7 +89,8 @@ Hello hello_of(const AgentOptions& options,
   hello.dataset_hash = identity.dataset_hash;
   hello.weights_hash = hash_hex(std::as_bytes(state.global()));
   hello.address = address;
-  hello.checkpoints = offer_checkpoints(options.run_dir / "sites" / options.site / "checkpoints");
+  hello.checkpoints =
+      offer_checkpoints(options.run_dir / "sites" / options.site / "checkpoints", problems);
   if (options.resume_step) {
     std::erase_if(hello.checkpoints,
                   [&](const CheckpointOffer& offer) { return offer.step != *options.resume_step; });
@@ -109,7 +121,7 @@ int run_agent(const AgentOptions& options) {
   GrpcTransportOptions line;
   line.name = options.site;
   line.certs_dir = options.certs_dir;
-  line.listen = (site.listen.empty() ? "127.0.0.1" : site.listen) + ":0";
+  line.listen = address_to_listen_on(site.listen);
   line.frame_bytes_max = frame_bytes_max(state);
   line.emulated_line = [&](const std::string& peer) {
     return emulated_line(plan, options.site, peer);
@@ -118,23 +130,27 @@ int run_agent(const AgentOptions& options) {
   transport.set_address(kCoordinatorName, options.coordinator);
   const SystemClock clock;
   std::optional<Failure> failure;
+  const auto tell = [&](const char* event, const std::string& message) {
+    const nlohmann::json words{{"message", message}};
+    transport.send(kCoordinatorName,
+                   encode(options.site, Report{.name = event, .json = words.dump()}));
+  };
+  std::vector<std::string> problems;
+  const Hello hello = hello_of(options, job, state, transport.address(), problems);
+  for (const std::string& problem : problems) tell("warning", problem);
   {
-    SiteAgent agent({.run_dir = options.run_dir,
-                     .site_idx = site_idx,
-                     .plan = plan,
-                     .hello = hello_of(options, job, state, transport.address())},
-                    transport,
-                    state,
-                    clock);
+    SiteAgent agent(
+        {.run_dir = options.run_dir, .site_idx = site_idx, .plan = plan, .hello = hello},
+        transport,
+        state,
+        clock);
     try {
       const Leave leave = agent.run(stop_requested);
       log_info("leaving reason=\"{}\"", leave.reason);
       if (leave.exit_code != kExitDone) failure.emplace(leave.reason, leave.exit_code);
     } catch (const Failure& thrown) {
       failure = thrown;
-      const nlohmann::json words{{"message", thrown.what()}};
-      transport.send(kCoordinatorName,
-                     encode(options.site, Report{.name = "site_failed", .json = words.dump()}));
+      tell("site_failed", thrown.what());
     }
   }
   transport.flush(1);

@@ -1,6 +1,7 @@
 #include "sites/coordinator.h"
 
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -75,7 +76,7 @@ void Coordinator::carry_out(const RoundOutput& output) {
     journal_->forget_from(rounds_.first_logged());
   }
   for (const Commit& commit : output.commits) {
-    journal_->record_commit(commit);
+    note_journal(journal_->record_commit(commit));
     nlohmann::json members = nlohmann::json::array();
     for (const MemberShare& member : commit.members) members.push_back(member.site);
     record("commit",
@@ -92,9 +93,20 @@ void Coordinator::carry_out(const RoundOutput& output) {
 }
 
 void Coordinator::record(const std::string& name, const std::string& fields_json) {
-  if (name != "commit") journal_->record_event(name, fields_json);
+  if (name != "commit") note_journal(journal_->record_event(name, fields_json));
   log_debug("event name={} fields={}", name, fields_json);
   if (callbacks_.on_event) callbacks_.on_event(name, fields_json);
+}
+
+void Coordinator::note_journal(const Status& written) {
+  const bool was_behind = std::exchange(journal_is_behind_, !written);
+  if (was_behind == journal_is_behind_) return;
+  const std::string message =
+      written ? "the journal is whole again"
+              : "the journal waits in memory, training goes on: " + written.error().message;
+  if (callbacks_.on_event) {
+    callbacks_.on_event("warning", nlohmann::json{{"message", message}}.dump());
+  }
 }
 
 }  // namespace pelago::sites

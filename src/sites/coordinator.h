@@ -40,13 +40,15 @@ class Coordinator {
   void take_report(const std::string& site, const Report& report);
   void carry_out(const RoundOutput& output);
   void record(const std::string& name, const std::string& fields_json);
+  void note_journal(const Status& written);
 
   RoundMachine rounds_;
   Transport* transport_;
   Journal* journal_;
   const Clock* clock_;
   CoordinatorCallbacks callbacks_;
-  bool has_forgotten_ = false;  // commits that a resumed run will make again
+  bool has_forgotten_ = false;      // commits that a resumed run will make again
+  bool journal_is_behind_ = false;  // the disk is full: training goes on, records wait in memory
 };
 
 }  // namespace pelago::sites

@@ -3,6 +3,7 @@
 #include <sqlite3.h>
 
 #include <chrono>
+#include <deque>
 
 #include "base/error.h"
 
@@ -23,24 +24,6 @@ constexpr const char* kSchema = R"sql(
   CREATE TABLE IF NOT EXISTS events (
     at_unix_s REAL NOT NULL, name TEXT NOT NULL, fields TEXT NOT NULL);
 )sql";
-
-}  // namespace
-
-struct Journal::Database {
-  sqlite3* handle = nullptr;
-  std::string path;
-
-  ~Database() { sqlite3_close(handle); }
-
-  void check(int code) const {
-    if (code == SQLITE_OK || code == SQLITE_DONE || code == SQLITE_ROW) return;
-    fail("{}: cannot keep the journal: {}; free the disk or choose another run folder",
-         path,
-         sqlite3_errmsg(handle));
-  }
-};
-
-namespace {
 
 /// A prepared statement, finalised when it goes.
 class Statement {
@@ -71,7 +54,72 @@ class Statement {
   sqlite3_stmt* statement_ = nullptr;
 };
 
+/// One row to be; which table it belongs to is told by its commit.
+struct Record {
+  double at_unix_s = 0;
+  std::optional<Commit> commit;
+  std::string name, fields_json;  // of an event
+
+  int insert(sqlite3* handle) const;
+};
+
+int Record::insert(sqlite3* handle) const {
+  if (!commit) {
+    Statement insert(handle, "INSERT INTO events VALUES (?1, ?2, ?3)");
+    insert.bind(1, at_unix_s);
+    insert.bind(2, name);
+    insert.bind(3, fields_json);
+    return insert.step();
+  }
+  std::string members, tokens;
+  for (const MemberShare& member : commit->members) {
+    const char* comma = members.empty() ? "" : ",";
+    members += comma + member.site;
+    tokens += comma + std::to_string(member.tokens);
+  }
+  Statement insert(handle, "INSERT OR REPLACE INTO rounds VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+  insert.bind(1, commit->exchange);
+  insert.bind(2, commit->epoch);
+  insert.bind(3, members);
+  insert.bind(4, tokens);
+  insert.bind(5, commit->hash);
+  insert.bind(6, at_unix_s);
+  return insert.step();
+}
+
 }  // namespace
+
+struct Journal::Database {
+  sqlite3* handle = nullptr;
+  std::string path;
+  std::deque<Record> waiting;  // not on disk yet; empty on a healthy machine
+
+  ~Database() { sqlite3_close(handle); }
+  void check(int code) const;
+  Status write_waiting();
+};
+
+void Journal::Database::check(int code) const {
+  if (code == SQLITE_OK || code == SQLITE_DONE || code == SQLITE_ROW) return;
+  fail("{}: cannot keep the journal: {}; free the disk or choose another run folder",
+       path,
+       sqlite3_errmsg(handle));
+}
+
+Status Journal::Database::write_waiting() {
+  for (; !waiting.empty(); waiting.pop_front()) {
+    const int code = waiting.front().insert(handle);
+    // Growing the index of the write-ahead log on a full disk reads as an I/O error.
+    if (const int kind = code & 0xff; kind == SQLITE_FULL || kind == SQLITE_IOERR) {
+      return Error{ErrorCode::kNoSpace,
+                   fmt::format("{}: cannot be written: {}; free some space on that disk",
+                               path,
+                               sqlite3_errmsg(handle))};
+    }
+    check(code);
+  }
+  return ok();
+}
 
 Journal::Journal(const std::filesystem::path& path) : database_(std::make_unique<Database>()) {
   database_->path = path.string();
@@ -81,30 +129,16 @@ Journal::Journal(const std::filesystem::path& path) : database_(std::make_unique
 
 Journal::~Journal() = default;
 
-void Journal::record_commit(const Commit& commit) {
-  std::string members, tokens;
-  for (const MemberShare& member : commit.members) {
-    const char* comma = members.empty() ? "" : ",";
-    members += comma + member.site;
-    tokens += comma + std::to_string(member.tokens);
-  }
-  Statement insert(database_->handle,
-                   "INSERT OR REPLACE INTO rounds VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
-  insert.bind(1, commit.exchange);
-  insert.bind(2, commit.epoch);
-  insert.bind(3, members);
-  insert.bind(4, tokens);
-  insert.bind(5, commit.hash);
-  insert.bind(6, unix_now_s());
-  database_->check(insert.step());
+Status Journal::record_commit(const Commit& commit) {
+  database_->waiting.push_back(
+      {.at_unix_s = unix_now_s(), .commit = commit, .name = {}, .fields_json = {}});
+  return database_->write_waiting();
 }
 
-void Journal::record_event(const std::string& name, const std::string& fields_json) {
-  Statement insert(database_->handle, "INSERT INTO events VALUES (?1, ?2, ?3)");
-  insert.bind(1, unix_now_s());
-  insert.bind(2, name);
-  insert.bind(3, fields_json);
-  database_->check(insert.step());
+Status Journal::record_event(const std::string& name, const std::string& fields_json) {
+  database_->waiting.push_back(
+      {.at_unix_s = unix_now_s(), .commit = {}, .name = name, .fields_json = fields_json});
+  return database_->write_waiting();
 }
 
 void Journal::forget_from(int64_t exchange) {

@@ -32,10 +32,11 @@ class Journal {
   Journal(const Journal&) = delete;
   Journal& operator=(const Journal&) = delete;
 
-  /// On disk when this returns. A resumed run commits exchanges again that it had lost: the newer
-  /// record replaces the older. Throws Failure.
-  void record_commit(const Commit& commit);
-  void record_event(const std::string& name, const std::string& fields_json);
+  /// On disk when this returns ok. A resumed run commits exchanges again that it had lost: the
+  /// newer record replaces the older. kNoSpace: the disk is full; the record waits in memory and is
+  /// written, in its turn, with the next one that finds room. Throws Failure.
+  Status record_commit(const Commit& commit);
+  Status record_event(const std::string& name, const std::string& fields_json);
   /// Forgets commits at or past this exchange: the run goes back to before it.
   void forget_from(int64_t exchange);
   std::vector<JournalRound> rounds() const;

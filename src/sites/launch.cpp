@@ -117,7 +117,10 @@ class Launch {
     while (!coordinator_.is_over()) {
       coordinator_.poll(kPollS);
       const int requests = stop_requests.load();
-      if (requests > 1) fail("stopped at once: what came after the last checkpoint is lost");
+      if (requests > 1) {
+        throw Failure("stopped at once: what came after the last checkpoint is lost",
+                      kExitInterrupted);
+      }
       if (requests == 1 && !was_stopped) {
         was_stopped = true;
         coordinator_.request_stop();

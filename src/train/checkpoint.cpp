@@ -223,7 +223,12 @@ std::string verify_checkpoint(const fs::path& checkpoint) {
   return "";
 }
 
-std::vector<int64_t> good_checkpoints(const fs::path& checkpoints_dir) {
+bool has_checkpoint(const fs::path& checkpoints_dir) {
+  return !checkpoint_steps(checkpoints_dir).empty();
+}
+
+std::vector<int64_t> good_checkpoints(const fs::path& checkpoints_dir,
+                                      std::vector<std::string>* problems) {
   std::vector<int64_t> good;
   for (const int64_t step : checkpoint_steps(checkpoints_dir)) {
     const std::string wrong = verify_checkpoint(checkpoint_path(checkpoints_dir, step));
@@ -231,6 +236,9 @@ std::vector<int64_t> good_checkpoints(const fs::path& checkpoints_dir) {
       good.push_back(step);
     } else {
       log_warn("checkpoint passed over step={} reason=\"{}\"", step, wrong);
+      if (problems != nullptr) {
+        problems->push_back(fmt::format("checkpoint of step {} passed over: {}", step, wrong));
+      }
     }
   }
   return good;

@@ -46,8 +46,12 @@ std::filesystem::path begin_checkpoint(const std::filesystem::path& checkpoints_
 Status finish_checkpoint(const std::filesystem::path& checkpoints_dir, int64_t step, int64_t keep);
 /// Empty if the checkpoint is whole; else what is wrong, naming the file.
 std::string verify_checkpoint(const std::filesystem::path& checkpoint);
-/// Steps of the checkpoints that verify, ascending. Warns in the log about each that does not.
-std::vector<int64_t> good_checkpoints(const std::filesystem::path& checkpoints_dir);
+/// Steps of the checkpoints that verify, ascending. Warns in the log about each that does not, and
+/// adds the warning to problems if given.
+std::vector<int64_t> good_checkpoints(const std::filesystem::path& checkpoints_dir,
+                                      std::vector<std::string>* problems = nullptr);
+/// Whether any folder there is called step-N, good or not.
+bool has_checkpoint(const std::filesystem::path& checkpoints_dir);
 std::filesystem::path checkpoint_path(const std::filesystem::path& checkpoints_dir, int64_t step);
 
 }  // namespace pelago::train

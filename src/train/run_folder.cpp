@@ -30,7 +30,12 @@ void append_line(const fs::path& path, const std::string& line) {
   const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (file < 0) return;
   const std::string text = line + "\n";
-  [[maybe_unused]] const ssize_t written = ::write(file, text.data(), text.size());
+  const ssize_t written = ::write(file, text.data(), text.size());
+  if (written > 0 && static_cast<size_t>(written) < text.size()) {
+    // Half a line would spoil the next one, once there is room again.
+    [[maybe_unused]] const int undone =
+        ::ftruncate(file, ::lseek(file, 0, SEEK_CUR) - static_cast<off_t>(written));
+  }
   ::close(file);
 }
 

@@ -236,14 +236,14 @@ TEST_CASE("a journal remembers commits over a restart") {
     Journal journal(path);
     CHECK_FALSE(journal.last_round());
     for (int64_t exchange = 0; exchange < 3; ++exchange) {
-      journal.record_commit({.exchange = exchange,
-                             .epoch = 4 + exchange,
-                             .members = {{.site = "a", .address = "", .tokens = 10},
-                                         {.site = "b", .address = "", .tokens = 20}},
-                             .hash = "h",
-                             .donors = {}});
+      REQUIRE(journal.record_commit({.exchange = exchange,
+                                     .epoch = 4 + exchange,
+                                     .members = {{.site = "a", .address = "", .tokens = 10},
+                                                 {.site = "b", .address = "", .tokens = 20}},
+                                     .hash = "h",
+                                     .donors = {}}));
     }
-    journal.record_event("site_lost", "{}");
+    REQUIRE(journal.record_event("site_lost", "{}"));
   }
   Journal journal(path);
   REQUIRE(journal.last_round());

@@ -87,9 +87,10 @@ std::vector<float> read_global_weights(const fs::path& dir) {
   return {values.begin(), values.end()};
 }
 
-std::vector<CheckpointOffer> offer_checkpoints(const fs::path& checkpoints_dir) {
+std::vector<CheckpointOffer> offer_checkpoints(const fs::path& checkpoints_dir,
+                                               std::vector<std::string>& problems) {
   std::vector<CheckpointOffer> offers;
-  for (const int64_t step : train::good_checkpoints(checkpoints_dir)) {
+  for (const int64_t step : train::good_checkpoints(checkpoints_dir, &problems)) {
     const fs::path path = train::checkpoint_path(checkpoints_dir, step) / kFile;
     try {
       const model::SafetensorsFile file(path);
@@ -97,6 +98,7 @@ std::vector<CheckpointOffer> offer_checkpoints(const fs::path& checkpoints_dir) 
       if (hash != file.metadata().end()) offers.push_back({.step = step, .hash = hash->second});
     } catch (const Failure& failure) {
       log_warn("checkpoint left out step={} reason=\"{}\"", step, failure.what());
+      problems.push_back(fmt::format("checkpoint of step {} left out: {}", step, failure.what()));
     }
   }
   return offers;
