@@ -88,7 +88,7 @@ void export_global_model(const train::RunFolder& folder,
 ManySitesOutcome train_many_sites(const train::RunFolder& folder,
                                   const Setup& setup,
                                   const plan::Plan& plan,
-                                  bool resume,
+                                  const ManySitesStart& start,
                                   const std::atomic<int>& stop_requests,
                                   RunView& view,
                                   LiveLine& line) {
@@ -110,8 +110,14 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
     if (const auto text = event_line(name, fields)) line.print_below(*text);
   };
   callbacks.on_line = [&](const sites::LineReport& report) { view.set_line(meter.take(report)); };
-  const sites::ManySitesSummary summary = sites::run_many_sites(
-      folder, setup.job, setup.fleet, plan, stop_requests, {.resume = resume}, callbacks);
+  const sites::ManySitesSummary summary =
+      sites::run_many_sites(folder,
+                            setup.job,
+                            setup.fleet,
+                            plan,
+                            stop_requests,
+                            {.resume = start.resume, .listen = start.listen},
+                            callbacks);
   line.end();
 
   LineView total = view.line();

@@ -20,11 +20,16 @@ struct ManySitesOutcome {
   int64_t last_step = 0;
 };
 
+struct ManySitesStart {
+  bool resume = false;
+  std::string listen;  // the coordinator's address, "HOST:PORT"
+};
+
 /// Trains over every site of the plan; view and line show it on the way.
 ManySitesOutcome train_many_sites(const train::RunFolder& folder,
                                   const Setup& setup,
                                   const plan::Plan& plan,
-                                  bool resume,
+                                  const ManySitesStart& start,
                                   const std::atomic<int>& stop_requests,
                                   RunView& view,
                                   LiveLine& line);

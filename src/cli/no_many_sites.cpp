@@ -17,7 +17,7 @@ namespace {
 ManySitesOutcome train_many_sites(const train::RunFolder&,
                                   const Setup&,
                                   const plan::Plan&,
-                                  bool,
+                                  const ManySitesStart&,
                                   const std::atomic<int>&,
                                   RunView&,
                                   LiveLine&) {

@@ -1,9 +1,12 @@
 #include "cli/setup.h"
 
+#include <atomic>
+
 #include "base/error.h"
 #include "base/files.h"
 #include "base/log.h"
 #include "base/threads.h"
+#include "cli/interrupts.h"
 #include "train/probe.h"
 #include "train/run_folder.h"
 
@@ -29,7 +32,10 @@ std::optional<plan::Probe> get_probe(const Setup& setup,
   if (no_probe) return std::nullopt;
   if (probe_path.empty()) {
     log_info("measuring each kind of device for this job, a few seconds each");
-    return train::probe_fleet(setup.job, setup.fleet);
+    std::atomic<bool> is_interrupted = false;
+    const Interrupts interrupts([&is_interrupted] { is_interrupted = true; });
+    return train::probe_fleet(
+        setup.job, setup.fleet, [&is_interrupted] { return is_interrupted.load(); });
   }
   plan::Probe probe = plan::probe_from_json(read_text_file(probe_path), probe_path);
   if (probe.job_hash != plan::probe_hash(setup.job, setup.fleet)) {

@@ -26,7 +26,8 @@ Setup read_setup(const std::filesystem::path& job_path,
                  const std::filesystem::path& fleet_path,
                  const std::vector<std::string>& overrides);
 
-/// The probe of --probe FILE, or a new one (a few seconds a device), or none for --no-probe.
+/// The probe of --probe FILE, or a new one (a few seconds a device), or none for --no-probe. Ctrl-C
+/// is a Failure.
 std::optional<plan::Probe> get_probe(const Setup& setup,
                                      const std::string& probe_path,
                                      bool no_probe);

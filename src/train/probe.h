@@ -4,6 +4,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,8 +24,10 @@ plan::DeviceProfile probe_device(const plan::JobConfig& job,
 
 /// Every different device of the fleet, one after the other, each in a child process (`pelago
 /// probe-device`) bound to that device's cores. Throws Failure naming the device whose probe
-/// failed.
-plan::Probe probe_fleet(const plan::JobConfig& job, const plan::FleetConfig& fleet);
+/// failed, and as soon as should_stop, which may be empty, says so.
+plan::Probe probe_fleet(const plan::JobConfig& job,
+                        const plan::FleetConfig& fleet,
+                        const std::function<bool()>& should_stop = {});
 
 /// The hidden command `pelago probe-device --job FILE --fleet FILE --device NAME --vocab-size V
 /// [--core I]...`.

@@ -64,7 +64,10 @@ bool train_to_end(SiteRunner& runner, Recorder& recorder, const std::atomic<int>
   bool was_asked = false;
   while (runner.poll(kPollS)) {
     const int requests = stop_requests.load();
-    if (requests > 1) throw Failure("stopped at once: what came after the last checkpoint is lost");
+    if (requests > 1) {
+      throw Failure("stopped at once: what came after the last checkpoint is lost",
+                    kExitInterrupted);
+    }
     if (requests == 1 && !was_asked) {
       was_asked = true;
       const int64_t step = runner.next_quiet_step();
@@ -96,7 +99,9 @@ fs::path export_model(const fs::path& run_dir,
   const fs::path folder = run_dir / "model";
   const Tensor weights = torch::from_blob(
       const_cast<float*>(flat.data()), {static_cast<int64_t>(flat.size())}, torch::kFloat32);
-  model::save_model_folder(folder, job.model, weights, torch::kBFloat16, job.data.dir);
+  PendingFolder pending(folder);
+  model::save_model_folder(pending.path(), job.model, weights, torch::kBFloat16, job.data.dir);
+  pending.commit();
   return folder;
 }
 

@@ -1,6 +1,9 @@
 // Everything a person can get wrong: one clear line, an exit code that says whose turn it is,
 // nothing lost.
+#include <arpa/inet.h>
 #include <doctest/doctest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <functional>
 
@@ -27,13 +30,7 @@ void edit_file(const fs::path& path, const std::string& from, const std::string&
   write_all(path, edited(read_all(path), from, to));
 }
 
-const std::vector<std::string> kTrain = {"train", "job.toml", "--fleet", "one.toml", "--no-probe"};
-
-std::vector<std::string> train_with(std::vector<std::string> more) {
-  std::vector<std::string> arguments = kTrain;
-  arguments.insert(arguments.end(), more.begin(), more.end());
-  return arguments;
-}
+const std::vector<std::string> kTrain = train("one.toml");
 
 std::vector<Case> corpus_cases() {
   return {
@@ -47,10 +44,13 @@ std::vector<Case> corpus_cases() {
        {"empty"},
        [](const fs::path& p) { fs::create_directories(p / "empty"); }},
       {"a corpus smaller than one sequence",
-       train_with({"--set", "data.sequence_length=100000"}),
+       train("one.toml", {"--set", "data.sequence_length=100000"}),
        2,
        {"sequence", "100000"}},
-      {"a dataset that is not there", train_with({"--set", "data.dir=nodata"}), 2, {"nodata"}},
+      {"a dataset that is not there",
+       train("one.toml", {"--set", "data.dir=nodata"}),
+       2,
+       {"nodata"}},
       {"a truncated shard",
        kTrain,
        1,
@@ -119,7 +119,7 @@ std::vector<Case> config_cases() {
        {"wramup_steps", "warmup_steps"},
        [](const fs::path& p) { edit_file(p / "job.toml", "warmup_steps", "wramup_steps"); }},
       {"a mistyped key in --set",
-       train_with({"--set", "train.bacth_sequences=4"}),
+       train("one.toml", {"--set", "train.bacth_sequences=4"}),
        2,
        {"bacth_sequences", "batch_sequences"}},
       {"a job file that is not there",
@@ -127,15 +127,18 @@ std::vector<Case> config_cases() {
        2,
        {"nojob.toml"}},
       {"a model larger than the chip's memory",
-       train_with({"--set", "emulation.memory_gib=0.002"}),
+       train("one.toml", {"--set", "emulation.memory_gib=0.002"}),
        2,
        {"GiB"}},
       {"an emulated fleet faster than the host",
        {"train", "job.toml", "--fleet", "one.toml", "--set", "emulation.slowdown=0.01"},
        2,
        {"slowdown"}},
-      {"--resume without a run", train_with({"--resume"}), 2, {"runs/test"}},
-      {"--resume and --fresh together", train_with({"--resume", "--fresh"}), 2, {"--resume"}},
+      {"--resume without a run", train("one.toml", {"--resume"}), 2, {"runs/test"}},
+      {"--resume and --fresh together",
+       train("one.toml", {"--resume", "--fresh"}),
+       2,
+       {"--resume"}},
       {"a run folder that exists",
        kTrain,
        2,
@@ -175,6 +178,83 @@ void check(const std::vector<Case>& cases) {
     }
     CHECK(processes_in(scratch.path()).empty());
   }
+}
+
+/// A socket that listens on a port of its own.
+class TakenPort {
+ public:
+  TakenPort() : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof address;
+    auto* any = reinterpret_cast<sockaddr*>(&address);
+    REQUIRE(::bind(socket_, any, length) == 0);
+    REQUIRE(::listen(socket_, 1) == 0);
+    REQUIRE(::getsockname(socket_, any, &length) == 0);
+    port_ = ntohs(address.sin_port);
+  }
+  TakenPort(const TakenPort&) = delete;
+  TakenPort& operator=(const TakenPort&) = delete;
+  ~TakenPort() { ::close(socket_); }
+  std::string address() const { return fmt::format("127.0.0.1:{}", port_); }
+
+ private:
+  int socket_;
+  int port_ = 0;
+};
+
+TEST_CASE("a port that is taken is named, the coordinator's as well as a site's") {
+  const TakenPort port;
+  check({{"the coordinator's port",
+          train("two.toml", {"--listen", port.address()}),
+          2,
+          {"coordinator", port.address(), "taken"}},
+         {"a site's port",
+          train("two.toml"),
+          2,
+          {"guizhou", port.address(), "taken"},
+          [&](const fs::path& p) {
+            edit_file(p / "two.toml",
+                      "name = \"guizhou\"",
+                      fmt::format("name = \"guizhou\"\nlisten = \"{}\"", port.address()));
+          }}});
+}
+
+TEST_CASE("a run that no plan fits leaves no run folder in the way of the next try") {
+  const Scratch scratch("no-plan");
+  prepare(scratch.path());
+  const Ended refused =
+      run(scratch.path(), train("one.toml", {"--set", "emulation.memory_gib=0.002"}));
+  CHECK(refused.exit_code == 2);
+  CHECK_FALSE(fs::exists(scratch.path() / "runs" / "test"));
+}
+
+TEST_CASE("files that cannot be read are named and left out, unless they were asked for by name") {
+  const Scratch scratch("unreadable");
+  write_corpus(scratch.path());
+  fs::permissions(scratch.path() / "corpus" / "part_7.h", fs::perms::none);
+  fs::create_symlink("nowhere", scratch.path() / "corpus" / "dangling.h");
+  fs::permissions(scratch.path(), fs::perms::all);
+  const ProgramOptions nobody{.as_nobody = true};
+  if (run(scratch.path(), {"--version"}, nobody).exit_code != 0) {
+    MESSAGE("skipped: needs root, to become nobody, and a program that nobody may start");
+    return;
+  }
+  const std::vector<std::string> build = {
+      "data", "build", "--from", "corpus", "--glob", "*.h", "--out", "d", "--json"};
+  const Ended built = run(scratch.path(), build, nobody);
+  INFO(built.err);
+  REQUIRE(built.exit_code == 0);
+  CHECK(nlohmann::json::parse(built.out)["unreadable"] == 2);
+  CHECK(contains(built.err, "corpus/part_7.h"));
+  CHECK(contains(built.err, "Permission denied"));
+  CHECK(contains(built.err, "corpus/dangling.h"));
+  const Ended named =
+      run(scratch.path(), {"data", "build", "--from", "corpus/part_7.h", "--out", "e"}, nobody);
+  CHECK(named.exit_code == 1);
+  CHECK(contains(named.err, "corpus/part_7.h: cannot open: Permission denied"));
+  CHECK(half_made(scratch.path()).empty());
 }
 
 TEST_CASE("bad text, bad datasets: one line that names the thing, and an exit code") {

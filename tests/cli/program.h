@@ -53,10 +53,18 @@ struct Ended {
   std::string out, err;
 };
 
+struct ProgramOptions {
+  std::vector<std::string> environment = {};  // "NAME=value", besides what this process has
+  bool as_nobody = false;                     // without root's right to read everything
+};
+
 /// A child in a process group of its own, started in `folder`.
 class Program {
  public:
-  Program(const fs::path& folder, const std::vector<std::string>& arguments) : folder_(folder) {
+  Program(const fs::path& folder,
+          const std::vector<std::string>& arguments,
+          const ProgramOptions& options = {})
+      : folder_(folder) {
     static int count = 0;
     out_ = folder / fmt::format(".out-{}", count);
     err_ = folder / fmt::format(".err-{}", count++);
@@ -69,6 +77,10 @@ class Program {
     ::dup2(::open(out_.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 1);
     ::dup2(::open(err_.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 2);
     ::dup2(::open("/dev/null", O_RDONLY), 0);
+    for (const std::string& variable : options.environment)
+      ::putenv(const_cast<char*>(variable.c_str()));
+    constexpr unsigned kNobody = 65534;
+    if (options.as_nobody && (::setgid(kNobody) != 0 || ::setuid(kNobody) != 0)) ::_exit(126);
     std::vector<char*> argv{const_cast<char*>(PELAGO_PROGRAM)};
     for (const std::string& argument : arguments)
       argv.push_back(const_cast<char*>(argument.c_str()));
@@ -108,8 +120,10 @@ class Program {
   bool reaped_ = false;
 };
 
-inline Ended run(const fs::path& folder, const std::vector<std::string>& arguments) {
-  return Program(folder, arguments).wait();
+inline Ended run(const fs::path& folder,
+                 const std::vector<std::string>& arguments,
+                 const ProgramOptions& options = {}) {
+  return Program(folder, arguments, options).wait();
 }
 
 /// Processes whose command line holds this text: what a run may leave behind.
@@ -135,6 +149,15 @@ inline std::vector<pid_t> processes_in(const fs::path& folder) {
   for (const pid_t pid : processes_with("")) {
     std::error_code gone;
     if (fs::read_symlink(fmt::format("/proc/{}/cwd", pid), gone) == folder) found.push_back(pid);
+  }
+  return found;
+}
+
+/// What a program that was stopped half-way must not leave in a folder: "x.123.tmp", ".step-8.tmp".
+inline std::vector<std::string> half_made(const fs::path& folder) {
+  std::vector<std::string> found;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (entry.path().extension() == ".tmp") found.push_back(entry.path());
   }
   return found;
 }

@@ -81,6 +81,24 @@ rtt_ms = 5
 emulate = true
 )";
 
+/// `pelago train` of prepare()'s job. --no-probe: a plan from the catalogue is the same every time,
+/// a measured one is not.
+inline std::vector<std::string> train(const std::string& fleet,
+                                      const std::vector<std::string>& more = {}) {
+  std::vector<std::string> arguments = {"train", "job.toml", "--fleet", fleet, "--no-probe"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+/// Whether a site has done so many steps.
+inline bool reached(const fs::path& run, const std::string& site, size_t step) {
+  return fs::exists(run / "metrics.jsonl") && loss_curve(run, site).size() >= step;
+}
+
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
 /// A folder with a corpus, its dataset in data/, job.toml, one.toml and two.toml.
 inline void prepare(const fs::path& folder) {
   write_corpus(folder);

@@ -1,8 +1,6 @@
 // pelago data: from text to a dataset, and what a dataset holds.
 #include <unistd.h>
 
-#include <atomic>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,6 +9,7 @@
 #include "base/error.h"
 #include "base/threads.h"
 #include "cli/commands/commands.h"
+#include "cli/interrupts.h"
 #include "cli/terminal.h"
 #include "data/build.h"
 #include "data/inspect.h"
@@ -18,8 +17,6 @@
 namespace pelago::cli {
 
 namespace {
-
-std::atomic<bool> told_to_stop{false};
 
 struct BuildArguments {
   data::BuildOptions options;
@@ -87,14 +84,12 @@ void run_build(BuildArguments& arguments, const Globals& globals) {
     fail_usage("--max-mb {}: must be positive, or 0 for all", arguments.max_mb);
   if (arguments.max_mb > 0) options.text_bytes_max = static_cast<int64_t>(1e6 * arguments.max_mb);
   options.num_threads = static_cast<int>(allowed_cores().size());
-  std::signal(SIGINT, [](int) { told_to_stop.store(true); });
-  std::signal(SIGTERM, [](int) { told_to_stop.store(true); });
   std::stop_source stop;
+  const Interrupts interrupts([&stop] { stop.request_stop(); });
   LiveLine line(STDERR_FILENO);
   const auto report = data::build_dataset(
       options,
       [&](const data::BuildProgress& progress) {
-        if (told_to_stop.load()) stop.request_stop();
         if (globals.quiet) return;
         std::string text = fmt::format(
             "{}: {}", progress.phase, short_bytes(static_cast<double>(progress.done_bytes)));
@@ -167,6 +162,10 @@ void run_inspect(const std::string& dir, const Globals& globals) {
 void add_data(CLI::App& app, Globals& globals) {
   CLI::App* group = app.add_subcommand("data", "build a dataset from text, or look at one");
   group->require_subcommand(1);
+  group->footer(
+      "\nExamples:\n"
+      "  pelago data build --from /usr/include --glob '*.h,*.hpp' --out runs/data/headers\n"
+      "  pelago data inspect runs/data/headers\n");
   auto arguments = std::make_shared<BuildArguments>();
   data::BuildOptions& options = arguments->options;
   CLI::App* build = add_command(
@@ -192,7 +191,9 @@ void add_data(CLI::App& app, Globals& globals) {
       ->add_option(
           "--heldout-ratio", options.heldout_ratio, "share of documents kept for evaluation")
       ->capture_default_str();
-  build->add_option("--max-mb", arguments->max_mb, "stop after this much text; 0: take all");
+  build->add_option("--max-mb",
+                    arguments->max_mb,
+                    "take this much text, files in the order of a hash of their path; 0: take all");
   build->add_option("--seed", options.seed, "of the order of documents and of the split")
       ->capture_default_str();
   build->add_flag("--fresh", options.replace, "an older dataset at --out gives way");

@@ -3,7 +3,9 @@
 #include <memory>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "cli/commands/commands.h"
+#include "cli/interrupts.h"
 #include "model/safetensors.h"
 #include "model/transformer.h"
 #include "train/run_folder.h"
@@ -39,13 +41,24 @@ void run_export(const ExportArguments& arguments, const Globals& globals) {
     fail_usage("--out {}: the folder is not empty; name a new one", arguments.out);
   }
   const plan::JobConfig job = train::read_run_job(arguments.run);
+  PendingFolder pending(arguments.out);
+  // Writing a large model takes minutes: Ctrl-C ends it where it is. The folder changes its name
+  // first, so that nothing can come into it any more.
+  const Interrupts interrupts([half_made = pending.path()] {
+    const std::filesystem::path doomed = half_made.string() + ".tmp";
+    std::error_code ignored;
+    std::filesystem::rename(half_made, doomed, ignored);
+    std::filesystem::remove_all(doomed, ignored);
+    leave_interrupted("stopped before the model was whole; nothing was written");
+  });
   std::string source;
   const Tensor flat = newest_weights(arguments.run, job, source);  // [N]
-  model::save_model_folder(arguments.out,
+  model::save_model_folder(pending.path(),
                            job.model,
                            flat,
                            arguments.dtype == "f32" ? torch::kFloat32 : torch::kBFloat16,
                            job.data.dir);
+  pending.commit();
   if (globals.json) {
     std::printf(
         "{\"model\": \"%s\", \"checkpoint\": \"%s\"}\n", arguments.out.c_str(), source.c_str());

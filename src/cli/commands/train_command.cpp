@@ -1,6 +1,7 @@
 // pelago train: from a job and a fleet to a trained, exported model.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -24,7 +25,7 @@ namespace {
 constexpr double kPlainEvery_s = 10;
 
 struct TrainArguments {
-  std::string job, fleet, probe;
+  std::string job, fleet, probe, listen = "127.0.0.1:0";
   std::vector<std::string> overrides;
   bool resume = false, fresh = false, no_probe = false;
 };
@@ -39,11 +40,47 @@ void count_stop_request(int) { stop_requests.fetch_add(1); }
 plan::Plan choose_plan(const TrainArguments& arguments,
                        const Setup& setup,
                        const train::RunFolder& folder) {
-  if (arguments.resume) return train::read_run_plan(folder.path());
+  if (arguments.resume) {
+    if (!std::filesystem::exists(folder.path() / "plan.json")) {
+      fail(
+          "{}: no checkpoint to resume from, the run ended before it began; start anew with "
+          "--fresh",
+          folder.path().string());
+    }
+    return train::read_run_plan(folder.path());
+  }
   const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, arguments.no_probe);
   if (probe) write_file(folder.path() / "probe.json", plan::to_json(*probe));
   return plan::make_plan(
       setup.job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
+}
+
+/// A run folder made now. It goes again if no plan comes of it, so that the next try, with a better
+/// fleet perhaps, is not told that the run exists.
+class NewRun {
+ public:
+  explicit NewRun(std::filesystem::path path) : path_(std::move(path)) {}
+  NewRun(const NewRun&) = delete;
+  NewRun& operator=(const NewRun&) = delete;
+  ~NewRun() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+  }
+  void keep() { path_.clear(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+[[noreturn]] void fail_interrupted(const std::string& what) {
+  throw Failure(what, kExitInterrupted);
+}
+
+// Sites that are stopped while they start have nothing to save.
+bool has_checkpoint(const train::RunFolder& folder, const plan::Plan& plan) {
+  return std::all_of(plan.sites.begin(), plan.sites.end(), [&](const plan::SitePlan& site) {
+    return train::has_checkpoint(folder.site_dir(site.name) / "checkpoints");
+  });
 }
 
 bool train_one_site(const train::RunFolder& folder,
@@ -83,10 +120,12 @@ void run_train(const TrainArguments& arguments, const Globals& globals) {
                      : arguments.fresh ? train::RunStart::kFresh
                                        : train::RunStart::kNew;
   const auto folder = train::RunFolder::open(setup.job, setup.fleet, start);
+  NewRun new_run(arguments.resume ? std::filesystem::path() : folder.path());
   const plan::Plan plan = choose_plan(arguments, setup, folder);
+  if (stop_requests.load() > 0) fail_interrupted("stopped before the first step");
   folder.write_plan(plan);
+  new_run.keep();
   if (!globals.json && !globals.quiet) std::fprintf(stderr, "%s\n", plan::to_table(plan).c_str());
-  if (stop_requests.load() > 0) fail("stopped before the first step; nothing was trained");
 
   RunView view = arguments.resume ? read_run(folder.path()) : RunView(plan);
   LiveLine line(STDERR_FILENO);
@@ -94,10 +133,14 @@ void run_train(const TrainArguments& arguments, const Globals& globals) {
   if (plan.sites.size() == 1) {
     stopped = train_one_site(folder, setup, plan, arguments.resume, view, line);
   } else {
+    const ManySitesStart start_options{.resume = arguments.resume, .listen = arguments.listen};
     stopped =
-        train_many_sites(folder, setup, plan, arguments.resume, stop_requests, view, line).stopped;
+        train_many_sites(folder, setup, plan, start_options, stop_requests, view, line).stopped;
   }
   folder.record_event("summary", summary_json(view, folder.path()));
+  if (stopped && !has_checkpoint(folder, plan)) {
+    fail_interrupted("stopped before the first checkpoint; begin again with --fresh");
+  }
   if (stopped) {
     std::fprintf(stderr,
                  "stopped with a checkpoint; go on with: pelago train %s --fleet %s --resume\n",
@@ -132,6 +175,11 @@ void add_train(CLI::App& app, Globals& globals) {
                       "probe.json of `pelago probe`; else the devices are measured first");
   command->add_flag(
       "--no-probe", arguments->no_probe, "measure nothing: shares come from the catalogue");
+  command
+      ->add_option("--listen",
+                   arguments->listen,
+                   "HOST:PORT where the coordinator of several sites listens; port 0: any free one")
+      ->capture_default_str();
   command->add_flag("--resume", arguments->resume, "go on from the newest good checkpoint");
   command->add_flag("--fresh", arguments->fresh, "delete the run folder and start anew");
   command->callback([arguments, &globals] { run_train(*arguments, globals); });

@@ -1,0 +1,31 @@
+// Ctrl-C and SIGTERM, heard on a thread of its own: what is called may take locks, free memory and
+// remove folders, which a signal handler must not.
+#pragma once
+
+#include <csignal>
+#include <functional>
+#include <thread>
+
+namespace pelago::cli {
+
+class Interrupts {
+ public:
+  /// Calls on_interrupt for each of the two signals, until it is destroyed; then they do what they
+  /// did before. One at a time: there is one set of signals in a process.
+  explicit Interrupts(std::function<void()> on_interrupt);
+  Interrupts(const Interrupts&) = delete;
+  Interrupts& operator=(const Interrupts&) = delete;
+  ~Interrupts();
+
+ private:
+  std::function<void()> on_interrupt_;
+  int pipe_[2] = {-1, -1};  // the handler writes, the thread reads
+  struct sigaction before_interrupt_ {};
+  struct sigaction before_terminate_ {};
+  std::jthread thread_;
+};
+
+/// Says what was stopped and ends the program at once with the exit code of an interrupted one.
+[[noreturn]] void leave_interrupted(const char* what);
+
+}  // namespace pelago::cli

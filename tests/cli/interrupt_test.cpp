@@ -1,0 +1,154 @@
+// Ctrl-C at any moment: nobody is left behind, nothing is half made, and the exit code tells work
+// that was kept (0) from work that was not (130).
+#include <doctest/doctest.h>
+
+#include "cli/small_run.h"
+
+namespace pelago::testing {
+namespace {
+
+constexpr int kInterrupted = 130;
+
+void pause_ms(int milliseconds) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
+}
+
+TEST_CASE("Ctrl-C while a dataset is built leaves it absent or whole") {
+  const Scratch scratch("stop-data");
+  std::string text;
+  for (int copy = 0; copy < 8; ++copy) {
+    write_corpus(scratch.path());
+    for (int file = 0; file < 60; ++file) {
+      text += read_all(scratch.path() / "corpus" / fmt::format("part_{}.h", file));
+      text += fmt::format("copy {} of {}\n", copy, file);
+    }
+    write_all(scratch.path() / "corpus" / fmt::format("long_{}.h", copy), text);
+  }
+  bool was_stopped = false;
+  for (const int delay_ms : {10, 60, 120, 200, 300, 450}) {
+    INFO(delay_ms);
+    fs::remove_all(scratch.path() / "d");
+    Program program(scratch.path(),
+                    {"data", "build", "--from", "corpus", "--glob", "*.h", "--out", "d"});
+    pause_ms(delay_ms);
+    program.signal(SIGINT);
+    const Ended ended = program.wait();
+    INFO(ended.err);
+    const bool is_whole = fs::exists(scratch.path() / "d" / "dataset.json");
+    CHECK(ended.exit_code == (is_whole ? 0 : kInterrupted));
+    CHECK(is_whole == fs::exists(scratch.path() / "d"));
+    CHECK(half_made(scratch.path()).empty());
+    was_stopped = was_stopped || !is_whole;
+  }
+  CHECK(was_stopped);
+}
+
+TEST_CASE("Ctrl-C while devices are measured ends the measuring and leaves nothing") {
+  const Scratch scratch("stop-probe");
+  prepare(scratch.path());
+  fs::create_directories(scratch.path() / "tmp");
+  const ProgramOptions own_tmp{.environment = {"TMPDIR=" + (scratch.path() / "tmp").string()}};
+  for (const std::string command : {"probe", "plan", "train"}) {
+    INFO(command);
+    // Two devices in all, a few seconds each: the signal comes while the first is measured.
+    Program program(scratch.path(), {command, "job.toml", "--fleet", "two.toml"}, own_tmp);
+    REQUIRE(program.wait_for(
+        [&] { return contains(program.err_so_far(), "probing device=emulated:nvidia"); }, 30));
+    pause_ms(200);
+    program.signal(SIGINT);
+    const Ended ended = program.wait();
+    INFO(ended.err);
+    CHECK(ended.exit_code == kInterrupted);
+    CHECK_FALSE(contains(ended.err, "probing device=emulated:huawei"));
+    CHECK(processes_in(scratch.path()).empty());
+    CHECK(fs::is_empty(scratch.path() / "tmp"));
+    CHECK_FALSE(fs::exists(scratch.path() / "probe.json"));
+    CHECK_FALSE(fs::exists(scratch.path() / "runs" / "test"));  // it never began
+  }
+}
+
+TEST_CASE(
+    "Ctrl-C at any moment of a start leaves no process, and a run that can go on or is not there") {
+  const Scratch scratch("stop-start");
+  prepare(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  for (const std::string fleet : {"one.toml", "two.toml"}) {
+    for (const int delay_ms : {100, 600, 1500}) {
+      INFO(fleet);
+      INFO(delay_ms);
+      fs::remove_all(run_dir);
+      Program program(scratch.path(), train(fleet, {"--set", "emulation.slowdown=1000"}));
+      pause_ms(delay_ms);
+      program.signal(SIGINT);
+      const Ended ended = program.wait();
+      INFO(ended.err);
+      CHECK((ended.exit_code == 0 || ended.exit_code == kInterrupted));
+      CHECK(processes_in(scratch.path()).empty());
+      CHECK(half_made(scratch.path()).empty());
+      CHECK(contains(ended.err, "stopped with a checkpoint") == (ended.exit_code == 0));
+      if (ended.exit_code != 0) continue;
+      const Ended resumed = run(scratch.path(), train(fleet, {"--resume"}));
+      INFO(resumed.err);
+      CHECK(resumed.exit_code == 0);
+    }
+  }
+}
+
+TEST_CASE("Ctrl-C twice ends everything at once and leaves no process") {
+  const Scratch scratch("interrupt");
+  prepare(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  Program program(
+      scratch.path(),
+      train("two.toml", {"--set", "train.steps=400", "--set", "emulation.slowdown=4000"}));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "lingang", 4); }, 60));
+  REQUIRE(processes_in(scratch.path()).size() > 4);  // the launcher, two agents, two workers
+  program.signal(SIGINT);
+  // Two signals at once would count as one.
+  REQUIRE(program.wait_for(
+      [&] { return program.err_so_far().find("stop requested") != std::string::npos; }, 30));
+  program.signal(SIGINT);
+  const Ended ended = program.wait();
+  CHECK(ended.exit_code == kInterrupted);
+  CHECK(processes_in(scratch.path()).empty());
+}
+
+TEST_CASE("Ctrl-C twice ends a site alone at once and leaves no process") {
+  const Scratch scratch("stop-twice");
+  prepare(scratch.path());
+  Program program(
+      scratch.path(),
+      train("one.toml", {"--set", "train.steps=400", "--set", "emulation.slowdown=4000"}));
+  REQUIRE(
+      program.wait_for([&] { return reached(scratch.path() / "runs" / "test", "room", 2); }, 60));
+  program.signal(SIGINT);
+  REQUIRE(program.wait_for([&] { return contains(program.err_so_far(), "stopping"); }, 30));
+  program.signal(SIGINT);
+  const Ended ended = program.wait();
+  INFO(ended.err);
+  CHECK(ended.exit_code == kInterrupted);
+  CHECK(processes_in(scratch.path()).empty());
+}
+
+TEST_CASE("Ctrl-C while a model is exported leaves it absent or whole") {
+  const Scratch scratch("stop-export");
+  prepare(scratch.path());
+  REQUIRE(run(scratch.path(), train("one.toml", {"--set", "train.steps=2"})).exit_code == 0);
+  for (const int delay_ms : {50, 150, 250, 350, 500, 700}) {
+    INFO(delay_ms);
+    fs::remove_all(scratch.path() / "m");
+    Program program(scratch.path(), {"export", "runs/test", "--out", "m"});
+    pause_ms(delay_ms);
+    program.signal(SIGINT);
+    const Ended ended = program.wait();
+    INFO(ended.err);
+    const bool is_whole = fs::exists(scratch.path() / "m" / "tokenizer_config.json");
+    CHECK((ended.exit_code == 0 || ended.exit_code == kInterrupted));
+    CHECK((ended.exit_code != 0 || is_whole));
+    CHECK(is_whole == fs::exists(scratch.path() / "m"));
+    CHECK(half_made(scratch.path()).empty());
+  }
+}
+
+}  // namespace
+}  // namespace pelago::testing
