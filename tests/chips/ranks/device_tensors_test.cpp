@@ -1,0 +1,142 @@
+// Tensors of emulated chips between ranks. A process has one chip, so each rank is a child process.
+#include <cmath>
+
+#include "base/clock.h"
+#include "base/rng.h"
+#include "chips/courier.h"
+#include "chips/ranks/child.h"
+#include "chips/ranks/ranks_support.h"
+#include "chips/torch.h"
+
+namespace pelago::chips {
+namespace {
+
+constexpr const char* kChips[] = {"emulated:a100", "emulated:h20", "emulated:910b"};
+
+/// Runs body on a chip a rank; options name it.
+void run_on_chips(int num_ranks,
+                  double slowdown,
+                  const std::function<void(Device&, CollectiveOptions)>& body) {
+  const TemporaryFolder folder;
+  std::vector<Child> children;
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    children.emplace_back([&, rank] {
+      at::set_num_threads(1);  // threads of libtorch's do not survive a fork
+      const Catalogue catalogue = Catalogue::built_in();
+      const auto device = open_device(kChips[rank], catalogue, {.slowdown = slowdown});
+      body(*device,
+           {.rank = rank,
+            .num_ranks = num_ranks,
+            .rendezvous_dir = folder.path(),
+            .timeout_s = 20,
+            .device = device.get()});
+    });
+  }
+  for (Child& child : children) CHECK(child.wait() == "");
+}
+
+Tensor part_of(int rank, int64_t num_values, c10::ScalarType dtype) {
+  Rng rng = Rng(3).fork("part", static_cast<uint64_t>(rank));
+  Tensor values = torch::empty({num_values}, torch::kFloat32);  // [N]
+  auto* const data = values.data_ptr<float>();
+  for (int64_t i = 0; i < num_values; ++i) {
+    const uint64_t draw = rng.next_u64();
+    data[i] = static_cast<float>(static_cast<int64_t>(draw >> 40) - (1 << 23)) *
+              std::ldexp(1.0F, static_cast<int>(draw % 20) - 30);
+  }
+  return values.to(dtype);
+}
+
+void check_collectives(Device& device, Collective& collective, c10::ScalarType dtype) {
+  constexpr int64_t kValues = 3'000'001;  // several pieces, the last one odd
+  Tensor sum = part_of(0, kValues, dtype).to(torch::kFloat32);
+  for (int rank = 1; rank < collective.num_ranks(); ++rank) {
+    sum += part_of(rank, kValues, dtype).to(torch::kFloat32);
+  }
+  sum = sum.to(dtype);  // [N]
+  const Tensor own = part_of(collective.rank(), kValues, dtype);
+  const auto slice = collective.own_slice(kValues);
+
+  Tensor on_chip = own.to(device.torch_device());
+  collective.all_reduce_sum(on_chip, device.mark());
+  if (!on_chip.cpu().equal(sum)) fail("all_reduce differs");
+
+  Tensor scattered = own.to(device.torch_device());
+  collective.reduce_scatter_sum(scattered);
+  Tensor expected = own.clone();
+  expected.slice(0, slice.begin, slice.end).copy_(sum.slice(0, slice.begin, slice.end));
+  if (!scattered.cpu().equal(expected)) fail("reduce_scatter differs");
+
+  collective.all_gather_slices(scattered, device.mark());
+  if (!scattered.cpu().equal(sum)) fail("all_gather differs");
+
+  Tensor copied = own.to(device.torch_device());
+  collective.broadcast(copied, /*from_rank=*/1);
+  if (!copied.cpu().equal(part_of(1, kValues, dtype))) fail("broadcast differs");
+}
+
+TEST_CASE("tensors of unlike chips are summed, scattered, gathered and broadcast bit for bit") {
+  run_on_chips(3, 1e-6, [](Device& device, const CollectiveOptions& options) {
+    const auto collective = open_collective(options);
+    check_collectives(device, *collective, torch::kBFloat16);
+    const auto group = collective->group({2, 0, 1});
+    Tensor rank = torch::full({5}, group->rank(), torch::device(device.torch_device()));
+    group->broadcast(rank, 0);
+    if (!rank.cpu().equal(torch::zeros({5}))) fail("the group's broadcast differs");
+  });
+}
+
+TEST_CASE("couriers carry tensors from chip to chip") {
+  run_on_chips(2, 1e-6, [](Device& device, const CollectiveOptions& options) {
+    const auto courier = open_courier(options);
+    const int peer = 1 - options.rank;
+    for (int i = 0; i < 3; ++i) courier->expect({300, 40 + i}, torch::kBFloat16, peer, 5);
+    const auto message = [](int from, int i) {
+      return part_of(from + 10 * i, 300 * (40 + i), torch::kBFloat16).view({300, 40 + i});
+    };
+    for (int i = 0; i < 3; ++i) {
+      courier->send(message(options.rank, i).to(device.torch_device()), peer, 5);
+    }
+    for (int i = 0; i < 3; ++i) {
+      const Tensor found = courier->take(peer, 5);
+      if (found.device() != device.torch_device()) fail("message {} is not on the chip", i);
+      if (!found.cpu().equal(message(peer, i))) fail("message {} differs", i);
+    }
+    courier->flush();
+  });
+}
+
+TEST_CASE("a message leaves when the chip would have it, and neither sender nor receiver is late") {
+  // At this slowdown an operator takes 2 ms, a copy's start 5 ms.
+  run_on_chips(2, 1000, [](Device& device, const CollectiveOptions& options) {
+    const auto courier = open_courier(options);
+    const auto collective = open_collective({.rank = options.rank,
+                                             .num_ranks = 2,
+                                             .rendezvous_dir = options.rendezvous_dir / "control"});
+    Tensor x = torch::ones({64}, torch::device(device.torch_device()));
+    device.synchronize();
+    if (options.rank == 1) courier->expect({64}, torch::kFloat32, 0, 0);
+    collective->barrier();
+    device.reset_stats();
+    const double begin_s = steady_now_s();
+    x.add_(1);
+    if (options.rank == 0) {
+      for (int i = 0; i < 20; ++i) x = x.add(1);
+      courier->send(x, 1, 0);
+      if (steady_now_s() - begin_s > 0.03) fail("send waited for the chip");
+      courier->flush();
+      if (steady_now_s() - begin_s < 0.042 + 0.005) fail("it left before the chip had it");
+    } else {
+      const Tensor message = courier->take(0, 0);
+      if (steady_now_s() - begin_s < 0.04) fail("it came before the chip had it");
+      x.add_(message);
+      device.synchronize();
+      if (!x.cpu().equal(torch::full({64}, 24.0F))) fail("another message");
+    }
+    if (device.stats().late_s > 0.01) fail("late by {} s", device.stats().late_s);
+    collective->barrier();
+  });
+}
+
+}  // namespace
+}  // namespace pelago::chips
