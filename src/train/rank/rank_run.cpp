@@ -100,33 +100,11 @@ RankRun::RankRun(const WorkerOptions& options,
     fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
   }
   device_ = chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan_));
-  open_links(setup.rendezvous_dir);
-  trainer_ =
-      std::make_unique<Trainer>(trainer_options(job_, plan_, options.site_idx),
-                                *device_,
-                                RankLinks{collective_.get(), reduction_.get(), courier_.get()},
-                                samples_);
+  links_ = std::make_unique<SiteLinks>(site, options.rank, *device_, setup.rendezvous_dir);
+  collective_ = &links_->control();
+  trainer_ = std::make_unique<Trainer>(
+      trainer_options(job_, plan_, options.site_idx), *device_, links_->rank_links(), samples_);
   load_weights(setup);
-}
-
-/// Each link is used by a thread of its own, so each is a session of its own.
-void RankRun::open_links(const std::string& rendezvous_dir) {
-  const plan::SitePlan& site = plan_.sites.at(static_cast<size_t>(options_.site_idx));
-  chips::CollectiveOptions link;
-  link.rank = options_.rank;
-  link.num_ranks = static_cast<int>(site.devices.size());
-  link.device = device_.get();
-  link.rendezvous_dir = fs::path(rendezvous_dir) / "control";
-  collective_ = chips::open_collective(link);
-  link.rendezvous_dir = fs::path(rendezvous_dir) / "reduction";
-  reduction_ = chips::open_collective(link);
-  const bool has_stages = std::any_of(
-      site.pipelines.begin(), site.pipelines.end(), [](const plan::PipelinePlan& pipeline) {
-        return pipeline.stages.size() > 1;
-      });
-  if (!has_stages) return;
-  link.rendezvous_dir = fs::path(rendezvous_dir) / "courier";
-  courier_ = chips::open_courier(link);
 }
 
 void RankRun::load_weights(const WorkerSetup& setup) {

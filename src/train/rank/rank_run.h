@@ -16,6 +16,7 @@
 #include "plan/plan.h"
 #include "train/process/shared_weights.h"
 #include "train/rank/control.h"
+#include "train/rank/site_links.h"
 #include "train/rank/trainer.h"
 #include "train/site_runner.h"
 
@@ -39,7 +40,6 @@ class RankRun {
  private:
   enum class Order : uint8_t { kGoOn, kStop, kStopWithCheckpoint };
 
-  void open_links(const std::string& rendezvous_dir);
   void load_weights(const WorkerSetup& setup);
   HostState next_snapshot();
   void wait_together(const std::function<bool()>& has_come);
@@ -66,9 +66,8 @@ class RankRun {
   StreamSource samples_, heldout_;
   std::vector<int32_t> token_bytes_;  // [V]
   std::unique_ptr<chips::Device> device_;
-  std::unique_ptr<chips::Collective> collective_;  // control, and tensor parallelism
-  std::unique_ptr<chips::Collective> reduction_;
-  std::unique_ptr<chips::Courier> courier_;  // null if no pipeline has several stages
+  std::unique_ptr<SiteLinks> links_;
+  chips::Collective* collective_ = nullptr;  // of links_: for what is not training
   std::unique_ptr<Trainer> trainer_;         // last: it refers to those above
   TrainState state_;                         // step and tokens so far; identity of the run
   bool is_fresh_ = true;
