@@ -145,6 +145,20 @@ void read_data(const Section& section, const model::ModelConfig& model, DataConf
   }
 }
 
+void check_cuts(const Section& section, const TrainConfig& train) {
+  const int64_t width = train.tensor_parallel;
+  if ((width & (width - 1)) != 0) {
+    section.refuse("tensor_parallel", width, "must be 0 (the planner's choice) or a power of two");
+  }
+  if (train.pipeline == "never" && train.stages > 1) {
+    section.refuse("stages", train.stages, "contradicts pipeline = \"never\": drop one of the two");
+  }
+  if (train.pipeline == "always" && train.stages == 1) {
+    section.refuse(
+        "stages", train.stages, "contradicts pipeline = \"always\": drop one of the two");
+  }
+}
+
 void read_train(const Section& section, TrainConfig& train) {
   section.take_between("steps", train.steps, 0, kCountMax);
   section.take_positive("minutes", train.minutes);
@@ -161,6 +175,12 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_positive("eps", train.eps);
   section.take_between("clip_norm", train.clip_norm, 0, 1e9);
   section.take_word("dtype", train.dtype, {"auto", "f32", "bf16"});
+  section.take_word("pipeline", train.pipeline, {"auto", "never", "always"});
+  section.take_word("recompute", train.recompute, {"auto", "always", "never"});
+  section.take_word("slice_optimizer", train.slice_optimizer, {"auto", "always", "never"});
+  section.take_between("tensor_parallel", train.tensor_parallel, 0, 64);
+  section.take_between("stages", train.stages, 0, 10'000);
+  check_cuts(section, train);
   section.take_between("seed", train.seed, 0, INT64_MAX);
   section.take_between("eval_every_steps", train.eval_every_steps, 0, kCountMax);
   section.take_between("eval_sequences", train.eval_sequences, 0, kCountMax);

@@ -34,6 +34,14 @@ struct TrainConfig {
   double eps = 1e-8;
   double clip_norm = 1.0;      // of the whole gradient over all ranks; 0: none
   std::string dtype = "auto";  // "auto": the chip's training dtype; "f32"; "bf16"
+  // How a site cuts the model. The planner knows each chip's memory and pace, so "auto" is best
+  // unless one wants to compare.
+  std::string pipeline = "auto";   // "never": each device (or tensor-parallel set) holds the whole
+                                   // model; "always": none does, where a site has several
+  std::string recompute = "auto";  // where memory demands it; "always"; "never"
+  std::string slice_optimizer = "auto";  // ZeRO-1: where it lets a faster plan fit; ...
+  int64_t tensor_parallel = 0;  // devices that a block is cut over; 0: the planner's choice
+  int64_t stages = 0;           // of every pipeline; 0: the planner's choice
   int64_t seed = 1;
   int64_t eval_every_steps = 50;  // 0: only at start and end
   int64_t eval_sequences = 64;    // of the held-out split, 0: all

@@ -11,17 +11,32 @@
 
 namespace pelago::plan {
 
+// Raised whenever a reader of the old file would misread the new one.
+constexpr int64_t kPlanVersion = 2;
+constexpr int64_t kProbeVersion = 2;
+
 template <typename P, typename T>
 concept Like = std::same_as<std::remove_const_t<P>, T>;
+
+template <typename Visitor, Like<LinearCost> P>
+void each_field(Visitor& visit, P& cost) {
+  visit("fixed_s", cost.fixed_s);
+  visit("sequence_s", cost.sequence_s);
+}
 
 template <typename Visitor, Like<DeviceProfile> P>
 void each_field(Visitor& visit, P& profile) {
   visit("device", profile.device);
-  visit("sequence_s", profile.sequence_s);
-  visit("microbatch_s", profile.microbatch_s);
-  visit("step_s", profile.step_s);
+  visit("dtype", profile.dtype);
+  visit("block_forward", profile.block_forward);
+  visit("block_backward", profile.block_backward);
+  visit("embedding", profile.embedding);
+  visit("head", profile.head);
+  visit("update_s", profile.update_s);
+  visit("update_parameter_s", profile.update_parameter_s);
+  visit("host_byte_s", profile.host_byte_s);
+  visit("group_byte_s", profile.group_byte_s);
   visit("host_busy_ratio", profile.host_busy_ratio);
-  visit("memory_bytes", profile.memory_bytes);
   visit("measured", profile.measured);
 }
 
@@ -122,6 +137,7 @@ void each_field(Visitor& visit, P& plan) {
   visit("host_load", plan.host_load);
   visit("host_cores", plan.host_cores);
   visit("warnings", plan.warnings);
+  visit("profiles", plan.profiles);
 }
 
 namespace {
@@ -197,23 +213,25 @@ void check_plan(const Plan& plan, const std::string& name) {
 
 }  // namespace
 
-std::string to_json(const Plan& plan) { return write_record(plan); }
+std::string to_json(const Plan& plan) { return write_record(plan, kPlanVersion); }
 
 Plan plan_from_json(std::string_view json, const std::string& name) {
-  Plan plan = read_record<Plan>(json, name);
+  Plan plan = read_record<Plan>(json, name, kPlanVersion);
   check_plan(plan, name);
   return plan;
 }
 
-std::string to_json(const Probe& probe) { return write_record(probe); }
+std::string to_json(const Probe& probe) { return write_record(probe, kProbeVersion); }
 
 Probe probe_from_json(std::string_view json, const std::string& name) {
-  Probe probe = read_record<Probe>(json, name);
+  Probe probe = read_record<Probe>(json, name, kProbeVersion);
   for (const auto& [device, profile] : probe.devices) {
-    if (profile.sequence_s > 0) continue;
-    fail_usage("{}: devices.{}: sequence_s = 0 must be greater than 0; run `pelago probe` again",
-               name,
-               device);
+    if (profile.block_forward.sequence_s > 0 && profile.block_backward.sequence_s > 0) continue;
+    fail_usage(
+        "{}: devices.{}: block_forward and block_backward: sequence_s must be greater than 0; run "
+        "`pelago probe` again",
+        name,
+        device);
   }
   return probe;
 }

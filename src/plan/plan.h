@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,19 +14,37 @@
 
 namespace pelago::plan {
 
-/// What one device needs for one job: a step of n sequences in k microbatches takes
-/// n * sequence_s + k * microbatch_s + step_s.
+/// Seconds that n sequences take at once: fixed_s + n * sequence_s.
+struct LinearCost {
+  double fixed_s = 0;  // starting operators, reading weights, whatever n is
+  double sequence_s = 0;
+  double at(double sequences) const { return fixed_s + sequences * sequence_s; }
+  LinearCost& operator+=(const LinearCost& other) {
+    fixed_s += other.fixed_s;
+    sequence_s += other.sequence_s;
+    return *this;
+  }
+  LinearCost times(double factor) const { return {factor * fixed_s, factor * sequence_s}; }
+};
+
+/// What one kind of device needs for one job, whichever part of the model it gets. Seconds as they
+/// pass here: an emulated chip's are stretched by the slowdown.
 struct DeviceProfile {
-  std::string device;          // "emulated:nvidia-h20"
-  double sequence_s = 0;       // forward and backward of one sequence
-  double microbatch_s = 0;     // starting operators and reading weights, whatever its size
-  double step_s = 0;           // optimizer, clipping and the rest, once a step
+  std::string device;                        // "emulated:nvidia-h20"
+  std::string dtype;                         // in which it trains: "bf16", "fp16" or "f32"
+  LinearCost block_forward, block_backward;  // of one block, its gradients added up
+  LinearCost embedding;                      // both ways
+  LinearCost head;                // final norm, logits, loss and their gradients, both ways
+  double update_s = 0;            // once a step, whatever it holds
+  double update_parameter_s = 0;  // clipping and optimizer, a parameter held
+  // What moves without the device computing, seconds a byte. 0: taken from the catalogue.
+  double host_byte_s = 0;      // between its memory and its host's
+  double group_byte_s = 0;     // to all others of its kind in its node together
   double host_busy_ratio = 0;  // emulated: processors of the host it keeps busy (0..1); real: 0
-  int64_t memory_bytes = 0;    // measured peak, 0 if unknown
   bool measured = false;       // from a probe, else from the catalogue
 };
 
-/// Profiles by device string. probe.json.
+/// Profiles by device string. probe.json, version 2.
 struct Probe {
   std::string job_hash;  // of model, sequence length, microbatch, dtype and slowdown: a probe of
                          // another job is refused
@@ -89,6 +108,8 @@ struct SitePlan {
   std::string bound_by;  // "A100 compute", ...
 };
 
+/// A plan says all that another plan of the same job needs: a site that loses a device plans anew
+/// from this alone.
 struct Plan {
   std::string job_name;
   int64_t steps = 0;            // of each site
@@ -96,7 +117,8 @@ struct Plan {
   int64_t sequence_length = 0;
   int64_t num_parameters = 0;
   int64_t num_blocks = 0;
-  std::vector<SitePlan> sites;  // site order, everywhere
+  std::vector<SitePlan> sites;                    // site order, everywhere
+  std::map<std::string, DeviceProfile> profiles;  // by profile_name() of the devices
   std::vector<FleetLink> links;
   SitesConfig exchange;  // H, P, tau, bits, ...; a single site has fragments = 0
   double emulation_slowdown = 0;
@@ -124,9 +146,12 @@ Plan plan_from_json(std::string_view json, const std::string& name);
 /// The plan as a table for people.
 std::string to_table(const Plan& plan);
 
-/// Chooses shares, batch, steps. probe may be null: profiles then come from the catalogue.
-/// host_cores: processors for emulation. Throws Failure (exit 2): model larger than a chip's memory
-/// (which chip, how much is missing, which preset would fit); emulated fleet faster than the host
+/// The key of a device in Plan::profiles: its string, and of a "cpu" how many processors it has.
+std::string profile_name(const std::string& device, size_t num_cores);
+
+/// Chooses pipelines, stages, shares, batch, steps. probe may be null: profiles then come from the
+/// catalogue. host_cores: processors for emulation. Throws Failure (exit 2): model larger than a
+/// site's memory (what is missing, which preset would fit); emulated fleet faster than the host
 /// (with the numbers and the slowdown that would do).
 Plan make_plan(const JobConfig& job,
                const FleetConfig& fleet,
@@ -134,11 +159,26 @@ Plan make_plan(const JobConfig& job,
                const Probe* probe,
                double host_cores);
 
-/// Bytes a device needs to train this model: weights, f32 master, gradients, two moments,
-/// activations of a microbatch, head chunk. An upper estimate: the same for f32 and for bf16 with
-/// f32 masters.
-double training_memory_bytes(const model::ModelConfig& model,
-                             int64_t sequence_length,
-                             int64_t microbatch);
+/// The site on the devices that are left, and as fast as they have become; batch, steps and all
+/// other sites stay. Takes milliseconds and touches no file. lost: ranks of the site that are gone;
+/// the others move up, in their order. pace_factors: by rank, how many times longer a device takes
+/// than its profile says; empty: 1 for all. If nothing is lost, the stages stay as they are unless
+/// others are a tenth faster. Throws Failure (exit 1) if the model does not fit what is left.
+Plan replan_site(const Plan& plan,
+                 const JobConfig& job,
+                 size_t site_idx,
+                 std::span<const size_t> lost,
+                 std::span<const double> pace_factors);
+/// Every rank holds the same part of the model in both: only shares differ.
+bool has_same_stages(const SitePlan& one, const SitePlan& other);
+
+/// Throws Failure (exit 2) in one line if the plan, which a person may have edited, is not of this
+/// job and fleet: another model, sequence length or batch, a site or device that the fleet lacks,
+/// a dtype that a chip lacks, a stage that its chip's memory cannot hold. name: of the plan's file.
+void check_plan_fits(const Plan& plan,
+                     const JobConfig& job,
+                     const FleetConfig& fleet,
+                     const chips::Catalogue& catalogue,
+                     const std::string& name);
 
 }  // namespace pelago::plan

@@ -141,11 +141,11 @@ class RecordReader {
   std::set<std::string> known_;
 };
 
-/// {"version": 1, ...fields of value}, indented for people, with a last newline.
+/// {"version": version, ...fields of value}, indented for people, with a last newline.
 template <typename T>
-std::string write_record(const T& value) {
+std::string write_record(const T& value, int64_t version) {
   RecordWriter writer;
-  writer("version", int64_t{1});
+  writer("version", version);
   each_field(writer, value);
   // A byte that is not UTF-8 (only --set can bring one in) becomes U+FFFD instead of an exception.
   return writer.take().dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
@@ -153,7 +153,7 @@ std::string write_record(const T& value) {
 
 /// Throws Failure (exit 2) naming the file and the field.
 template <typename T>
-T read_record(std::string_view text, const std::string& name) {
+T read_record(std::string_view text, const std::string& name, int64_t version_read) {
   Json json;
   try {
     json = Json::parse(text);
@@ -163,9 +163,11 @@ T read_record(std::string_view text, const std::string& name) {
   RecordReader reader(json, name);
   int64_t version = 0;
   reader("version", version);
-  if (version != 1) {
-    fail_usage(
-        "{}: version = {}, but this pelago reads version 1; make the file again", name, version);
+  if (version != version_read) {
+    fail_usage("{}: version = {}, but this pelago reads version {}; make the file again",
+               name,
+               version,
+               version_read);
   }
   T value;
   each_field(reader, value);

@@ -1,4 +1,4 @@
-#include "plan/planner/balance.h"
+#include "plan/planner/search/balance.h"
 
 #include <rapidcheck.h>
 
@@ -11,12 +11,31 @@
 namespace pelago::plan {
 namespace {
 
+/// A device that holds the whole model.
+Pace pace(double sequence_s,
+          double step_s = 0,
+          double microbatch_s = 0,
+          int64_t microbatch_max = 1) {
+  std::vector<StageCosts> stages(1);
+  stages[0].forward = {microbatch_s, sequence_s};
+  return pace_of(stages, microbatch_max, step_s);
+}
+
 double step_of(const std::vector<Pace>& paces, const std::vector<int64_t>& sequences) {
   double step_s = 0;
   for (size_t i = 0; i < paces.size(); ++i) {
     step_s = std::max(step_s, paces[i].time_s(sequences[i]));
   }
   return step_s;
+}
+
+/// Pipelines of up to three stages, of which those of one are the most frequent.
+Pace any_pace() {
+  std::vector<StageCosts> stages(*rc::gen::element<size_t>(1, 1, 1, 2, 3));
+  for (StageCosts& stage : stages) {
+    stage.forward = {*rc::gen::inRange(0, 300) / 1e3, *rc::gen::inRange(1, 1000) / 1e3};
+  }
+  return pace_of(stages, *rc::gen::inRange<int64_t>(1, 9), *rc::gen::inRange(0, 300) / 1e3);
 }
 
 /// Paces that differ by up to a thousand, and a batch that no fleet of them outnumbers.
@@ -28,10 +47,7 @@ Case any_case() {
   const auto num_devices = *rc::gen::inRange<size_t>(1, 13);
   Case any;
   for (size_t i = 0; i < num_devices; ++i) {
-    any.paces.push_back({.sequence_s = *rc::gen::inRange(1, 1000) / 1e3,
-                         .step_s = *rc::gen::inRange(0, 300) / 1e3,
-                         .microbatch_s = *rc::gen::inRange(0, 300) / 1e3,
-                         .microbatch_max = *rc::gen::inRange<int64_t>(1, 9)});
+    any.paces.push_back(any_pace());
   }
   any.range.asked = *rc::gen::inRange<int64_t>(static_cast<int64_t>(num_devices), 200);
   return any;
@@ -70,10 +86,11 @@ TEST_CASE("no split in proportion to speed, rounded, does more sequences a secon
     const Case any = any_case();
     const Balance balance = balance_batch(any.paces, any.range);
     double speed_sum = 0;
-    for (const Pace& pace : any.paces) speed_sum += 1 / pace.sequence_s;
+    for (const Pace& one : any.paces) speed_sum += 1 / one.latency.sequence_s;
     std::vector<int64_t> rounded;
-    for (const Pace& pace : any.paces) {
-      const double share = static_cast<double>(any.range.asked) / pace.sequence_s / speed_sum;
+    for (const Pace& one : any.paces) {
+      const double share =
+          static_cast<double>(any.range.asked) / one.latency.sequence_s / speed_sum;
       rounded.push_back(std::max<int64_t>(1, std::llround(share)));
     }
     const auto batch = std::accumulate(rounded.begin(), rounded.end(), int64_t{0});
@@ -118,26 +135,25 @@ TEST_CASE("the search finds what trying every cut of every allowed batch finds")
 }
 
 TEST_CASE("devices of one pace keep the batch that was asked for") {
-  const std::vector<Pace> paces(4, Pace{.sequence_s = 0.1, .step_s = 0});
+  const std::vector<Pace> paces(4, pace(0.1, 0));
   const Balance balance = balance_batch(paces, {.asked = 40});
   CHECK(balance.batch == 40);
   CHECK(balance.sequences == std::vector<int64_t>(4, 10));
 }
 
 TEST_CASE("a batch that cuts badly moves within a tenth to one that cuts evenly") {
-  const std::vector<Pace> paces(4, Pace{.sequence_s = 0.1, .step_s = 0});
+  const std::vector<Pace> paces(4, pace(0.1, 0));
   CHECK(balance_batch(paces, {.asked = 41}).batch == 40);
   CHECK(balance_batch(paces, {.asked = 43}).batch == 44);
 }
 
 TEST_CASE("a batch below ten is kept, for a tenth of it is no sequence") {
-  const std::vector<Pace> paces = {{.sequence_s = 0.1, .step_s = 1.0}};
+  const std::vector<Pace> paces = {pace(0.1, 1.0)};
   CHECK(balance_batch(paces, {.asked = 9}).batch == 9);
 }
 
 TEST_CASE("a chip three times as fast takes three times as much") {
-  const std::vector<Pace> paces = {{.sequence_s = 0.1, .step_s = 0},
-                                   {.sequence_s = 0.3, .step_s = 0}};
+  const std::vector<Pace> paces = {pace(0.1, 0), pace(0.3, 0)};
   CHECK(balance_batch(paces, {.asked = 40}).sequences == std::vector<int64_t>{30, 10});
 }
 

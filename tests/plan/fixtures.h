@@ -75,11 +75,34 @@ inline JobConfig small_job() {
   return job_from("[model]\npreset = '2m'\n[data]\ndir = 'corpus'\nsequence_length = 128\n");
 }
 
-/// A job whose model is so small that any fleet holds it, asked for this batch.
+/// A job whose model is so small that any device holds it, each for itself, asked for this batch.
 inline JobConfig job_of_batch(int64_t batch_sequences) {
   JobConfig job = small_job();
+  job.train.pipeline = "never";
   job.train.batch_sequences = batch_sequences;
   return job;
+}
+
+/// What a device of the small job's model needs if a step of n sequences in k microbatches takes
+/// n * sequence_s + k * microbatch_s + step_s.
+struct PaceOptions {
+  double sequence_s = 0.1;
+  double step_s = 0;
+  double microbatch_s = 0;
+  double host_busy_ratio = 0;
+};
+inline DeviceProfile profile_of(const PaceOptions& options) {
+  static const auto num_blocks = static_cast<double>(model::preset("2m").num_hidden_layers);
+  DeviceProfile profile;
+  profile.dtype = "bf16";
+  profile.block_forward = {options.microbatch_s / num_blocks / 3,
+                           options.sequence_s / num_blocks / 3};
+  profile.block_backward = profile.block_forward.times(2);
+  profile.update_s = options.step_s;
+  profile.host_busy_ratio = options.host_busy_ratio;
+  profile.host_byte_s = profile.group_byte_s = 1e-15;  // so that only computing takes time
+  profile.measured = true;
+  return profile;
 }
 
 /// A probe for devices "cuda:0", "cuda:1"... of these paces, and the one-site fleet of them.

@@ -67,6 +67,7 @@ Plan any_plan() {
   plan.predicted_line_mbit_s = any_figure();
   plan.host_load = any_figure();
   plan.host_cores = any_figure();
+  plan.profiles["a"].block_forward = {any_figure(), any_figure()};
   plan.warnings = {any_word(), "a \"quoted\" line\twith 5 % \xc3\xa9"};
   return plan;
 }
@@ -163,8 +164,8 @@ TEST_CASE("an unknown field is named with its place and the nearest one") {
 }
 
 TEST_CASE("another version is refused") {
-  contains(refusal_after([](Json& json) { json["version"] = 2; }),
-           "plan.json: version = 2, but this pelago reads version 1; make the file again");
+  contains(refusal_after([](Json& json) { json["version"] = 9; }),
+           "plan.json: version = 9, but this pelago reads version 2; make the file again");
 }
 
 TEST_CASE("a field of the wrong kind is named with its value") {
@@ -238,19 +239,19 @@ TEST_CASE("a probe reads back as it was written, and one without a pace is refus
   const JobConfig job = small_job();
   const ProbedFleet probed =
       probed_fleet(job,
-                   {{.device = "", .sequence_s = 0.1, .step_s = 0.01, .memory_bytes = 1 << 20},
-                    {.device = "", .sequence_s = 0.3, .step_s = 0, .host_busy_ratio = 0.5}});
+                   {profile_of({.sequence_s = 0.1, .step_s = 0.01}),
+                    profile_of({.sequence_s = 0.3, .host_busy_ratio = 0.5})});
   const std::string json = to_json(probed.probe);
   const Probe again = probe_from_json(json, "probe.json");
   CHECK(to_json(again) == json);
   CHECK(again.devices.at("cuda:1").host_busy_ratio == 0.5);
   Json broken = Json::parse(json);
-  broken["devices"]["cuda:0"]["sequence_s"] = 0;
+  broken["devices"]["cuda:0"]["block_forward"]["sequence_s"] = 0;
   contains(refusal([&] { probe_from_json(broken.dump(), "probe.json"); }),
-           "probe.json: devices.cuda:0: sequence_s = 0 must be greater than 0");
-  broken["devices"]["cuda:0"].erase("sequence_s");
+           "probe.json: devices.cuda:0: block_forward and block_backward: sequence_s must be");
+  broken["devices"]["cuda:0"].erase("block_forward");
   contains(refusal([&] { probe_from_json(broken.dump(), "probe.json"); }),
-           "devices.cuda:0: field sequence_s is missing");
+           "devices.cuda:0: field block_forward is missing");
 }
 
 TEST_CASE("the table shows every site and device, in columns that stand below each other") {

@@ -5,7 +5,9 @@
 #include <map>
 
 #include "base/error.h"
-#include "plan/planner/profile.h"
+#include "plan/planner/cost/memory.h"
+#include "plan/planner/cost/profile.h"
+#include "plan/planner/search/layout.h"
 
 namespace pelago::plan {
 
@@ -14,18 +16,57 @@ namespace {
 constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
 constexpr double kHostShareMax = 0.85;
 
-std::string largest_fitting_preset(const JobConfig& job, double memory_bytes) {
+double total_memory_bytes(const SiteProblem& problem) {
+  double sum = 0;
+  for (const Kind& kind : problem.kinds) {
+    sum += static_cast<double>(kind.count) * kind.memory_bytes;
+  }
+  return sum;
+}
+
+/// The same devices, asked only whether a model has room: in any cut, with the least in flight.
+SiteProblem modest(const SiteProblem& problem, const model::ModelConfig& model) {
+  SiteProblem modest = problem;
+  modest.sizes = sizes_of(model, static_cast<int64_t>(problem.sizes.tokens));
+  modest.train.microbatch_sequences = 1;
+  return modest;
+}
+
+std::string largest_fitting_preset(const SiteProblem& problem, const JobConfig& job) {
   std::string largest;
   int64_t largest_parameters = 0;
   for (const std::string& name : model::preset_names()) {
     model::ModelConfig config = model::preset(name);
     config.vocab_size = job.model.vocab_size;
-    if (training_memory_bytes(config, job.data.sequence_length, 1) > memory_bytes) continue;
     if (config.num_parameters() <= largest_parameters) continue;
+    if (!find_layout(modest(problem, config))) continue;
     largest = name;
     largest_parameters = config.num_parameters();
   }
   return largest;
+}
+
+/// Of all devices of the site, when each holds a share of the blocks in proportion to its memory.
+double least_needed_bytes(const SiteProblem& problem) {
+  const double has = total_memory_bytes(problem);
+  const double blocks = static_cast<double>(problem.sizes.num_blocks);
+  double needed = 0;
+  int64_t device_idx = 0;
+  for (const Kind& kind : problem.kinds) {
+    for (int64_t i = 0; i < kind.count; ++i, ++device_idx) {
+      StageShape shape;
+      shape.num_blocks = static_cast<int64_t>(std::ceil(blocks * kind.memory_bytes / has));
+      shape.has_embedding = device_idx == 0;
+      shape.has_head = device_idx + 1 == problem.num_devices();
+      shape.recompute = problem.train.recompute != "never";
+      const StageLoad load{.value_bytes = value_bytes(kind.profile.dtype),
+                           .is_half = kind.profile.dtype == "fp16",
+                           .is_alone = problem.num_devices() == 1,
+                           .has_fused_kernels = kind.is_on_this_machine};
+      needed += stage_memory(problem.sizes, shape, load).total();
+    }
+  }
+  return needed;
 }
 
 // 4129 becomes 4200: two digits are as many as a measurement of load deserves.
@@ -40,7 +81,13 @@ struct HostLoad {
   std::map<int, double> by_core;
 };
 
-HostLoad load_of(const Plan& plan, const Probe& probe) {
+bool is_measured(const Plan& plan) {
+  return std::any_of(plan.profiles.begin(), plan.profiles.end(), [](const auto& profile) {
+    return profile.second.measured;
+  });
+}
+
+HostLoad load_of(const Plan& plan) {
   double step_s = 0;
   for (const SitePlan& site : plan.sites) step_s = std::max(step_s, site.predicted_step_s);
   HostLoad load;
@@ -50,7 +97,8 @@ HostLoad load_of(const Plan& plan, const Probe& probe) {
       const auto num_cores = static_cast<double>(std::max<size_t>(device.cores.size(), 1));
       double busy = 0;
       if (is_emulated(device.device)) {
-        busy = probe.devices.at(device.device).host_busy_ratio * busy_share;
+        busy = plan.profiles.at(profile_name(device.device, device.cores.size())).host_busy_ratio *
+               busy_share;
         load.emulated += busy;
       } else if (device.device == "cpu") {
         busy = num_cores * busy_share;
@@ -90,38 +138,34 @@ double quantised_bytes(double values, int bits) {
 
 }  // namespace
 
-int64_t largest_microbatch(const std::string& device,
-                           const std::string& site,
-                           double memory_bytes,
-                           const JobConfig& job) {
-  const auto needed = [&](int64_t microbatch) {
-    return training_memory_bytes(job.model, job.data.sequence_length, microbatch);
-  };
-  if (memory_bytes <= 0) return job.train.microbatch_sequences;
-  for (int64_t fits = 1, too_many = job.train.microbatch_sequences + 1;
-       needed(1) <= memory_bytes;) {
-    if (too_many - fits == 1) return fits;
-    const int64_t middle = fits + (too_many - fits) / 2;
-    (needed(middle) <= memory_bytes ? fits : too_many) = middle;
+void refuse_large_model(const std::string& site, const SiteProblem& problem, const JobConfig& job) {
+  std::vector<std::string> kinds;
+  for (const Kind& kind : problem.kinds) {
+    kinds.push_back(
+        fmt::format("{} x {} of {:.2f} GiB", kind.count, kind.device, kind.memory_bytes / kGib));
   }
-  const std::string preset = largest_fitting_preset(job, memory_bytes);
+  const double has = total_memory_bytes(problem);
+  const double needed = least_needed_bytes(problem);
+  const std::string preset = largest_fitting_preset(problem, job);
   fail_usage(
-      "{} of site \"{}\" has {:.2f} GiB, and this model of {:.1f} M parameters needs {:.2f} "
-      "GiB with one sequence at a time: {:.2f} GiB are missing; {}",
-      device,
+      "site \"{}\" ({}) has {:.2f} GiB, and this model of {:.1f} M parameters needs {:.2f} GiB "
+      "with "
+      "one sequence at a time: {}; {}",
       site,
-      memory_bytes / kGib,
+      fmt::join(kinds, ", "),
+      has / kGib,
       static_cast<double>(job.model.num_parameters()) / 1e6,
-      needed(1) / kGib,
-      (needed(1) - memory_bytes) / kGib,
+      needed / kGib,
+      needed > has ? fmt::format("{:.2f} GiB are missing", (needed - has) / kGib)
+                   : "no cut of its blocks fits every device",
       preset.empty()
-          ? "not even the smallest preset would fit: take this chip out"
+          ? "not even the smallest preset would fit: take this site out"
           : fmt::format("the largest preset that fits is model.preset = \"{}\"", preset));
 }
 
-void check_host(const Probe* probe, Plan& plan) {
-  if (plan.emulation_slowdown == 0 || probe == nullptr) return;
-  const HostLoad load = load_of(plan, *probe);
+void check_host(Plan& plan) {
+  if (plan.emulation_slowdown == 0 || !is_measured(plan)) return;
+  const HostLoad load = load_of(plan);
   plan.host_load = load.emulated + load.processors;
   refuse_overload(load, plan);
   for (const auto& [core, busy] : load.by_core) {

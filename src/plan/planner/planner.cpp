@@ -1,15 +1,15 @@
-// From a job and a fleet to a Plan: profiles, then memory, then shares, then the limits that only
-// the finished shares can be held against.
+#include "plan/planner/planner.h"
+
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "base/error.h"
 #include "plan/plan.h"
-#include "plan/planner/balance.h"
+#include "plan/planner/cost/profile.h"
 #include "plan/planner/limits.h"
-#include "plan/planner/profile.h"
 
 namespace pelago::plan {
 
@@ -18,194 +18,216 @@ namespace {
 constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
 constexpr int64_t kStepsMax = 1'000'000'000;
 
-/// A device of the fleet with what it needs and may hold.
-struct Candidate {
-  const FleetSite* site = nullptr;      // of the fleet, which outlives the planning
-  const FleetDevice* device = nullptr;  // of the same
-  DeviceProfile profile;
-  double memory_bytes = 0;
-  int64_t microbatch_max = 0;
-  Pace pace() const {
-    return {.sequence_s = profile.sequence_s,
-            .step_s = profile.step_s,
-            .microbatch_s = profile.microbatch_s,
-            .microbatch_max = microbatch_max};
-  }
-};
-
-void refuse_wrong_dtype(const JobConfig& job,
-                        const FleetDevice& device,
-                        const chips::Catalogue& catalogue) {
-  const chips::Chip* chip = find_chip(device, catalogue);
-  if (job.train.dtype != "bf16" || chip == nullptr || chip->has_bf16) return;
-  fail_usage("{} has no bf16: set train.dtype = \"auto\" (is \"bf16\")", device.device);
-}
-
-std::vector<Candidate> gather_candidates(const JobConfig& job,
-                                         const FleetConfig& fleet,
-                                         const chips::Catalogue& catalogue,
-                                         const Probe* probe) {
-  std::vector<Candidate> candidates;
+/// Fills plan.profiles too.
+std::vector<std::vector<SiteDevice>> gather_devices(const JobConfig& job,
+                                                    const FleetConfig& fleet,
+                                                    const chips::Catalogue& catalogue,
+                                                    const Probe* probe,
+                                                    Plan& plan) {
+  std::vector<std::vector<SiteDevice>> sites;
   // A fleet has few kinds of device and may have 100,000 devices: each kind is thought about once.
-  std::map<std::string, Candidate> known;
+  std::map<std::string, SiteDevice> known;
   for (const FleetSite& site : fleet.sites) {
+    std::vector<SiteDevice>& devices = sites.emplace_back();
     for (const FleetDevice& device : site.devices) {
-      const std::string kind =
-          fmt::format("{} {} {}", device.device, device.chip, device.cores.size());
-      auto found = known.find(kind);
-      if (found == known.end()) {
-        refuse_wrong_dtype(job, device, catalogue);
-        const double memory_bytes = device_memory_bytes(device, fleet, catalogue);
-        found =
-            known
-                .emplace(kind,
-                         Candidate{&site,
-                                   &device,
-                                   profile_device(device, job, fleet, catalogue, probe),
-                                   memory_bytes,
-                                   largest_microbatch(device.device, site.name, memory_bytes, job)})
-                .first;
+      const std::string name = profile_name(device.device, device.cores.size());
+      const auto [found, is_new] = known.try_emplace(name + " " + device.chip);
+      if (is_new) {
+        SiteDevice& one = found->second;
+        one.device = device.device;
+        one.profile = profile_device(device, job, fleet, catalogue, probe);
+        one.memory_bytes = device_memory_bytes(device, fleet, catalogue);
+        plan.profiles[name] = one.profile;
       }
-      Candidate candidate = found->second;
-      candidate.site = &site;
-      candidate.device = &device;
-      candidates.push_back(std::move(candidate));
+      devices.push_back(found->second);
+      devices.back().node = device.node;
     }
   }
-  return candidates;
+  return sites;
 }
 
-/// The fewest equal cuts of the share that fit; the last may be smaller.
-int64_t choose_microbatch(int64_t sequences, int64_t microbatch_max) {
-  const int64_t num_microbatches = (sequences + microbatch_max - 1) / microbatch_max;
-  return (sequences + num_microbatches - 1) / num_microbatches;
+SiteLayout must_find(const SiteProblem& problem, const std::string& site, const JobConfig& job) {
+  if (auto layout = find_layout(problem)) return std::move(*layout);
+  // With a batch for everybody it is memory, or what the job asks for, that stands in the way.
+  SiteProblem plenty = problem;
+  plenty.batch = 64 * problem.num_devices();
+  const auto layout = find_layout(plenty);
+  if (layout) {
+    fail_usage(
+        "train.batch_sequences = {} is too small for the {} pipelines of site \"{}\", which take "
+        "at least one sequence each: set it to {} or more",
+        job.train.batch_sequences,
+        layout->pipelines.size(),
+        site,
+        job.train.batch_sequences * static_cast<int64_t>(layout->pipelines.size()) /
+                std::max<int64_t>(problem.batch, 1) +
+            1);
+  }
+  plenty.train = TrainConfig{.microbatch_sequences = 1};
+  if (find_layout(plenty)) {
+    fail_usage(
+        "site \"{}\" cannot be cut as the job asks (train.pipeline = \"{}\", recompute = \"{}\", "
+        "slice_optimizer = \"{}\", tensor_parallel = {}, stages = {}) with {} blocks on {} "
+        "devices: "
+        "leave these fields out, and the planner chooses",
+        site,
+        job.train.pipeline,
+        job.train.recompute,
+        job.train.slice_optimizer,
+        job.train.tensor_parallel,
+        job.train.stages,
+        problem.sizes.num_blocks,
+        problem.num_devices());
+  }
+  refuse_large_model(site, problem, job);
 }
 
-DevicePlan plan_device(const Candidate& candidate, int64_t sequences, const JobConfig& job) {
-  DevicePlan device;
-  device.device = candidate.device->device;
-  device.node = candidate.device->node;
-  device.cores = candidate.device->cores;
-  device.faults = candidate.device->faults;
-  device.predicted_step_s = candidate.pace().time_s(sequences);
-  device.predicted_tokens_s =
-      static_cast<double>(sequences * job.data.sequence_length) / device.predicted_step_s;
-  device.predicted_memory.buffers =
-      candidate.profile.memory_bytes > 0
-          ? static_cast<double>(candidate.profile.memory_bytes)
-          : training_memory_bytes(job.model,
-                                  job.data.sequence_length,
-                                  choose_microbatch(sequences, candidate.microbatch_max));
-  device.memory_bytes = candidate.memory_bytes;
-  device.measured = candidate.profile.measured;
-  return device;
+/// A layout for each site, at the share of the batch that its speed will earn it.
+std::vector<PlannedSite> plan_sites(const std::vector<std::vector<SiteDevice>>& devices,
+                                    const FleetConfig& fleet,
+                                    const JobConfig& job) {
+  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const auto num_sites = static_cast<int64_t>(devices.size());
+  const int64_t batch = job.train.batch_sequences;
+  std::vector<PlannedSite> sites;
+  double rate = 0;
+  for (size_t i = 0; i < devices.size(); ++i) {
+    PlannedSite site;
+    const int64_t share = std::max<int64_t>(1, batch / num_sites);
+    site.problem = make_problem(devices[i], sizes, job.train, share);
+    site.layout = must_find(site.problem, fleet.sites[i].name, job);
+    rate += site.layout.sequences_a_second;
+    sites.push_back(std::move(site));
+  }
+  for (PlannedSite& site : sites) {
+    const double share = static_cast<double>(batch) * site.layout.sequences_a_second / rate;
+    const auto expected = static_cast<double>(site.problem.batch);
+    if (std::abs(share - expected) < 0.1 * expected) continue;
+    SiteProblem problem = site.problem;
+    problem.batch = std::max<int64_t>(1, std::llround(share));
+    if (auto layout = find_layout(problem)) {
+      site.problem = std::move(problem);
+      site.layout = std::move(*layout);
+    }
+  }
+  return sites;
 }
 
 /// What a site's step waits for: "A100 80GB SXM compute", "cpu compute", ...
-std::string name_bound(const Candidate& slowest,
-                       const PipelinePlan& pipeline,
-                       const JobConfig& job,
-                       const chips::Catalogue& catalogue) {
-  const chips::Chip* chip = find_chip(*slowest.device, catalogue);
-  if (chip == nullptr) return slowest.device->device + " compute";
-  const Roofline line = chip_roofline(*chip, job);
-  const double sequences = static_cast<double>(pipeline.sequences);
-  const double microbatches = static_cast<double>(pipeline.num_microbatches());
-  const double compute_s = sequences * line.sequence_compute_s;
-  const double launch_s = microbatches * line.microbatch_launch_s;
-  const double memory_s =
-      sequences * line.sequence_memory_s + microbatches * line.microbatch_memory_s + line.step_s;
-  if (launch_s > std::max(compute_s, memory_s)) return chip->name + " launches";
-  return chip->name + (compute_s >= memory_s ? " compute" : " memory");
+std::string name_bound_of(const SlowestStage& slowest,
+                          const FleetSite& site,
+                          const JobConfig& job,
+                          const chips::Catalogue& catalogue) {
+  if (!slowest.instead.empty()) return slowest.instead;
+  const FleetDevice& device = site.devices[slowest.rank];
+  const chips::Chip* chip = find_chip(device, catalogue);
+  return fmt::format("{} {}",
+                     chip == nullptr ? device.device : chip->name,
+                     name_bound(device, job, catalogue, slowest.microbatch));
 }
 
-void fill_sites(const std::vector<Candidate>& candidates,
+void fill_sites(const std::vector<PlannedSite>& planned,
                 const Balance& balance,
                 const JobConfig& job,
                 const FleetConfig& fleet,
                 const chips::Catalogue& catalogue,
                 Plan& plan) {
-  size_t candidate_idx = 0;
+  std::span<const int64_t> shares(balance.sequences);
   int64_t first_sequence = 0;
-  for (const FleetSite& fleet_site : fleet.sites) {
+  double slowest_s = 0;
+  for (size_t i = 0; i < planned.size(); ++i) {
+    const FleetSite& fleet_site = fleet.sites[i];
     SitePlan site;
     site.name = fleet_site.name;
     site.listen = fleet_site.listen;
     site.first_sequence = first_sequence;
-    const Candidate* slowest = nullptr;
-    size_t slowest_idx = 0;
-    for (size_t i = 0; i < fleet_site.devices.size(); ++i, ++candidate_idx) {
-      const Candidate& candidate = candidates[candidate_idx];
-      site.devices.push_back(plan_device(candidate, balance.sequences[candidate_idx], job));
-      PipelinePlan pipeline;
-      pipeline.sequences = balance.sequences[candidate_idx];
-      pipeline.microbatch = choose_microbatch(pipeline.sequences, candidate.microbatch_max);
-      pipeline.stages = {{.first_block = 0,
-                          .last_block = job.model.num_hidden_layers,
-                          .ranks = {static_cast<int>(i)}}};
-      pipeline.predicted_step_s = site.devices.back().predicted_step_s;
-      site.batch_sequences += pipeline.sequences;
-      site.pipelines.push_back(std::move(pipeline));
-      if (site.devices.back().predicted_step_s > site.predicted_step_s) {
-        site.predicted_step_s = site.devices.back().predicted_step_s;
-        slowest = &candidate;
-        slowest_idx = i;
-      }
+    for (const FleetDevice& from : fleet_site.devices) {
+      DevicePlan device;
+      device.device = from.device;
+      device.node = from.node;
+      device.cores = from.cores;
+      device.faults = from.faults;
+      device.memory_bytes = device_memory_bytes(from, fleet, catalogue);
+      device.measured = plan.profiles.at(profile_name(from.device, from.cores.size())).measured;
+      site.devices.push_back(std::move(device));
     }
-    site.bound_by = name_bound(*slowest, site.pipelines[slowest_idx], job, catalogue);
-    if (site.predicted_step_s < 0.95 * balance.step_s) site.bound_by = "waits for a slower site";
+    const size_t num_pipelines = planned[i].layout.pipelines.size();
+    const SiteTime time = fill_site(planned[i].problem,
+                                    planned[i].layout,
+                                    shares.first(num_pipelines),
+                                    job.data.sequence_length,
+                                    site);
+    shares = shares.subspan(num_pipelines);
+    site.bound_by = name_bound_of(find_slowest(site, time), fleet_site, job, catalogue);
     first_sequence += site.batch_sequences;
+    slowest_s = std::max(slowest_s, site.predicted_step_s);
     plan.sites.push_back(std::move(site));
   }
+  for (SitePlan& site : plan.sites) {
+    if (site.predicted_step_s < 0.95 * slowest_s) site.bound_by = "waits for a slower site";
+  }
+  plan.predicted_tokens_s =
+      static_cast<double>(balance.batch * job.data.sequence_length) / slowest_s;
 }
 
-/// A device that slows all others with a single sequence is kept, but named: with whole sequences
+/// A pipeline that slows all others with a single sequence is kept, but named: with whole sequences
 /// there is no smaller share to give it.
-void warn_of_brakes(const std::vector<Candidate>& candidates,
-                    const Balance& balance,
+void warn_of_brakes(const std::vector<Pace>& paces,
                     const BatchRange& range,
-                    int64_t sequence_length,
+                    const Balance& balance,
                     Plan& plan) {
   std::set<std::string> named;
-  for (size_t i = 0; i < candidates.size() && candidates.size() > 1; ++i) {
-    const Pace pace = candidates[i].pace();
-    const bool is_brake = balance.sequences[i] == 1 && pace.time_s(1) >= balance.step_s;
-    if (!is_brake || !named.insert(candidates[i].device->device).second) continue;
-    std::vector<Pace> others;
-    for (const Candidate& other : candidates) {
-      if (other.device->device != candidates[i].device->device) others.push_back(other.pace());
+  size_t pace_idx = 0;
+  for (const SitePlan& site : plan.sites) {
+    for (const PipelinePlan& pipeline : site.pipelines) {
+      const double one_s = paces[pace_idx++].time_s(1);
+      const bool is_brake =
+          pipeline.sequences == 1 && paces.size() > 1 && one_s >= 0.999 * balance.step_s;
+      const auto rank = static_cast<size_t>(pipeline.stages.front().ranks.front());
+      const std::string& device = site.devices[rank].device;
+      if (!is_brake || !named.insert(device).second) continue;
+      std::vector<Pace> others;
+      for (const Pace& pace : paces) {
+        if (pace.time_s(1) < one_s) others.push_back(pace);
+      }
+      if (others.empty()) continue;
+      const auto length = static_cast<double>(plan.sequence_length);
+      const double with = balance.sequences_a_second() * length;
+      const double without = balance_batch(others, range).sequences_a_second() * length;
+      if (without < 1.01 * with) continue;
+      plan.warnings.push_back(
+          fmt::format("{} of site \"{}\" holds the others back: one sequence takes it {:.3f} s; "
+                      "the fleet would do {:.0f} tokens/s without it, {:.0f} with it",
+                      device,
+                      site.name,
+                      one_s,
+                      without,
+                      with));
     }
-    if (others.empty()) continue;
-    const double with = balance.sequences_a_second() * static_cast<double>(sequence_length);
-    const double without =
-        balance_batch(others, range).sequences_a_second() * static_cast<double>(sequence_length);
-    if (without < 1.01 * with) continue;
-    plan.warnings.push_back(
-        fmt::format("{} of site \"{}\" holds the others back: one sequence takes it {:.3f} s; the "
-                    "fleet would do {:.0f} tokens/s without it, {:.0f} with it",
-                    candidates[i].device->device,
-                    candidates[i].site->name,
-                    pace.time_s(1),
-                    without,
-                    with));
   }
 }
 
-void warn_of_memory(const std::vector<Candidate>& candidates, const JobConfig& job, Plan& plan) {
+void warn_of_memory(const std::vector<PlannedSite>& planned, const JobConfig& job, Plan& plan) {
   double on_host_bytes = 0;
   std::set<std::string> named;
-  for (size_t i = 0, site = 0, first = 0; i < candidates.size(); ++i) {
-    while (i - first >= plan.sites[site].devices.size()) first += plan.sites[site++].devices.size();
-    const DevicePlan& device = plan.sites[site].devices[i - first];
-    if (runs_on_host(device.device)) on_host_bytes += device.predicted_memory.total();
-    if (candidates[i].microbatch_max == job.train.microbatch_sequences) continue;
-    if (!named.insert(device.device).second) continue;
-    plan.warnings.push_back(
-        fmt::format("{} has memory for {} sequences at once, not for the {} of "
-                    "train.microbatch_sequences: it takes them in smaller cuts",
-                    device.device,
-                    candidates[i].microbatch_max,
-                    job.train.microbatch_sequences));
+  for (size_t i = 0; i < plan.sites.size(); ++i) {
+    const SitePlan& site = plan.sites[i];
+    for (const DevicePlan& device : site.devices) {
+      if (runs_on_host(device.device)) on_host_bytes += device.predicted_memory.total();
+    }
+    for (size_t k = 0; k < site.pipelines.size(); ++k) {
+      const int64_t fits = planned[i].layout.pipelines[k].shape.pace.microbatch_max;
+      if (site.pipelines[k].stages.size() > 1 || fits == job.train.microbatch_sequences) continue;
+      const auto rank = static_cast<size_t>(site.pipelines[k].stages.front().ranks.front());
+      const std::string& device = site.devices[rank].device;
+      if (!named.insert(device).second) continue;
+      plan.warnings.push_back(
+          fmt::format("{} has memory for {} sequences at once, not for the {} of "
+                      "train.microbatch_sequences: it takes them in smaller cuts",
+                      device,
+                      fits,
+                      job.train.microbatch_sequences));
+    }
   }
   if (on_host_bytes > host_memory_bytes()) {
     plan.warnings.push_back(fmt::format(
@@ -233,14 +255,14 @@ void warn_of_short_run(const JobConfig& job, Plan& plan) {
   }
 }
 
-void refuse_small_batch(const BatchRange& range, size_t num_devices) {
-  if (static_cast<int64_t>(num_devices) <= range.hi()) return;
+void refuse_small_batch(const BatchRange& range, size_t num_pipelines) {
+  if (static_cast<int64_t>(num_pipelines) <= range.hi()) return;
   fail_usage(
-      "train.batch_sequences = {} is too small for {} devices, which take at least one "
-      "sequence each: set it to {} or more",
+      "train.batch_sequences = {} is too small for {} pipelines, which take at least one sequence "
+      "each: set it to {} or more",
       range.asked,
-      num_devices,
-      num_devices);
+      num_pipelines,
+      num_pipelines);
 }
 
 int64_t choose_steps(const TrainConfig& train, double step_s) {
@@ -253,6 +275,46 @@ int64_t choose_steps(const TrainConfig& train, double step_s) {
 
 }  // namespace
 
+std::vector<Pace> PlannedSite::paces() const {
+  std::vector<Pace> paces;
+  std::vector<int64_t> shares;
+  for (const SiteLayout::Pipeline& pipeline : layout.pipelines) {
+    paces.push_back(pipeline.shape.pace);
+    shares.push_back(pipeline.shape.pace.microbatch_max *
+                     static_cast<int64_t>(pipeline.shape.stages.size()));
+  }
+  const SiteTime time = simulate_site(site_run(problem, layout, shares));
+  for (Pace& pace : paces) pace.step_s += time.reduction_wait_s;
+  return paces;
+}
+
+SlowestStage find_slowest(const SitePlan& site, const SiteTime& time) {
+  constexpr double kMostOfIt = 0.3;
+  size_t pipeline_idx = 0;
+  for (size_t i = 0; i < time.pipelines.size(); ++i) {
+    if (time.pipelines[i].end_s > time.pipelines[pipeline_idx].end_s) pipeline_idx = i;
+  }
+  const PipelineTime& slowest = time.pipelines[pipeline_idx];
+  size_t stage_idx = 0;
+  for (size_t i = 0; i < slowest.stages.size(); ++i) {
+    if (slowest.stages[i].busy_s > slowest.stages[stage_idx].busy_s) stage_idx = i;
+  }
+  const PipelinePlan& pipeline = site.pipelines[pipeline_idx];
+  SlowestStage found;
+  found.rank = static_cast<size_t>(pipeline.stages[stage_idx].ranks.front());
+  found.microbatch = pipeline.microbatch;
+  if (time.reduction_wait_s > kMostOfIt * time.step_s) {
+    found.instead = "the reduction";
+  } else if (slowest.bubble() > kMostOfIt) {
+    found.instead = fmt::format("filling and draining {} stages", pipeline.stages.size());
+  }
+  return found;
+}
+
+std::string profile_name(const std::string& device, size_t num_cores) {
+  return device == "cpu" ? fmt::format("cpu with {} cores", num_cores) : device;
+}
+
 Plan make_plan(const JobConfig& job,
                const FleetConfig& fleet,
                const chips::Catalogue& catalogue,
@@ -263,16 +325,18 @@ Plan make_plan(const JobConfig& job,
         "the probe was made for another model, sequence length, microbatch, dtype or "
         "slowdown; run `pelago probe` again");
   }
-  const std::vector<Candidate> candidates = gather_candidates(job, fleet, catalogue, probe);
-  const BatchRange range{job.train.batch_sequences};
-  refuse_small_batch(range, candidates.size());
+  Plan plan;
+  const auto devices = gather_devices(job, fleet, catalogue, probe, plan);
+  const std::vector<PlannedSite> planned = plan_sites(devices, fleet, job);
   std::vector<Pace> paces;
-  for (const Candidate& candidate : candidates) paces.push_back(candidate.pace());
+  for (const PlannedSite& site : planned) {
+    for (Pace& pace : site.paces()) paces.push_back(std::move(pace));
+  }
+  const BatchRange range{.asked = job.train.batch_sequences};
+  refuse_small_batch(range, paces.size());
   const Balance balance = balance_batch(paces, range);
 
-  Plan plan;
   plan.job_name = job.name;
-  plan.steps = choose_steps(job.train, balance.step_s);
   plan.batch_sequences = balance.batch;
   plan.sequence_length = job.data.sequence_length;
   plan.num_parameters = job.model.num_parameters();
@@ -282,14 +346,15 @@ Plan make_plan(const JobConfig& job,
   if (fleet.sites.size() == 1) plan.exchange.fragments = 0;
   plan.emulation_slowdown = fleet.emulation_slowdown;
   plan.emulation_memory_bytes = fleet.emulation_memory_gib.value_or(0) * kGib;
-  plan.predicted_tokens_s =
-      balance.sequences_a_second() * static_cast<double>(job.data.sequence_length);
   plan.host_cores = host_cores;
-  fill_sites(candidates, balance, job, fleet, catalogue, plan);
-  check_host(probe, plan);
+  fill_sites(planned, balance, job, fleet, catalogue, plan);
+  double step_s = 0;
+  for (const SitePlan& site : plan.sites) step_s = std::max(step_s, site.predicted_step_s);
+  plan.steps = choose_steps(job.train, step_s);
+  check_host(plan);
   check_lines(plan);
-  warn_of_brakes(candidates, balance, range, job.data.sequence_length, plan);
-  warn_of_memory(candidates, job, plan);
+  warn_of_brakes(paces, range, balance, plan);
+  warn_of_memory(planned, job, plan);
   warn_of_short_run(job, plan);
   return plan;
 }

@@ -1,80 +1,109 @@
-#include "plan/planner/profile.h"
+#include "plan/planner/cost/profile.h"
 
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
+#include "plan/planner/cost/links.h"
+#include "plan/planner/cost/operators.h"
 
 namespace pelago::plan {
 
 namespace {
 
 constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
-constexpr double kHalfBytes = 2;  // bf16 and fp16
-
-// Optimizer traffic a parameter: reads f32 master, gradient and both moments (16 bytes), the
-// gradient once more for its norm (4), writes master, moments (12) and the bf16 weight (2).
-constexpr double kOptimizerBytes = 34;
 
 // A processor core of which nothing is known: what a 2.5 GHz core with 256-bit vectors reaches in
 // f32 matrix products, and its share of two memory channels. Deliberately low; probe for the truth.
 constexpr double kCoreFlops = 50e9;
 constexpr double kCoreBytesPerSecond = 8e9;
-
-// Operators that are started for one layer of a microbatch, forward and backward, beside the
-// layers, and for the optimizer, where each of chips/kernels.h is one. Fitted to probes of the 10m
-// preset on three emulated chips: about 180 in all.
-constexpr double kOperatorsPerLayer = 32;
-constexpr double kOperatorsBeside = 30;
-constexpr double kOperatorsPerStep = 20;
+// A processor queues nothing: starting an operator is a function call of about a microsecond.
+constexpr double kCallS = 1e-6;
 // What an accelerator spends on starting an operator that the host has queued well ahead.
 constexpr double kLaunchS = 2e-6;
 
-Roofline roofline(const JobConfig& job, double flops, double bytes_per_second, double launch_s) {
-  const auto tokens = static_cast<double>(job.data.sequence_length);
+std::string dtype_of(const JobConfig& job, const chips::Chip* chip) {
+  if (job.train.dtype != "auto") return job.train.dtype;
+  if (chip == nullptr) return "f32";
+  return chip->has_bf16 ? "bf16" : "fp16";
+}
+
+DeviceRates rates_of(const FleetDevice& device, const JobConfig& job, const chips::Chip* chip) {
+  DeviceRates rates;
+  const bool is_f32 = dtype_of(job, chip) == "f32";
+  rates.value_bytes = is_f32 ? 4 : 2;
+  if (chip == nullptr) {
+    const auto num_cores = static_cast<double>(std::max<size_t>(device.cores.size(), 1));
+    rates.flop_s = kCoreFlops * num_cores;
+    rates.bytes_s = kCoreBytesPerSecond * num_cores;
+    rates.launch_s = kCallS;
+    return rates;
+  }
+  // Where no figure is published, f32 has 1/4 (910B, MLU370) to 1/16 (A100) of the 16-bit peak.
+  const double gemm_flop_s = chip->training_gemm_tflops() * 1e12;
+  rates.flop_s =
+      !is_f32 ? gemm_flop_s : (chip->fp32_tflops ? *chip->fp32_tflops * 1e12 : gemm_flop_s / 8);
+  rates.bytes_s = chip->memory_gb_s * 1e9;
+  rates.launch_s = kLaunchS;
+  return rates;
+}
+
+/// The line through the times of a quarter of a microbatch and of a whole one.
+template <typename Time>
+LinearCost fit(int64_t microbatch, const Time& time_of) {
+  const auto large = static_cast<double>(microbatch);
+  const double small = std::max(1.0, std::floor(large / 4));
+  const double large_s = time_of(large).total();
+  if (large <= small) {
+    const double launch_s = time_of(large).launch_s;
+    return {launch_s, (large_s - launch_s) / large};
+  }
+  const double sequence_s = (large_s - time_of(small).total()) / (large - small);
+  return {large_s - large * sequence_s, sequence_s};
+}
+
+DeviceProfile catalogue_profile(const FleetDevice& device,
+                                const JobConfig& job,
+                                const chips::Chip* chip,
+                                double slowdown) {
+  const DeviceRates rates = rates_of(device, job, chip);
+  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const auto timed = [&](auto&& operators) {
+    return fit(job.train.microbatch_sequences,
+               [&](double sequences) { return operators(sizes, rates, sequences); })
+        .times(slowdown);
+  };
+  DeviceProfile profile;
+  profile.device = device.device;
+  profile.dtype = dtype_of(job, chip);
+  profile.block_forward = timed(block_forward_time);
+  profile.block_backward = timed(block_backward_time);
+  profile.embedding = timed(embedding_time);
+  profile.head = timed(head_time);
+  const auto blocks = static_cast<double>(sizes.num_blocks);
   const auto parameters = static_cast<double>(job.model.num_parameters());
-  const auto layers = static_cast<double>(job.model.num_hidden_layers);
-  Roofline line;
-  // Backward does the products of forward twice: for the input's gradient and for the weight's.
-  line.sequence_compute_s =
-      3 * job.model.forward_flops_per_token(job.data.sequence_length) * tokens / flops;
-  // Each kept value is written once and read once going forward, and the same for its gradient with
-  // one more read of the value itself.
-  const double activation_bytes = 5 * kHalfBytes * tokens * layers * activation_values(job.model);
-  line.sequence_memory_s = activation_bytes / bytes_per_second;
-  // Weights are read forward and backward, their gradients written, read, and added up in f32.
-  line.microbatch_memory_s = (4 * kHalfBytes + 8) * parameters / bytes_per_second;
-  line.microbatch_launch_s = (kOperatorsPerLayer * layers + kOperatorsBeside) * launch_s;
-  line.step_s = kOptimizerBytes * parameters / bytes_per_second + kOperatorsPerStep * launch_s;
-  return line;
+  profile.update_s = slowdown * update_time(rates, 0, blocks).total();
+  profile.update_parameter_s =
+      (slowdown * update_time(rates, parameters, blocks).total() - profile.update_s) / parameters;
+  return profile;
 }
 
 }  // namespace
 
-double activation_values(const model::ModelConfig& model) {
-  const auto hidden = static_cast<double>(model.hidden_size);
-  const auto feed_forward = static_cast<double>(model.intermediate_size);
-  const auto queries = static_cast<double>(model.num_attention_heads * model.head_dim);
-  const auto keys = static_cast<double>(model.num_key_value_heads * model.head_dim);
-  // Block input, both norms' results, the sum between, attention's and the block's output: 6 D.
-  // Queries: projected, normed, rotated, attended; keys and values: projected, then normed and
-  // rotated keys. Gate, up and their product: 3 F. Attention keeps no probabilities.
-  return 6 * hidden + 4 * queries + 4 * keys + 3 * feed_forward;
-}
-
-Roofline chip_roofline(const chips::Chip& chip, const JobConfig& job) {
-  return roofline(job, chip.training_gemm_tflops() * 1e12, chip.memory_gb_s * 1e9, kLaunchS);
-}
-
-Roofline processor_roofline(const JobConfig& job, double num_cores) {
-  // A processor queues nothing: starting an operator is a function call of about a microsecond.
-  constexpr double kCallS = 1e-6;
-  return roofline(job, kCoreFlops * num_cores, kCoreBytesPerSecond * num_cores, kCallS);
-}
+double value_bytes(const std::string& dtype) { return dtype == "f32" ? 4 : 2; }
 
 const chips::Chip* find_chip(const FleetDevice& device, const chips::Catalogue& catalogue) {
   return device.chip.empty() ? nullptr : &catalogue.find(device.chip);
+}
+
+void refuse_wrong_dtype(const JobConfig& job,
+                        const FleetDevice& device,
+                        const chips::Catalogue& catalogue) {
+  const chips::Chip* chip = find_chip(device, catalogue);
+  if (job.train.dtype != "bf16" || chip == nullptr || chip->has_bf16) return;
+  fail_usage("{} has no bf16: set train.dtype = \"auto\" (is \"bf16\")", device.device);
 }
 
 DeviceProfile profile_device(const FleetDevice& device,
@@ -82,29 +111,29 @@ DeviceProfile profile_device(const FleetDevice& device,
                              const FleetConfig& fleet,
                              const chips::Catalogue& catalogue,
                              const Probe* probe) {
+  refuse_wrong_dtype(job, device, catalogue);
+  const chips::Chip* chip = find_chip(device, catalogue);
+  const double slowdown = is_emulated(device.device) ? fleet.emulation_slowdown : 1.0;
+  DeviceProfile profile;
   if (probe != nullptr) {
     const auto found = probe->devices.find(device.device);
-    if (found != probe->devices.end()) return found->second;
-    fail_usage("the probe has no figures for {}; run `pelago probe` again", device.device);
-  }
-  const chips::Chip* chip = find_chip(device, catalogue);
-  if (chip == nullptr && device.device != "cpu") {
+    if (found == probe->devices.end()) {
+      fail_usage("the probe has no figures for {}; run `pelago probe` again", device.device);
+    }
+    profile = found->second;
+    if (profile.dtype.empty()) profile.dtype = dtype_of(job, chip);
+  } else if (chip == nullptr && device.device != "cpu") {
     fail_usage(
         "the pace of {} is not known: run `pelago probe`, or name its kind in fleet.toml, as "
         "in chip = \"{}\"",
         device.device,
         catalogue.chips().front().id);
+  } else {
+    profile = catalogue_profile(device, job, chip, slowdown);
   }
-  const Roofline line =
-      chip != nullptr
-          ? chip_roofline(*chip, job)
-          : processor_roofline(job, static_cast<double>(std::max<size_t>(device.cores.size(), 1)));
-  const double slowdown = is_emulated(device.device) ? fleet.emulation_slowdown : 1.0;
-  DeviceProfile profile;
-  profile.device = device.device;
-  profile.sequence_s = (line.sequence_compute_s + line.sequence_memory_s) * slowdown;
-  profile.microbatch_s = (line.microbatch_memory_s + line.microbatch_launch_s) * slowdown;
-  profile.step_s = line.step_s * slowdown;
+  const LinkRates links = link_rates(chip);
+  if (profile.host_byte_s == 0) profile.host_byte_s = slowdown / links.host_bytes_s;
+  if (profile.group_byte_s == 0) profile.group_byte_s = slowdown / links.group_bytes_s;
   return profile;
 }
 
@@ -124,32 +153,22 @@ double device_memory_bytes(const FleetDevice& device,
   return device.device == "cpu" ? host_memory_bytes() : 0;
 }
 
-double training_memory_bytes(const model::ModelConfig& model,
-                             int64_t sequence_length,
-                             int64_t microbatch) {
-  const auto length = static_cast<double>(sequence_length);
-  const auto tokens = length * static_cast<double>(microbatch);
-  const auto parameters = static_cast<double>(model.num_parameters());
-  // bf16: weight 2, its gradient 2, f32 master 4, summed gradient 4, two moments 8. f32: weight and
-  // master are one (4), gradient 4, summed gradient 4, moments 8. Both are 20.
-  const double lasting_bytes = 20 * parameters;
-  const double activation_bytes =
-      kHalfBytes * tokens * static_cast<double>(model.num_hidden_layers) * activation_values(model);
-  // Backward of one layer's attention makes its probabilities and their gradient again, in f32,
-  // with one product between them.
-  const double attention_bytes =
-      3 * 4 * tokens * length * static_cast<double>(model.num_attention_heads);
-  // The head never holds all logits: a chunk of 512 tokens as four f32 values and a rounded one a
-  // logit; beside it the f32 gradient of the head, twice while it grows, and the hidden states with
-  // theirs.
-  const double head_bytes = 18 * std::min(tokens, 512.0) * static_cast<double>(model.vocab_size) +
-                            8 * static_cast<double>(model.vocab_size * model.hidden_size) +
-                            2 * kHalfBytes * tokens * static_cast<double>(model.hidden_size);
-  // When the optimizer runs, activations are gone; a chip without a fused AdamW then holds the
-  // scaled gradient and the denominator, or the gradient in f64 for its norm.
-  const double optimizer_bytes = 8 * parameters;
-  return lasting_bytes +
-         std::max(optimizer_bytes, activation_bytes + std::max(attention_bytes, head_bytes));
+std::string name_bound(const FleetDevice& device,
+                       const JobConfig& job,
+                       const chips::Catalogue& catalogue,
+                       int64_t microbatch) {
+  const chips::Chip* chip = find_chip(device, catalogue);
+  if (chip == nullptr) return "compute";
+  const DeviceRates rates = rates_of(device, job, chip);
+  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const auto sequences = static_cast<double>(microbatch);
+  const OperatorTime forward = block_forward_time(sizes, rates, sequences);
+  const OperatorTime backward = block_backward_time(sizes, rates, sequences);
+  const double compute_s = forward.compute_s + backward.compute_s;
+  const double memory_s = forward.memory_s + backward.memory_s;
+  const double launch_s = forward.launch_s + backward.launch_s;
+  if (launch_s > std::max(compute_s, memory_s)) return "launches";
+  return compute_s >= memory_s ? "compute" : "memory";
 }
 
 }  // namespace pelago::plan

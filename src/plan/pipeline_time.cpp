@@ -1,0 +1,168 @@
+#include "plan/pipeline_time.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace pelago::plan {
+
+namespace {
+
+/// Stage s goes forward with as many microbatches as there are stages behind it, then forward and
+/// backward in turn.
+struct Turns {
+  int64_t num_ahead = 0, num_microbatches = 0;
+  int64_t count() const { return 2 * num_microbatches; }
+  bool is_forward(int64_t turn) const {
+    if (turn < num_ahead) return true;
+    if (turn >= 2 * num_microbatches - num_ahead) return false;
+    return (turn - num_ahead) % 2 == 1;
+  }
+  int64_t microbatch(int64_t turn) const {
+    if (turn < num_ahead) return turn;
+    if (turn >= 2 * num_microbatches - num_ahead) return turn - num_microbatches;
+    const int64_t round = (turn - num_ahead) / 2;
+    return is_forward(turn) ? num_ahead + round : round;
+  }
+};
+
+/// Plays the stages against each other, each as far as what it needs has come, until all are done.
+class PipelinePlay {
+ public:
+  explicit PipelinePlay(const PipelineRun& run)
+      : run_(run),
+        num_stages_(run.stages.size()),
+        num_microbatches_(static_cast<int64_t>(run.sequences.size())),
+        at_(num_stages_) {
+    const std::vector<double> unknown(run.sequences.size(), -1);
+    hidden_s_.assign(num_stages_, unknown);
+    gradient_s_.assign(num_stages_, unknown);
+    time_.stages.resize(num_stages_);
+    for (size_t stage = 0; stage < num_stages_; ++stage) {
+      const auto behind = static_cast<int64_t>(num_stages_ - stage);
+      at_[stage].turns = {std::min(behind, num_microbatches_), num_microbatches_};
+      time_.stages[stage].in_flight_max = at_[stage].turns.num_ahead;
+    }
+  }
+
+  PipelineTime play() {
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (size_t stage = 0; stage < num_stages_; ++stage) {
+        while (take_turn(stage)) moved = true;
+      }
+    }
+    for (const PipelineTime::Stage& stage : time_.stages) {
+      time_.end_s = std::max(time_.end_s, stage.end_s);
+    }
+    return std::move(time_);
+  }
+
+ private:
+  struct Position {
+    Turns turns;
+    int64_t turn = 0;
+    double now_s = 0;
+    double copying_out_s = 0, copying_in_s = 0;  // until when
+  };
+
+  bool take_turn(size_t stage) {
+    Position& position = at_[stage];
+    if (position.turn == position.turns.count()) return false;
+    const bool is_forward = position.turns.is_forward(position.turn);
+    const auto idx = static_cast<size_t>(position.turns.microbatch(position.turn));
+    const bool needs_message = is_forward ? stage > 0 : stage + 1 < num_stages_;
+    const double arrival_s = (is_forward ? hidden_s_ : gradient_s_)[stage][idx];
+    if (needs_message && arrival_s < 0) return false;
+    const StageCosts& costs = run_.stages[stage];
+    const auto sequences = static_cast<double>(run_.sequences[idx]);
+    const double begin_s = needs_message ? std::max(position.now_s, arrival_s) : position.now_s;
+    const double work_s = (is_forward ? costs.forward : costs.backward).at(sequences);
+    position.now_s = begin_s + work_s;
+    position.turn += 1;
+    PipelineTime::Stage& stage_time = time_.stages[stage];
+    stage_time.busy_s += work_s;
+    stage_time.end_s = position.now_s;
+    if (!is_forward && idx + 1 == run_.sequences.size()) stage_time.last_backward_s = begin_s;
+    if (is_forward && stage + 1 < num_stages_) {
+      hidden_s_[stage + 1][idx] = deliver(stage, stage + 1, costs.message.at(sequences), sequences);
+    } else if (!is_forward && stage > 0) {
+      const double message_s = run_.stages[stage - 1].message.at(sequences);
+      gradient_s_[stage - 1][idx] = deliver(stage, stage - 1, message_s, sequences);
+    }
+    return true;
+  }
+
+  /// When what stage `from` has just made is on the device of stage `to`.
+  double deliver(size_t from, size_t to, double message_s, double sequences) {
+    Position& sender = at_[from];
+    Position& receiver = at_[to];
+    const double out_s = run_.stages[from].copy.at(sequences);
+    const double in_s = run_.stages[to].copy.at(sequences);
+    sender.copying_out_s = std::max(sender.copying_out_s, sender.now_s) + out_s;
+    receiver.copying_in_s =
+        std::max(receiver.copying_in_s, sender.copying_out_s + message_s) + in_s;
+    return receiver.copying_in_s;
+  }
+
+  const PipelineRun& run_;  // outlives the play
+  size_t num_stages_;
+  int64_t num_microbatches_;
+  std::vector<Position> at_;
+  std::vector<std::vector<double>> hidden_s_, gradient_s_;  // arrivals; below 0: not known yet
+  PipelineTime time_;
+};
+
+}  // namespace
+
+double PipelineTime::bubble() const {
+  double busy_s = 0;
+  for (const Stage& stage : stages) busy_s += stage.busy_s;
+  return end_s > 0 ? 1 - busy_s / (end_s * static_cast<double>(stages.size())) : 0;
+}
+
+PipelineTime simulate_pipeline(const PipelineRun& run) {
+  PELAGO_ASSERT(!run.stages.empty() && !run.sequences.empty(), "a pipeline has work to do");
+  return PipelinePlay(run).play();
+}
+
+SiteTime simulate_site(const SiteRun& run) {
+  SiteTime time;
+  std::vector<std::vector<double>> free_s;  // when a stage is done with its reductions
+  double computed_s = 0;
+  for (const PipelineRun& pipeline : run.pipelines) {
+    time.pipelines.push_back(simulate_pipeline(pipeline));
+    free_s.emplace_back(pipeline.stages.size(), 0.0);
+    computed_s = std::max(computed_s, time.pipelines.back().end_s);
+  }
+  time.reduced_s = computed_s;
+  for (const Reduction& reduction : run.reductions) {
+    double begin_s = 0;
+    for (const Reduction::Member& member : reduction.members) {
+      const PipelineTime::Stage& stage =
+          time.pipelines[member.pipeline_idx].stages[member.stage_idx];
+      const double ready_s =
+          stage.last_backward_s + member.ready_ratio * (stage.end_s - stage.last_backward_s);
+      begin_s = std::max({begin_s, ready_s, free_s[member.pipeline_idx][member.stage_idx]});
+    }
+    for (const Reduction::Member& member : reduction.members) {
+      free_s[member.pipeline_idx][member.stage_idx] = begin_s + reduction.seconds;
+    }
+    time.reduced_s = std::max(time.reduced_s, begin_s + reduction.seconds);
+  }
+  time.reduction_wait_s = time.reduced_s - computed_s;
+  double update_s = 0;
+  for (const PipelineRun& pipeline : run.pipelines) {
+    for (const StageCosts& stage : pipeline.stages) update_s = std::max(update_s, stage.update_s);
+  }
+  time.step_s = time.reduced_s + run.agree_s + update_s + run.gather_s;
+  return time;
+}
+
+std::vector<int64_t> cut_microbatches(int64_t sequences, int64_t microbatch) {
+  std::vector<int64_t> cuts(static_cast<size_t>(sequences / microbatch), microbatch);
+  if (sequences % microbatch > 0) cuts.push_back(sequences % microbatch);
+  return cuts;
+}
+
+}  // namespace pelago::plan

@@ -1,0 +1,138 @@
+#include "plan/planner/cost/operators.h"
+
+namespace pelago::plan {
+
+namespace {
+
+class Operators {
+ public:
+  explicit Operators(const DeviceRates& rates) : rates_(rates) {}
+
+  /// [rows,inner] x [inner,columns].
+  void product(double rows, double inner, double columns) {
+    const double values = rows * inner + inner * columns + rows * columns;
+    add(2 * rows * inner * columns, rates_.value_bytes * values);
+  }
+  /// The two products of going back through one.
+  void product_backward(double rows, double inner, double columns) {
+    product(rows, columns, inner);
+    product(columns, rows, inner);
+  }
+  /// Reads and writes so many values of the training dtype.
+  void pass(double values) { add(0, rates_.value_bytes * values); }
+  /// The same in bytes.
+  void pass_bytes(double bytes) { add(0, bytes); }
+
+  void add(double flops, double bytes) {
+    const double compute_s = flops / rates_.flop_s;
+    const double memory_s = bytes / rates_.bytes_s;
+    (compute_s >= memory_s ? time_.compute_s : time_.memory_s) +=
+        compute_s >= memory_s ? compute_s : memory_s;
+    time_.launch_s += rates_.launch_s;
+  }
+  OperatorTime time() const { return time_; }
+
+ private:
+  DeviceRates rates_;
+  OperatorTime time_;
+};
+
+/// Two products over the pairs of query and earlier key.
+double attention_flops(const ModelSizes& sizes, double sequences) {
+  return 4 * sequences * sizes.tokens * (sizes.tokens + 1) / 2 * sizes.query;
+}
+
+double num_leaves(const ModelSizes& sizes) {
+  return 6 + (sizes.has_qk_norm ? 2 : 0) + (sizes.has_bias ? 1 : 0);
+}
+
+}  // namespace
+
+OperatorTime block_forward_time(const ModelSizes& sizes,
+                                const DeviceRates& rates,
+                                double sequences) {
+  const double rows = sequences * sizes.tokens;
+  const double projected = sizes.query + 2 * sizes.key;
+  Operators operators(rates);
+  operators.pass(4 * rows * sizes.hidden);
+  operators.product(rows, sizes.hidden, projected);
+  for (const double heads : {sizes.query, sizes.key}) {
+    if (sizes.has_qk_norm) operators.pass(2 * rows * heads);
+    operators.pass(2 * rows * heads);
+  }
+  operators.add(attention_flops(sizes, sequences),
+                rates.value_bytes * rows * (2 * sizes.query + 2 * sizes.key));
+  operators.product(rows, sizes.query, sizes.hidden);
+  operators.pass(4 * rows * sizes.hidden);
+  operators.product(rows, sizes.hidden, 2 * sizes.feed_forward);
+  operators.pass(3 * rows * sizes.feed_forward);
+  operators.product(rows, sizes.feed_forward, sizes.hidden);
+  return operators.time();
+}
+
+OperatorTime block_backward_time(const ModelSizes& sizes,
+                                 const DeviceRates& rates,
+                                 double sequences) {
+  const double rows = sequences * sizes.tokens;
+  const double projected = sizes.query + 2 * sizes.key;
+  Operators operators(rates);
+  operators.product_backward(rows, sizes.feed_forward, sizes.hidden);
+  operators.pass(5 * rows * sizes.feed_forward);
+  operators.product_backward(rows, sizes.hidden, 2 * sizes.feed_forward);
+  operators.pass(4 * rows * sizes.hidden);
+  operators.product_backward(rows, sizes.query, sizes.hidden);
+  operators.add(2.5 * attention_flops(sizes, sequences),
+                rates.value_bytes * rows * 4 * (sizes.query + sizes.key));
+  for (const double heads : {sizes.query, sizes.key}) {
+    operators.pass(2 * rows * heads);
+    if (sizes.has_qk_norm) operators.pass(3 * rows * heads);
+  }
+  operators.pass(2 * rows * projected);  // the gradients of q, k and v side by side
+  operators.product_backward(rows, sizes.hidden, projected);
+  operators.pass(4 * rows * sizes.hidden);
+  const double leaves = num_leaves(sizes);
+  const double added_bytes = (rates.value_bytes + 8) * block_values(sizes, 1);
+  for (double leaf = 0; leaf < leaves; ++leaf) operators.pass_bytes(added_bytes / leaves);
+  return operators.time();
+}
+
+OperatorTime embedding_time(const ModelSizes& sizes, const DeviceRates& rates, double sequences) {
+  const double values = sequences * sizes.tokens * sizes.hidden;
+  Operators operators(rates);
+  operators.pass_bytes(8 * sequences * sizes.tokens);  // the ids come from the host
+  operators.pass(2 * values);
+  operators.pass_bytes((rates.value_bytes + 4) * values);
+  operators.pass_bytes(12 * values);  // rows read and written where they belong
+  return operators.time();
+}
+
+OperatorTime head_time(const ModelSizes& sizes, const DeviceRates& rates, double sequences) {
+  const double rows = sequences * sizes.tokens;
+  const double values = rows * sizes.hidden;
+  const double table = sizes.vocab * sizes.hidden;
+  Operators operators(rates);
+  operators.pass_bytes(8 * rows);
+  operators.pass(4 * values);
+  // Logits, and both gradients in the same pass; the logits themselves never leave the chip.
+  operators.add(3 * 2 * values * sizes.vocab, rates.value_bytes * 2 * (values + table));
+  operators.pass(2 * (values));
+  operators.pass(2 * table);
+  operators.pass(4 * values);
+  operators.pass_bytes((rates.value_bytes + 8) * table);
+  operators.pass_bytes((rates.value_bytes + 8) * sizes.hidden);
+  return operators.time();
+}
+
+OperatorTime update_time(const DeviceRates& rates, double values, double num_blocks) {
+  // Reads f32 master, gradient and both moments (16 bytes), the gradient once more for its norm
+  // (4), writes master, moments (12), the weight (2) and zeros for the next step's sums (4).
+  constexpr double kBytes = 38;
+  constexpr double kRunsOfABlock = 4;  // of parameters that decay, and of others
+  Operators operators(rates);
+  operators.pass_bytes(kBytes * values);
+  OperatorTime time = operators.time();
+  time.launch_s += (kRunsOfABlock * num_blocks + 6) * rates.launch_s;
+  return time;
+}
+
+}  // namespace pelago::plan

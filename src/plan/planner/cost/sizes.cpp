@@ -1,0 +1,49 @@
+#include "plan/planner/cost/sizes.h"
+
+#include <cmath>
+
+namespace pelago::plan {
+
+ModelSizes sizes_of(const model::ModelConfig& config, int64_t sequence_length) {
+  ModelSizes sizes;
+  sizes.hidden = static_cast<double>(config.hidden_size);
+  sizes.feed_forward = static_cast<double>(config.intermediate_size);
+  sizes.vocab = static_cast<double>(config.vocab_size);
+  sizes.query = static_cast<double>(config.num_attention_heads * config.head_dim);
+  sizes.key = static_cast<double>(config.num_key_value_heads * config.head_dim);
+  sizes.query_heads = static_cast<double>(config.num_attention_heads);
+  sizes.key_heads = static_cast<double>(config.num_key_value_heads);
+  sizes.tokens = static_cast<double>(sequence_length);
+  sizes.is_tied = config.tie_word_embeddings;
+  sizes.has_qk_norm = config.qk_norm;
+  sizes.has_bias = config.attention_bias;
+  sizes.num_blocks = config.num_hidden_layers;
+  return sizes;
+}
+
+double block_values(const ModelSizes& sizes, double width) {
+  const double projected = sizes.query + 2 * sizes.key;
+  const double cut = sizes.hidden * (projected + sizes.query + 3 * sizes.feed_forward) +
+                     (sizes.has_bias ? projected : 0);
+  const double head_dim = sizes.query / sizes.query_heads;
+  return cut / width + 2 * sizes.hidden + (sizes.has_qk_norm ? 2 * head_dim : 0);
+}
+
+double held_values(const ModelSizes& sizes, const StageShape& shape) {
+  const double table = sizes.vocab * sizes.hidden;
+  double values =
+      static_cast<double>(shape.num_blocks) * block_values(sizes, static_cast<double>(shape.width));
+  if (shape.has_embedding || (shape.has_head && sizes.is_tied)) values += table;
+  if (shape.has_head) values += sizes.hidden + (sizes.is_tied ? 0 : table);
+  return values;
+}
+
+bool can_be_cut(const ModelSizes& sizes, int64_t width) {
+  const auto divides = [&](double value) {
+    return std::fmod(value, static_cast<double>(width)) == 0;
+  };
+  return divides(sizes.query_heads) && divides(sizes.key_heads) && divides(sizes.feed_forward) &&
+         divides(sizes.tokens);
+}
+
+}  // namespace pelago::plan

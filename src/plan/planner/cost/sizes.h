@@ -1,0 +1,39 @@
+// The few numbers of a model that every estimate of time and memory is made of, and what one stage
+// of a pipeline holds of it.
+#pragma once
+
+#include <cstdint>
+
+#include "model/config.h"
+
+namespace pelago::plan {
+
+struct ModelSizes {
+  double hidden = 0, feed_forward = 0, vocab = 0;
+  double query = 0, key = 0;  // values of all heads, a token
+  double query_heads = 0, key_heads = 0;
+  double tokens = 0;  // of a sequence
+  bool is_tied = true;
+  bool has_qk_norm = true;
+  bool has_bias = false;
+  int64_t num_blocks = 0;
+};
+ModelSizes sizes_of(const model::ModelConfig& config, int64_t sequence_length);
+
+/// What one rank holds: a run of blocks, cut over `width` ranks.
+struct StageShape {
+  int64_t num_blocks = 0;
+  int64_t width = 1;
+  bool has_embedding = false;
+  bool has_head = false;
+  bool recompute = false;
+};
+
+/// Values of one block on one of `width` ranks: matrices are cut, norms are not.
+double block_values(const ModelSizes& sizes, double width);
+/// Values that a rank holds. A tied embedding is held at both ends of the model.
+double held_values(const ModelSizes& sizes, const StageShape& shape);
+/// True if heads, feed-forward width and sequence length can be cut over so many ranks.
+bool can_be_cut(const ModelSizes& sizes, int64_t width);
+
+}  // namespace pelago::plan

@@ -1,0 +1,153 @@
+// A plan that was edited, or made for another job or fleet, is refused before anything starts.
+#include <algorithm>
+
+#include "base/error.h"
+#include "plan/planner/cost/profile.h"
+#include "plan/planner/planner.h"
+
+namespace pelago::plan {
+
+namespace {
+
+constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+
+template <typename T>
+void must_equal(const std::string& name,
+                const char* field,
+                const T& in_plan,
+                const char* other_field,
+                const T& in_other) {
+  if (in_plan == in_other) return;
+  fail_usage("{}: {} = {}, but {} = {}: make the plan again, or give the job it was made for",
+             name,
+             field,
+             in_plan,
+             other_field,
+             in_other);
+}
+
+void check_devices(const SitePlan& site, const FleetSite& fleet_site, const std::string& where) {
+  for (size_t rank = 0; rank < site.devices.size(); ++rank) {
+    const std::string& device = site.devices[rank].device;
+    if (rank >= fleet_site.devices.size()) {
+      fail_usage("{}: devices[{}] = {}: the fleet has only {} devices in this site",
+                 where,
+                 rank,
+                 device,
+                 fleet_site.devices.size());
+    }
+    if (device != fleet_site.devices[rank].device) {
+      fail_usage("{}: devices[{}] = {}, but the fleet has {} there",
+                 where,
+                 rank,
+                 device,
+                 fleet_site.devices[rank].device);
+    }
+    if (site.devices[rank].node != fleet_site.devices[rank].node) {
+      fail_usage("{}: devices[{}]: node = \"{}\", but the fleet has it in node \"{}\"",
+                 where,
+                 rank,
+                 site.devices[rank].node,
+                 fleet_site.devices[rank].node);
+    }
+  }
+  if (site.devices.size() < fleet_site.devices.size()) {
+    fail_usage("{}: has {} devices, the fleet has {}: the plan leaves out {}",
+               where,
+               site.devices.size(),
+               fleet_site.devices.size(),
+               fleet_site.devices[site.devices.size()].device);
+  }
+}
+
+void check_stages(const SitePlan& site, const ModelSizes& sizes, const std::string& where) {
+  for (size_t i = 0; i < site.pipelines.size(); ++i) {
+    for (size_t s = 0; s < site.pipelines[i].stages.size(); ++s) {
+      const auto width = static_cast<int64_t>(site.pipelines[i].stages[s].ranks.size());
+      if (can_be_cut(sizes, width)) continue;
+      fail_usage(
+          "{}.pipelines[{}].stages[{}]: {} ranks do not divide the model's heads, feed-forward "
+          "width and sequence length",
+          where,
+          i,
+          s,
+          width);
+    }
+  }
+}
+
+void check_memory(const PlannedSite& planned, const SitePlan& site, const std::string& where) {
+  for (size_t i = 0; i < planned.layout.pipelines.size(); ++i) {
+    const std::vector<StageChoice>& stages = planned.layout.pipelines[i].shape.stages;
+    for (size_t s = 0; s < stages.size(); ++s) {
+      const Kind& kind = planned.problem.kinds[stages[s].kind_idx];
+      const double needed = memory_of_stage(planned.problem,
+                                            stages,
+                                            s,
+                                            site.pipelines[i].microbatch,
+                                            site.pipelines[i].num_microbatches(),
+                                            optimizer_share(planned.layout))
+                                .total();
+      if (kind.memory_bytes <= 0 || needed <= kind.memory_bytes) continue;
+      fail_usage(
+          "{}.pipelines[{}].stages[{}]: needs {:.2f} GiB on each rank, {} has {:.2f}: give it "
+          "fewer blocks, a smaller microbatch, or recompute = true",
+          where,
+          i,
+          s,
+          needed / kGib,
+          kind.device,
+          kind.memory_bytes / kGib);
+    }
+  }
+}
+
+}  // namespace
+
+void check_plan_fits(const Plan& plan,
+                     const JobConfig& job,
+                     const FleetConfig& fleet,
+                     const chips::Catalogue& catalogue,
+                     const std::string& name) {
+  must_equal(name, "num_blocks", plan.num_blocks, "num_hidden_layers", job.model.num_hidden_layers);
+  must_equal(
+      name, "num_parameters", plan.num_parameters, "the model's", job.model.num_parameters());
+  must_equal(name,
+             "sequence_length",
+             plan.sequence_length,
+             "data.sequence_length",
+             job.data.sequence_length);
+  must_equal(name, "number of sites", plan.sites.size(), "the fleet's", fleet.sites.size());
+  must_equal(name,
+             "emulation_slowdown",
+             plan.emulation_slowdown,
+             "emulation.slowdown",
+             fleet.emulation_slowdown);
+  const ModelSizes sizes = sizes_of(job.model, plan.sequence_length);
+  for (size_t i = 0; i < plan.sites.size(); ++i) {
+    const SitePlan& site = plan.sites[i];
+    const FleetSite& fleet_site = fleet.sites[i];
+    const std::string where = fmt::format("{}: sites[{}]", name, i);
+    must_equal(where, "name", site.name, "the fleet's site", fleet_site.name);
+    check_devices(site, fleet_site, where);
+    check_stages(site, sizes, where);
+    PlannedSite planned;
+    std::vector<SiteDevice> devices;
+    for (const FleetDevice& device : fleet_site.devices) {
+      refuse_wrong_dtype(job, device, catalogue);
+      const auto found = plan.profiles.find(profile_name(device.device, device.cores.size()));
+      if (found == plan.profiles.end()) {
+        fail_usage("{}: profiles has none of {}", name, device.device);
+      }
+      devices.push_back({device.device,
+                         device.node,
+                         found->second,
+                         device_memory_bytes(device, fleet, catalogue)});
+    }
+    planned.problem = make_problem(devices, sizes, job.train, site.batch_sequences);
+    planned.layout = *keep_layout(planned.problem, site);
+    check_memory(planned, site, where);
+  }
+}
+
+}  // namespace pelago::plan

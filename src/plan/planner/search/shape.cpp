@@ -1,0 +1,254 @@
+#include "plan/planner/search/shape.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "plan/planner/cost/links.h"
+#include "plan/planner/cost/profile.h"
+#include "plan/planner/search/split.h"
+
+namespace pelago::plan {
+
+namespace {
+
+// What the memory model may be wrong by, and an allocator loses between its blocks.
+constexpr double kMemoryShare = 0.97;
+
+/// A rank gives and gets its part of [N,D] four times a pass: in front of each half of a block the
+/// ranks' tokens are gathered, behind it their sums are scattered.
+LinearCost tensor_traffic(const SiteProblem& problem, const Kind& kind, int64_t width) {
+  if (width == 1) return {};
+  constexpr double kTimes = 4;
+  const double others = static_cast<double>(width - 1);
+  const double bytes = value_bytes(kind.profile.dtype) * problem.sizes.tokens *
+                       problem.sizes.hidden * others / static_cast<double>(width);
+  const TransportRates transport = transport_rates(kind.is_on_this_machine);
+  return {.fixed_s = kTimes * others * transport.message_s,
+          .sequence_s = kTimes * bytes * kind.profile.group_byte_s};
+}
+
+/// Of a cost whose arithmetic is cut over the ranks, but whose starts of operators are not.
+LinearCost cut(const LinearCost& cost, int64_t width) {
+  return {cost.fixed_s, cost.sequence_s / static_cast<double>(width)};
+}
+
+struct BlockCosts {
+  LinearCost forward, backward;
+};
+BlockCosts block_costs(const SiteProblem& problem, const Kind& kind, int64_t width) {
+  const LinearCost traffic = tensor_traffic(problem, kind, width);
+  BlockCosts costs{cut(kind.profile.block_forward, width), cut(kind.profile.block_backward, width)};
+  costs.forward += traffic;
+  costs.backward += traffic;
+  return costs;
+}
+
+/// Of one pipeline, if it had the whole batch.
+int64_t most_microbatches(const SiteProblem& problem, int64_t microbatch) {
+  return std::max<int64_t>((problem.batch + microbatch - 1) / microbatch, 1);
+}
+
+StageLimits limits_of(const SiteProblem& problem,
+                      std::vector<StageChoice>& stages,
+                      size_t stage_idx,
+                      int64_t microbatch,
+                      double optimizer_share) {
+  StageChoice& stage = stages[stage_idx];
+  const Kind& kind = problem.kinds[stage.kind_idx];
+  const auto sequences = static_cast<double>(microbatch);
+  const BlockCosts block = block_costs(problem, kind, stage.shape.width);
+  StageLimits limits;
+  limits.block_s = block.forward.at(sequences) + block.backward.at(sequences);
+  limits.recomputed_block_s = limits.block_s + block.forward.at(sequences);
+  if (stage.shape.has_embedding) {
+    limits.fixed_s += cut(kind.profile.embedding, stage.shape.width).at(sequences);
+  }
+  if (stage.shape.has_head) {
+    limits.fixed_s += cut(kind.profile.head, stage.shape.width).at(sequences);
+  }
+  const auto most_blocks = [&](bool recompute) {
+    stage.shape.recompute = recompute;
+    int64_t enough = 0;
+    for (int64_t beyond = problem.sizes.num_blocks + 1; beyond - enough > 1;) {
+      stage.shape.num_blocks = enough + (beyond - enough) / 2;
+      const double needed = memory_of_stage(problem,
+                                            stages,
+                                            stage_idx,
+                                            microbatch,
+                                            most_microbatches(problem, microbatch),
+                                            optimizer_share)
+                                .total();
+      const bool fits = kind.memory_bytes <= 0 || needed <= kMemoryShare * kind.memory_bytes;
+      (fits ? enough : beyond) = stage.shape.num_blocks;
+    }
+    return enough;
+  };
+  if (problem.train.recompute != "always") limits.blocks_max = most_blocks(false);
+  if (problem.train.recompute != "never") limits.recomputed_blocks_max = most_blocks(true);
+  return limits;
+}
+
+std::vector<StageChoice> empty_stages(const Composition& composition, const ShapeOptions& options) {
+  std::vector<StageChoice> stages;
+  for (size_t kind_idx = 0; kind_idx < composition.size(); ++kind_idx) {
+    for (int64_t i = 0; i < composition[kind_idx]; ++i) {
+      stages.push_back({kind_idx, {.width = options.widths[kind_idx]}});
+    }
+  }
+  stages.front().shape.has_embedding = true;
+  stages.back().shape.has_head = true;
+  return stages;
+}
+
+}  // namespace
+
+int64_t num_stages(const Composition& composition) {
+  return std::accumulate(composition.begin(), composition.end(), int64_t{0});
+}
+
+StageCosts stage_costs(const SiteProblem& problem,
+                       const StageChoice& stage,
+                       const StageChoice* behind,
+                       double optimizer_share) {
+  const Kind& kind = problem.kinds[stage.kind_idx];
+  const DeviceProfile& profile = kind.profile;
+  const auto num_blocks = static_cast<double>(stage.shape.num_blocks);
+  const BlockCosts block = block_costs(problem, kind, stage.shape.width);
+  StageCosts costs;
+  costs.forward = block.forward.times(num_blocks);
+  costs.backward = block.backward.times(num_blocks);
+  if (stage.shape.recompute) costs.backward += costs.forward;
+  if (stage.shape.has_embedding) costs.backward += cut(profile.embedding, stage.shape.width);
+  // The head's gradients are made with its loss; its stage goes backward at once anyway.
+  if (stage.shape.has_head) costs.forward += cut(profile.head, stage.shape.width);
+  costs.update_s = profile.update_s + profile.update_parameter_s * optimizer_share *
+                                          held_values(problem.sizes, stage.shape);
+  const bool is_alone = stage.shape.has_embedding && stage.shape.has_head;
+  if (is_alone) return costs;
+  const double hidden_bytes = problem.sizes.tokens * problem.sizes.hidden *
+                              value_bytes(profile.dtype) / static_cast<double>(stage.shape.width);
+  costs.copy.sequence_s = hidden_bytes * profile.host_byte_s;
+  if (behind == nullptr) return costs;
+  const bool is_near =
+      kind.is_on_this_machine && problem.kinds[behind->kind_idx].is_on_this_machine;
+  const TransportRates transport = transport_rates(is_near);
+  costs.message = {transport.message_s, hidden_bytes * transport.byte_s};
+  return costs;
+}
+
+MemoryPlan memory_of_stage(const SiteProblem& problem,
+                           const std::vector<StageChoice>& stages,
+                           size_t stage_idx,
+                           int64_t microbatch,
+                           int64_t num_microbatches,
+                           double optimizer_share) {
+  const StageChoice& stage = stages[stage_idx];
+  const Kind& kind = problem.kinds[stage.kind_idx];
+  const auto behind = static_cast<int64_t>(stages.size() - stage_idx);
+  const StageLoad load{.microbatch = microbatch,
+                       .in_flight = std::min(behind, num_microbatches),
+                       .optimizer_share = optimizer_share,
+                       .value_bytes = value_bytes(kind.profile.dtype),
+                       .is_half = kind.profile.dtype == "fp16",
+                       .is_alone = stages.size() == 1,
+                       .has_fused_kernels = kind.is_on_this_machine};
+  return stage_memory(problem.sizes, stage.shape, load);
+}
+
+PipelineShape finish_shape(const SiteProblem& problem,
+                           std::vector<StageChoice> stages,
+                           int64_t microbatch,
+                           double optimizer_share) {
+  PipelineShape shape;
+  shape.stages = std::move(stages);
+  double update_s = 0;
+  for (size_t i = 0; i < shape.stages.size(); ++i) {
+    const StageChoice* behind = i + 1 < shape.stages.size() ? &shape.stages[i + 1] : nullptr;
+    shape.costs.push_back(stage_costs(problem, shape.stages[i], behind, optimizer_share));
+    update_s = std::max(update_s, shape.costs.back().update_s);
+  }
+  shape.pace = pace_of(shape.costs, microbatch, update_s);
+  return shape;
+}
+
+bool fits(const SiteProblem& problem,
+          const std::vector<StageChoice>& stages,
+          int64_t microbatch,
+          double optimizer_share) {
+  for (size_t i = 0; i < stages.size(); ++i) {
+    const double has = problem.kinds[stages[i].kind_idx].memory_bytes;
+    if (has <= 0) continue;
+    const double needed =
+        memory_of_stage(
+            problem, stages, i, microbatch, most_microbatches(problem, microbatch), optimizer_share)
+            .total();
+    if (needed > kMemoryShare * has) return false;
+  }
+  return true;
+}
+
+std::optional<PipelineShape> make_shape(const SiteProblem& problem,
+                                        const Composition& composition,
+                                        const ShapeOptions& options,
+                                        int64_t microbatch) {
+  std::vector<StageChoice> stages = empty_stages(composition, options);
+  std::vector<StageLimits> limits;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    limits.push_back(limits_of(problem, stages, i, microbatch, options.optimizer_share));
+    if (limits.back().most() == 0) return std::nullopt;
+  }
+  const auto blocks = split_blocks(limits, problem.sizes.num_blocks);
+  if (!blocks) return std::nullopt;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    StageShape& stage = stages[i].shape;
+    stage.num_blocks = (*blocks)[i];
+    stage.recompute = stage.num_blocks > limits[i].blocks_max;
+  }
+  return finish_shape(problem, std::move(stages), microbatch, options.optimizer_share);
+}
+
+ShapeBook::ShapeBook(const SiteProblem& problem, ShapeOptions options)
+    : problem_(&problem), options_(std::move(options)) {}
+
+const std::vector<PipelineShape>& ShapeBook::shapes(const Composition& composition) {
+  const auto [found, is_new] = known_.try_emplace(composition);
+  if (!is_new) return found->second;
+  std::vector<PipelineShape>& shapes = found->second;
+  const auto make = [&](int64_t microbatch) {
+    return make_shape(*problem_, composition, options_, microbatch);
+  };
+  // What fits with some microbatch fits with every smaller one.
+  std::optional<PipelineShape> largest;
+  int64_t fits = 0;
+  for (int64_t too_many = problem_->train.microbatch_sequences + 1, next = too_many - 1; next > 0;
+       next = fits + (too_many - fits) / 2) {
+    if (next == fits) break;
+    auto shape = make(next);
+    if (shape) {
+      fits = next;
+      largest = std::move(shape);
+    } else {
+      too_many = next;
+    }
+  }
+  if (!largest) return shapes;
+  shapes.push_back(std::move(*largest));
+  for (int64_t microbatch = fits / 2; microbatch >= 1; microbatch /= 2) {
+    if (auto shape = make(microbatch)) shapes.push_back(std::move(*shape));
+  }
+  return shapes;
+}
+
+const PipelineShape& fastest_for(const std::vector<PipelineShape>& shapes, int64_t sequences) {
+  // The first has the largest microbatches, which suit any share; another must be worth it.
+  constexpr double kWorthIt = 1 - 1e-3;
+  const PipelineShape* fastest = &shapes.front();
+  for (const PipelineShape& shape : shapes) {
+    if (shape.pace.time_s(sequences) < kWorthIt * fastest->pace.time_s(sequences)) {
+      fastest = &shape;
+    }
+  }
+  return *fastest;
+}
+
+}  // namespace pelago::plan

@@ -1,0 +1,90 @@
+// A pipeline of given devices: how its blocks are cut, which stages recompute, and its pace.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "plan/pipeline_time.h"
+#include "plan/planner/cost/memory.h"
+#include "plan/planner/problem.h"
+#include "plan/planner/search/pace.h"
+
+namespace pelago::plan {
+
+/// How many stages of each kind a pipeline has, in the order of SiteProblem::kinds, which is the
+/// order of the stages too: like chips side by side.
+using Composition = std::vector<int64_t>;
+int64_t num_stages(const Composition& composition);
+
+struct StageChoice {
+  size_t kind_idx = 0;
+  StageShape shape;
+};
+
+struct PipelineShape {
+  std::vector<StageChoice> stages;
+  std::vector<StageCosts> costs;
+  Pace pace;  // for shares in microbatches of at most pace.microbatch_max
+};
+
+/// What all pipelines of a site have alike.
+struct ShapeOptions {
+  std::vector<int64_t> widths;  // devices a stage, by kind
+  double optimizer_share = 1;   // 1 / R if R pipelines slice it
+};
+
+/// What a stage costs.
+StageCosts stage_costs(const SiteProblem& problem,
+                       const StageChoice& stage,
+                       const StageChoice* behind,
+                       double optimizer_share);
+
+/// Memory of one rank of stage stage_idx when so many sequences go at once and so many microbatches
+/// come at all.
+MemoryPlan memory_of_stage(const SiteProblem& problem,
+                           const std::vector<StageChoice>& stages,
+                           size_t stage_idx,
+                           int64_t microbatch,
+                           int64_t num_microbatches,
+                           double optimizer_share);
+
+/// Costs and pace of stages whose blocks are given.
+PipelineShape finish_shape(const SiteProblem& problem,
+                           std::vector<StageChoice> stages,
+                           int64_t microbatch,
+                           double optimizer_share);
+/// Every stage has room for its blocks.
+bool fits(const SiteProblem& problem,
+          const std::vector<StageChoice>& stages,
+          int64_t microbatch,
+          double optimizer_share);
+
+/// The best cut for microbatches of at most this many sequences; none if it does not fit.
+std::optional<PipelineShape> make_shape(const SiteProblem& problem,
+                                        const Composition& composition,
+                                        const ShapeOptions& options,
+                                        int64_t microbatch);
+
+/// Shapes of one composition for small and large microbatches: small ones leave room for more
+/// blocks and make shorter bubbles, large ones start fewer operators. Remembers what was asked.
+class ShapeBook {
+ public:
+  /// problem outlives the book.
+  ShapeBook(const SiteProblem& problem, ShapeOptions options);
+  /// Empty if it does not fit. The reference lives as long as the book.
+  const std::vector<PipelineShape>& shapes(const Composition& composition);
+  const SiteProblem& problem() const { return *problem_; }
+  const ShapeOptions& options() const { return options_; }
+
+ private:
+  const SiteProblem* problem_;
+  ShapeOptions options_;
+  std::map<Composition, std::vector<PipelineShape>> known_;
+};
+
+/// The shape that is fastest for a share.
+const PipelineShape& fastest_for(const std::vector<PipelineShape>& shapes, int64_t sequences);
+
+}  // namespace pelago::plan
