@@ -74,6 +74,7 @@ int run(int argc, char** argv) {
   add_generate(app, globals);
   add_export(app, globals);
   add_certs(app, globals);
+  add_verify(app, globals);
   add_children(app, globals);
   app.parse_complete_callback([&globals] {
     init_log(globals.verbose ? LogLevel::kDebug

@@ -10,13 +10,14 @@
 #include "cli/commands/commands.h"
 #include "cli/many_sites.h"
 #include "cli/terminal.h"
+#include "plan/fleet.h"
 
 namespace pelago::cli {
 
 namespace {
 
 struct DoctorArguments {
-  std::string dir = ".", certs;
+  std::string dir = ".", certs, fleet;
 };
 
 void print_check(const chips::Check& check) {
@@ -30,8 +31,19 @@ void print_check(const chips::Check& check) {
   if (!check.remedy.empty()) std::printf("      %-22s %s\n", "", check.remedy.c_str());
 }
 
+std::vector<std::string> devices_of(const std::string& fleet_path) {
+  std::vector<std::string> devices;
+  if (fleet_path.empty()) return devices;
+  const plan::FleetConfig fleet = plan::read_fleet(fleet_path, chips::Catalogue::built_in());
+  for (const plan::FleetSite& site : fleet.sites) {
+    for (const plan::FleetDevice& device : site.devices) devices.push_back(device.device);
+  }
+  return devices;
+}
+
 void run_doctor(const DoctorArguments& arguments, const Globals& globals) {
-  std::vector<chips::Check> checks = chips::examine_machine({.work_dir = arguments.dir});
+  std::vector<chips::Check> checks =
+      chips::examine_machine({.work_dir = arguments.dir, .fleet = devices_of(arguments.fleet)});
   if (!arguments.certs.empty()) {
     for (const auto& [name, problem] : check_job_certificates(arguments.certs)) {
       checks.push_back({problem.empty() ? chips::Check::kOk : chips::Check::kFail,
@@ -65,8 +77,10 @@ void add_doctor(CLI::App& app, Globals& globals) {
                   "doctor",
                   "examine this machine: devices, libraries, clocks, ports, disk",
                   "  pelago doctor\n"
-                  "  pelago doctor --dir /data/runs --certs runs/two-sites/certs\n");
+                  "  pelago doctor --dir /data/runs --certs runs/two-sites/certs\n"
+                  "  pelago doctor --fleet fleet.toml    (on each machine of it)\n");
   command->add_option("--dir", arguments->dir, "where runs will be written")->capture_default_str();
+  command->add_option("--fleet", arguments->fleet, "look for what its devices need here");
   command->add_option("--certs", arguments->certs, "check the certificates of a job as well");
   command->callback([arguments, &globals] { run_doctor(*arguments, globals); });
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <ctime>
 
+#include "chips/emulated/faults.h"
 #include "chips/torch.h"
 
 namespace pelago::chips {
@@ -39,6 +40,20 @@ TEST_CASE("devices that compute right give every known answer, the same each tim
       // Where rounding nearly explains the bound, the next chip will not pass.
       CHECK(answers[i].difference < 0.75 * answers[i].bound);
     }
+  }
+}
+
+TEST_CASE("a single wrong element of a matmul is found, wherever it is") {
+  const auto device = open("emulated:a100");
+  KnownAnswerTest test(*device);
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    CAPTURE(seed);
+    const int64_t num_fired = device->stats().faults_fired;
+    order_fault(*device, {.kind = FaultKind::kWrong, .after_operators = 1, .seed = seed});
+    const std::vector<KnownAnswer> answers = test.run();
+    REQUIRE(device->stats().faults_fired == num_fired + 1);
+    CHECK(first_fault(answers).starts_with("matmul in "));
+    CHECK(first_fault(test.run()).empty());
   }
 }
 
