@@ -31,7 +31,7 @@ namespace {
 
 constexpr double kLongestNapSeconds = 0.1;   // UCX looks for dead peers only while it is driven
 constexpr double kPollSeconds = 40e-6;       // after the last event, to catch the next one awake
-constexpr double kCopyPollSeconds = 100e-6;  // where the device cannot tell when a copy is due
+constexpr double kCopyPollSeconds = 100e-6;  // where the device did not tell when a copy is done
 
 std::span<std::byte> bytes_of(const Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.data_ptr()), static_cast<size_t>(tensor.nbytes())};
@@ -262,6 +262,14 @@ bool UcxCourier::take_orders() {
     silent_rank = silent_rank_;
   }
   if (silent_rank) {
+    if (!copying_.empty()) {
+      fail(
+          "{} has not finished its work for {} s, so a message to rank {} could not leave; restart "
+          "this worker",
+          device_.name(),
+          timeout_s_,
+          copying_.front().to_rank);
+    }
     session_.lose(*silent_rank, fmt::format("it was silent for {} s", timeout_s_));
   }
   for (std::shared_ptr<Incoming>& incoming : receives) {
@@ -310,8 +318,8 @@ bool UcxCourier::collect() {
 
 double UcxCourier::nap_s() const {
   if (copying_.empty()) return kLongestNapSeconds;
-  const double due_s = copying_.front().copy->due_s();
-  return due_s > 0 ? std::min(kLongestNapSeconds, due_s - steady_now_s()) : kCopyPollSeconds;
+  const double left_s = copying_.front().copy->due_s() - steady_now_s();
+  return left_s > 0 ? std::min(kLongestNapSeconds, left_s) : kCopyPollSeconds;
 }
 
 /// Of a single rank.

@@ -106,6 +106,29 @@ TEST_CASE("couriers carry tensors from chip to chip") {
   });
 }
 
+TEST_CASE("a rank whose own chip is stuck blames the chip, not the rank it sends to") {
+  run_on_chips(2, 1e-6, [](Device& device, CollectiveOptions options) {
+    options.timeout_s = options.rank == 0 ? 0.2 : 20;
+    const auto courier = open_courier(options);
+    courier->expect({4}, torch::kFloat32, 1 - options.rank, 0);
+    std::string message;
+    try {
+      if (options.rank == 0) {
+        order_fault(device, parse_fault("stuck@s=0"));
+        courier->send(torch::ones({4}, torch::device(device.torch_device())), 1, 0);
+        courier->flush();
+      } else {
+        courier->take(0, 0);
+      }
+    } catch (const Failure& failure) {
+      message = failure.what();
+    }
+    const char* const expected =
+        options.rank == 0 ? "emulated:a100 has not finished its work" : "rank 0 of 2 is lost";
+    if (message.find(expected) != 0) fail("it says \"{}\"", message);
+  });
+}
+
 TEST_CASE("a message leaves when the chip would have it, and neither sender nor receiver is late") {
   // At this slowdown an operator takes 2 ms, a copy's start 5 ms.
   run_on_chips(2, 1000, [](Device& device, const CollectiveOptions& options) {
