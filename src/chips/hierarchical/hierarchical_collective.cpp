@@ -1,12 +1,15 @@
 #include "chips/hierarchical/hierarchical_collective.h"
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
 #include <optional>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "chips/hierarchical/host_share.h"
 #include "chips/hierarchical/vendor_groups.h"
+#include "chips/links.h"
 #include "chips/native/device_calls.h"
 #include "chips/native/native_collective.h"
 #include "chips/native/over_host.h"
@@ -49,6 +52,7 @@ class HierarchicalCollective final : public OverHost {
       const bool is_mine = std::ranges::find(border.ranks, rank()) != border.ranks.end();
       across_.push_back(is_mine ? host().group(border.ranks) : nullptr);
     }
+    host_parts_ = agree_on_host_parts();
   }
 
   std::unique_ptr<Collective> group(const std::vector<int>& ranks) override {
@@ -69,11 +73,14 @@ class HierarchicalCollective final : public OverHost {
  private:
   /// A chunk whose part of the group's sum is on its way to the host.
   struct Chunk {
-    Tensor values;  // [num_units * unit_values], on the device
-    Tensor own;     // this rank's part of values
+    Tensor values;         // [num_units * unit_values], on the device
+    Tensor own;            // this rank's part of values
+    bool is_whole = true;  // over the hosts: own is all of values
     std::unique_ptr<HostCopy> copy;
   };
-  Chunk begin_chunk(const Tensor& values, const WorkMark& after);
+  int agree_on_host_parts();
+  Chunk begin_chunk(const Tensor& values, bool is_whole, const WorkMark& after);
+  void add_across(const Tensor& host_sum);
   void end_chunk(Chunk& chunk);
   void reduce_even(const Tensor& flat, const WorkMark& after);
 
@@ -87,6 +94,7 @@ class HierarchicalCollective final : public OverHost {
   std::unique_ptr<Collective> inside_host_;          // among the ranks of the group
   std::optional<native::DeviceCalls> inside_;        // none in a group of one
   std::vector<std::unique_ptr<Collective>> across_;  // by border; null where others meet
+  int host_parts_ = 0;                               // of kShareParts
 };
 
 void HierarchicalCollective::all_reduce_sum(Tensor& tensor, const WorkMark& after) {
@@ -118,17 +126,31 @@ void HierarchicalCollective::reduce_even(const Tensor& flat, const WorkMark& aft
   };
   for (int64_t begin = 0; begin < flat.numel(); begin += chunk_values) {
     const int64_t length = std::min(chunk_values, flat.numel() - begin);
-    under_way.push_back(begin_chunk(flat.narrow(0, begin, length), after));
+    const bool is_whole = goes_over_hosts(begin / chunk_values, host_parts_);
+    under_way.push_back(begin_chunk(flat.narrow(0, begin, length), is_whole, after));
     if (under_way.size() == kChunksAhead) end_first();
   }
   while (!under_way.empty()) end_first();
 }
 
+/// All ranks tell their rates, and compute the same.
+int HierarchicalCollective::agree_on_host_parts() {
+  const Chip* const chip = device().chip();
+  RankRates own = {.group_size = group_size(),
+                   .group_bytes_per_s = options_.links.group_bytes_per_s,
+                   .host_bytes_per_s = chip != nullptr ? host_bytes_per_s(*chip) : 0};
+  const std::vector<std::byte> gathered = host().all_gather(std::as_bytes(std::span(&own, 1)));
+  std::vector<RankRates> all(static_cast<size_t>(num_ranks()));
+  std::memcpy(all.data(), gathered.data(), gathered.size());
+  return best_host_parts(all);
+}
+
 HierarchicalCollective::Chunk HierarchicalCollective::begin_chunk(const Tensor& values,
+                                                                  bool is_whole,
                                                                   const WorkMark& after) {
-  Chunk chunk = {.values = values, .own = values, .copy = nullptr};
+  Chunk chunk = {.values = values, .own = values, .is_whole = is_whole, .copy = nullptr};
   WorkMark ready = after;
-  if (inside_) {
+  if (inside_ && !is_whole) {
     inside_->reduce_scatter_sum(chunk.values, after);
     ready = inside_->done();
     const int64_t own_values = values.numel() / group_size();
@@ -139,9 +161,24 @@ HierarchicalCollective::Chunk HierarchicalCollective::begin_chunk(const Tensor& 
 }
 
 void HierarchicalCollective::end_chunk(Chunk& chunk) {
-  const Tensor& host_sum = chunk.copy->wait();  // the group's; becomes everybody's
-  const int64_t unit_values = chunk.values.numel() / groups_.num_units();
-  const int64_t first_unit = groups_.place(rank()) * (groups_.num_units() / group_size());
+  const Tensor& host_sum = chunk.copy->wait();  // of this rank or its group; becomes everybody's
+  if (chunk.is_whole) {
+    host().all_reduce_sum(
+        std::span(host_sum.data_ptr<float>(), static_cast<size_t>(host_sum.numel())));
+  } else {
+    add_across(host_sum);
+  }
+  if (host_sum.data_ptr() != chunk.own.data_ptr()) {
+    device().copy_into(chunk.own, host_sum, steady_now_s());
+  }
+  if (inside_ && !chunk.is_whole) inside_->all_gather_slices(chunk.values, /*after=*/nullptr);
+}
+
+/// host_sum: this rank's part of a chunk.
+void HierarchicalCollective::add_across(const Tensor& host_sum) {
+  const int64_t own_units = groups_.num_units() / group_size();
+  const int64_t unit_values = host_sum.numel() / own_units;
+  const int64_t first_unit = groups_.place(rank()) * own_units;
   for (size_t i = 0; i < across_.size(); ++i) {
     if (across_[i] == nullptr) continue;
     const Border& border = groups_.borders()[i];
@@ -149,10 +186,6 @@ void HierarchicalCollective::end_chunk(Chunk& chunk) {
         std::span(host_sum.data_ptr<float>() + (border.first_unit - first_unit) * unit_values,
                   static_cast<size_t>(border.num_units * unit_values)));
   }
-  if (host_sum.data_ptr() != chunk.own.data_ptr()) {
-    device().copy_into(chunk.own, host_sum, steady_now_s());
-  }
-  if (inside_) inside_->all_gather_slices(chunk.values, /*after=*/nullptr);
 }
 
 void HierarchicalCollective::reduce_scatter_sum(Tensor& tensor, const WorkMark& after) {

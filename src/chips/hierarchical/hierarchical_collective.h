@@ -1,12 +1,13 @@
 // A site of several vendors: inside a vendor group the chips' own library and links, between groups
 // bytes over the hosts. Each rank passes only its part of its group's sum through its host, so the
-// narrow way from chip to host carries 1/s of the vector for a group of s, not all of it.
+// narrow way from chip to host carries 1/s of the vector for a group of s, not all of it. Where the
+// links are known and slow, some chunks pass the hosts whole at the same time (host_share.h).
 //
 // Order of a sum: inside a group the library's (emulated chips: rank order), then the groups' sums
-// in the order of their lowest ranks. The last few values of a vector that do not divide evenly,
-// and vectors too short to be worth cutting, are added on the hosts in rank order. Every rank ends
-// with the same bits in any case, because each value is added once on each border and copied from
-// there.
+// in the order of their lowest ranks. Chunks that pass the hosts whole, the last few values of a
+// vector that do not divide evenly, and vectors too short to be worth cutting are added on the
+// hosts in rank order. Every rank ends with the same bits in any case, because each value is added
+// once on each border and copied from there.
 #pragma once
 
 #include <memory>

@@ -3,8 +3,8 @@
 
 namespace pelago::chips::native {
 
-/// What the emulated chips' clocks are charged for; zero rates charge nothing. Real chips need none
-/// of it.
+/// What the emulated chips' clocks are charged for, and what decides how much of a vector takes
+/// these links (hierarchical/host_share.h). Zero: unknown; nothing is charged, and all of it does.
 struct Links {
   double group_bytes_per_s = 0;  // that a chip sends to all others of its group together
   double pair_bytes_per_s = 0;   // that it sends to one other

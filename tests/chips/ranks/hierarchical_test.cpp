@@ -7,6 +7,7 @@
 
 #include "base/rng.h"
 #include "chips/hierarchical/hierarchical_collective.h"
+#include "chips/hierarchical/host_share.h"
 #include "chips/hierarchical/vendor_groups.h"
 #include "chips/ranks/ranks_support.h"
 #include "chips/torch.h"
@@ -70,7 +71,8 @@ bool has_bits_of(const Tensor& left, const Tensor& right) {
 
 /// Runs body as every rank over collectives between CPU devices in these vendor groups.
 std::vector<std::string> run_devices(const std::vector<int>& groups,
-                                     const std::function<void(Collective&)>& body) {
+                                     const std::function<void(Collective&)>& body,
+                                     const native::Links& links = {}) {
   return run_ranks(
       static_cast<int>(groups.size()),
       [&](const CollectiveOptions& given) {
@@ -79,6 +81,7 @@ std::vector<std::string> run_devices(const std::vector<int>& groups,
         options.device = device.get();
         options.native_library = "emuccl";
         options.vendor_groups = groups;
+        options.links = links;
         body(*open_collective(options));
       },
       /*timeout_s=*/20);
@@ -207,6 +210,37 @@ TEST_CASE("borders of groups of 2 and 3 ranks are four, and cover every unit onc
   CHECK(next_unit == 6);
   CHECK(ranks == std::vector<std::vector<int>>{{0, 2}, {0, 3}, {1, 3}, {1, 4}});
   CHECK(groups.receivers(0) == std::vector<int>{0, 1, 0, 1, 0});
+}
+
+TEST_CASE("what goes over the hosts is what lets the slowest rank end soonest") {
+  // Links far above the way to the host, or unknown: all of it takes the links.
+  CHECK(best_host_parts(std::vector<RankRates>(4, {2, 240e9, 25e9})) == 0);
+  CHECK(best_host_parts(std::vector<RankRates>(4, {2, 0, 25e9})) == 0);
+  // Links far below: all of it goes over the hosts.
+  CHECK(best_host_parts(std::vector<RankRates>(4, {2, 1e9, 50e9})) == 16);
+  // Balanced where (1 + f) / 2 / 25 = (1 - f) / 22, f = 0.39: 6/16.
+  CHECK(best_host_parts(std::vector<RankRates>(4, {2, 22e9, 25e9})) == 6);
+  // A rank alone sends everything over its host anyway: the others need not end before it, and
+  // (1 - f) / 22 = 1 / 25 at f = 0.12, which 2/16 reaches.
+  CHECK(best_host_parts(std::vector<RankRates>{{1, 0, 25e9}, {2, 22e9, 50e9}, {2, 22e9, 50e9}}) ==
+        2);
+  int num_over_hosts = 0;
+  for (int64_t chunk = 0; chunk < 32; ++chunk) num_over_hosts += goes_over_hosts(chunk, 6) ? 1 : 0;
+  CHECK(num_over_hosts == 12);
+  CHECK(goes_over_hosts(0, kShareParts));
+}
+
+TEST_CASE("with slow links a long vector goes over the hosts, in rank order") {
+  const std::vector<int> groups = {0, 0, 1, 1};
+  check_no_failure(run_devices(
+      groups,
+      [&](Collective& collective) {
+        Tensor values = values_of(collective.rank(), kShortValues * 2, torch::kFloat32);
+        collective.all_reduce_sum(values);
+        const Tensor in_turn = sum_of_ranks(all_ranks(4), kShortValues * 2, torch::kFloat32);
+        if (!has_bits_of(values, in_turn)) fail("another order of adding");
+      },
+      {.group_bytes_per_s = 1}));  // the way to the host of a CPU is no way at all
 }
 
 TEST_CASE("options that contradict each other are refused in one line") {
