@@ -34,6 +34,7 @@ void each_field(Visitor& visit, P& profile) {
   visit("head", profile.head);
   visit("update_s", profile.update_s);
   visit("update_parameter_s", profile.update_parameter_s);
+  visit("host_copy_s", profile.host_copy_s);
   visit("host_byte_s", profile.host_byte_s);
   visit("group_byte_s", profile.group_byte_s);
   visit("host_busy_ratio", profile.host_busy_ratio);

@@ -29,15 +29,21 @@ std::vector<std::vector<SiteDevice>> gather_devices(const JobConfig& job,
   std::map<std::string, SiteDevice> known;
   for (const FleetSite& site : fleet.sites) {
     std::vector<SiteDevice>& devices = sites.emplace_back();
+    std::map<std::pair<std::string, std::string>, int> num_cards;  // by kind and node
+    for (const FleetDevice& device : site.devices) {
+      ++num_cards[{kind_of_device(device.device), device.node}];
+    }
     for (const FleetDevice& device : site.devices) {
       const std::string name = profile_name(device.device, device.cores.size());
-      const auto [found, is_new] = known.try_emplace(name + " " + device.chip);
+      const int cards = num_cards.at({kind_of_device(device.device), device.node});
+      const auto [found, is_new] =
+          known.try_emplace(fmt::format("{} {} {}", name, device.chip, cards));
       if (is_new) {
         SiteDevice& one = found->second;
         one.device = device.device;
-        one.profile = profile_device(device, job, fleet, catalogue, probe);
+        one.profile = profile_device(device, job, fleet, catalogue, probe, cards);
         one.memory_bytes = device_memory_bytes(device, fleet, catalogue);
-        plan.profiles[name] = one.profile;
+        plan.profiles.try_emplace(name, one.profile);
       }
       devices.push_back(found->second);
       devices.back().node = device.node;

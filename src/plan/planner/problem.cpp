@@ -58,6 +58,7 @@ SiteProblem make_problem(const std::vector<SiteDevice>& devices,
         nodes.try_emplace({kind_idx, devices[rank].node}, kind.nodes.size());
     if (is_new) kind.nodes.emplace_back();
     kind.nodes[node->second].push_back(static_cast<int>(rank));
+    kind.node_of[static_cast<int>(rank)] = static_cast<int>(node->second);
     kind.count += 1;
   }
   // Of equal memory the faster first, so that the order does not hang on that of the fleet's file.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@ struct Kind {
   DeviceProfile profile;
   double memory_bytes = 0;              // 0: not known, so anything fits
   std::vector<std::vector<int>> nodes;  // ranks, by node, both in order
+  std::map<int, int> node_of;           // of each rank
   int64_t count = 0;
   bool is_on_this_machine = false;
 };

@@ -1,6 +1,8 @@
 #include "plan/planner/site_run.h"
 
 #include <algorithm>
+#include <cmath>
+#include <map>
 #include <numeric>
 
 #include "plan/planner/cost/links.h"
@@ -75,37 +77,76 @@ struct BucketSeconds {
   double gather_s = 0;
 };
 
-/// Copies to the host, sums there in rank order, copies back.
+/// The holders by vendor group: devices of one kind in one node have links of their own.
+struct HolderGroup {
+  double size = 0;
+  double host_byte_s = 0, host_copy_s = 0, group_byte_s = 0;
+};
+struct Holding {
+  std::vector<HolderGroup> groups;
+  double num_ranks = 0;
+  double weight_bytes = 2;
+  int64_t width = 1'000'000;
+  bool is_near = true;
+};
+
+Holding holding_of(const SiteProblem& problem, const SiteLayout& layout, const Holders& holders) {
+  Holding holding;
+  std::map<std::pair<size_t, int>, size_t> known;  // by kind and node
+  for (const auto& [pipeline_idx, stage_idx] : holders) {
+    const SiteLayout::Pipeline& pipeline = layout.pipelines[pipeline_idx];
+    const StageChoice& stage = pipeline.shape.stages[stage_idx];
+    const Kind& kind = problem.kinds[stage.kind_idx];
+    const int node = kind.node_of.at(pipeline.ranks[stage_idx].front());
+    const auto [found, is_new] = known.try_emplace({stage.kind_idx, node}, holding.groups.size());
+    if (is_new) {
+      holding.groups.push_back({.size = 0,
+                                .host_byte_s = kind.profile.host_byte_s,
+                                .host_copy_s = kind.profile.host_copy_s,
+                                .group_byte_s = kind.profile.group_byte_s});
+    }
+    holding.groups[found->second].size += 1;
+    holding.num_ranks += 1;
+    holding.weight_bytes = std::max(holding.weight_bytes, value_bytes(kind.profile.dtype));
+    holding.width = std::min(holding.width, stage.shape.width);
+    holding.is_near = holding.is_near && kind.is_on_this_machine;
+  }
+  return holding;
+}
+
+/// Inside a group the chips' own links sum and spread, between groups each chip passes its part
+/// through its host. Pieces of a bucket overlap, so the slowest way counts, and for one piece all
+/// of them.
 BucketSeconds bucket_seconds(const SiteProblem& problem,
                              const SiteLayout& layout,
                              double values,
                              const Holders& holders) {
   BucketSeconds seconds;
   if (holders.size() < 2) return seconds;
-  double host_byte_s = 0, weight_bytes = 2;
-  int64_t width = 1'000'000;
-  bool is_near = true;
-  for (const auto& [pipeline_idx, stage_idx] : holders) {
-    const StageChoice& stage = layout.pipelines[pipeline_idx].shape.stages[stage_idx];
-    const Kind& kind = problem.kinds[stage.kind_idx];
-    host_byte_s = std::max(host_byte_s, kind.profile.host_byte_s);
-    weight_bytes = std::max(weight_bytes, value_bytes(kind.profile.dtype));
-    width = std::min(width, stage.shape.width);
-    is_near = is_near && kind.is_on_this_machine;
+  constexpr double kPieceBytes = 4 << 20;
+  const Holding holding = holding_of(problem, layout, holders);
+  const double bytes = 4 * values / static_cast<double>(holding.width);
+  const double num_pieces = std::max(1.0, std::ceil(bytes / kPieceBytes));
+  const TransportCosts transport = transport_costs(holding.is_near);
+  const double others = (holding.num_ranks - 1) / holding.num_ranks;
+  const bool crosses = holding.groups.size() > 1;
+  double longest_s = 0, all_s = 0, gather_s = 0;
+  for (const HolderGroup& group : holding.groups) {
+    const double inside_s = 2 * (group.size - 1) / group.size * bytes * group.group_byte_s;
+    const double copy_s = bytes / group.size * group.host_byte_s + num_pieces * group.host_copy_s;
+    const double across_s =
+        2 * others * bytes / group.size * transport.byte_s + num_pieces * transport.message_s;
+    const double slowest_s = crosses ? std::max({inside_s, copy_s, across_s}) : inside_s;
+    const double sum_s = crosses ? inside_s + 2 * copy_s + across_s : inside_s;
+    longest_s = std::max(longest_s, slowest_s);
+    all_s = std::max(all_s, sum_s);
+    const double weights = holding.weight_bytes * values / static_cast<double>(holding.width);
+    gather_s = std::max(gather_s,
+                        crosses ? weights * (group.host_byte_s + transport.byte_s)
+                                : others * weights * group.group_byte_s);
   }
-  const auto num_ranks = static_cast<double>(holders.size());
-  const double others = (num_ranks - 1) / num_ranks;
-  const double held = values / static_cast<double>(width);
-  const TransportRates transport = transport_rates(is_near);
-  const double pass_s = 4 * held * others * transport.byte_s + transport.message_s;
-  const double copy_s = 4 * held * host_byte_s;
-  seconds.reduce_s =
-      layout.slices_optimizer ? copy_s * (1 + 1 / num_ranks) + pass_s : 2 * copy_s + 2 * pass_s;
-  if (layout.slices_optimizer) {
-    seconds.gather_s =
-        weight_bytes * held * (host_byte_s * (1 + 1 / num_ranks) + others * transport.byte_s) +
-        transport.message_s;
-  }
+  seconds.reduce_s = longest_s + (all_s - longest_s) / num_pieces;
+  if (layout.slices_optimizer) seconds.gather_s = gather_s;
   return seconds;
 }
 
@@ -157,7 +198,7 @@ SiteRun site_run(const SiteProblem& problem,
       is_near = is_near && problem.kinds[stage.kind_idx].is_on_this_machine;
     }
   }
-  if (num_ranks > 1) run.agree_s = 4 * transport_rates(is_near).message_s;
+  if (num_ranks > 1) run.agree_s = 4 * transport_costs(is_near).message_s;
   add_reductions(problem, layout, run);
   return run;
 }

@@ -1,23 +1,26 @@
-// How fast a chip's bytes reach its host and the other chips of its node, each way.
+// What moves bytes besides a device's own computing: its links to its host and to its like, and the
+// transport between hosts.
 #pragma once
 
 #include "chips/catalogue.h"
 
 namespace pelago::plan {
 
-struct LinkRates {
-  double host_bytes_s = 0;
-  double group_bytes_s = 0;  // to all others of its node together
+/// Fixed and per-byte seconds of a real chip.
+struct LinkCosts {
+  double host_byte_s = 0;   // between its memory and its host's, each way
+  double host_copy_s = 0;   // of one copy, however short
+  double group_byte_s = 0;  // to all others of its kind in its node together
 };
-/// chip: null for a processor, whose memory is its host's.
-LinkRates link_rates(const chips::Chip* chip);
+/// chip: null for a processor, whose memory is its host's. num_cards: of its kind in its node.
+LinkCosts link_costs(const chips::Chip* chip, int num_cards);
 
 /// Between two hosts' memories, or two workers of one host.
-struct TransportRates {
+struct TransportCosts {
   double byte_s = 0;
   double message_s = 0;
 };
 /// on_this_machine: the workers share it, as emulated ones do.
-TransportRates transport_rates(bool on_this_machine);
+TransportCosts transport_costs(bool on_this_machine);
 
 }  // namespace pelago::plan

@@ -110,7 +110,8 @@ DeviceProfile profile_device(const FleetDevice& device,
                              const JobConfig& job,
                              const FleetConfig& fleet,
                              const chips::Catalogue& catalogue,
-                             const Probe* probe) {
+                             const Probe* probe,
+                             int num_cards) {
   refuse_wrong_dtype(job, device, catalogue);
   const chips::Chip* chip = find_chip(device, catalogue);
   const double slowdown = is_emulated(device.device) ? fleet.emulation_slowdown : 1.0;
@@ -131,9 +132,12 @@ DeviceProfile profile_device(const FleetDevice& device,
   } else {
     profile = catalogue_profile(device, job, chip, slowdown);
   }
-  const LinkRates links = link_rates(chip);
-  if (profile.host_byte_s == 0) profile.host_byte_s = slowdown / links.host_bytes_s;
-  if (profile.group_byte_s == 0) profile.group_byte_s = slowdown / links.group_bytes_s;
+  const LinkCosts links = link_costs(chip, num_cards);
+  if (profile.host_byte_s == 0) {
+    profile.host_byte_s = slowdown * links.host_byte_s;
+    profile.host_copy_s = slowdown * links.host_copy_s;
+  }
+  if (profile.group_byte_s == 0) profile.group_byte_s = slowdown * links.group_byte_s;
   return profile;
 }
 

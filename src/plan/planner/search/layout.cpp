@@ -57,7 +57,7 @@ double sequences_within(const std::vector<PipelineShape>& shapes, double seconds
 /// Gradients of the blocks that go backward last wait for nobody; the rest hides behind the work.
 double reduction_s(const SiteProblem& problem, const Layout& layout) {
   if (layout.num_pipelines() < 2) return 0;
-  double held_values = 0, host_byte_s = 0;
+  double held_values = 0, byte_s = 0;
   for (const LayoutPart& part : layout.parts) {
     const double values = problem.sizes.vocab * problem.sizes.hidden +
                           static_cast<double>(problem.sizes.num_blocks) *
@@ -65,11 +65,12 @@ double reduction_s(const SiteProblem& problem, const Layout& layout) {
                               static_cast<double>(num_stages(part.composition));
     held_values = std::max(held_values, values);
   }
+  const bool is_mixed = problem.kinds.size() > 1;
   for (const Kind& kind : problem.kinds) {
-    host_byte_s = std::max(host_byte_s, kind.profile.host_byte_s);
+    byte_s = std::max(byte_s, is_mixed ? kind.profile.host_byte_s : 2 * kind.profile.group_byte_s);
   }
   constexpr double kExposed = 0.3;
-  return kExposed * 2 * 4 * held_values * host_byte_s;
+  return kExposed * 4 * held_values * byte_s;
 }
 
 std::optional<Estimate> estimate(ShapeBook& book, const std::vector<LayoutPart>& parts) {

@@ -22,7 +22,7 @@ LinearCost tensor_traffic(const SiteProblem& problem, const Kind& kind, int64_t 
   const double others = static_cast<double>(width - 1);
   const double bytes = value_bytes(kind.profile.dtype) * problem.sizes.tokens *
                        problem.sizes.hidden * others / static_cast<double>(width);
-  const TransportRates transport = transport_rates(kind.is_on_this_machine);
+  const TransportCosts transport = transport_costs(kind.is_on_this_machine);
   return {.fixed_s = kTimes * others * transport.message_s,
           .sequence_s = kTimes * bytes * kind.profile.group_byte_s};
 }
@@ -127,11 +127,11 @@ StageCosts stage_costs(const SiteProblem& problem,
   if (is_alone) return costs;
   const double hidden_bytes = problem.sizes.tokens * problem.sizes.hidden *
                               value_bytes(profile.dtype) / static_cast<double>(stage.shape.width);
-  costs.copy.sequence_s = hidden_bytes * profile.host_byte_s;
+  costs.copy = {profile.host_copy_s, hidden_bytes * profile.host_byte_s};
   if (behind == nullptr) return costs;
   const bool is_near =
       kind.is_on_this_machine && problem.kinds[behind->kind_idx].is_on_this_machine;
-  const TransportRates transport = transport_rates(is_near);
+  const TransportCosts transport = transport_costs(is_near);
   costs.message = {transport.message_s, hidden_bytes * transport.byte_s};
   return costs;
 }
