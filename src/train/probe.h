@@ -1,6 +1,5 @@
-// How fast is a device for this job? Times real steps of the real model on made-up tokens: a
-// quarter of a microbatch, one, and two; and fits n * sequence_s + k * microbatch_s + step_s. A
-// few seconds a device.
+// How fast is a device for this job? Each device of the fleet is measured in a process of its own
+// (probe/measure.h), as its worker will run: bound to the same cores, one vendor a process.
 #pragma once
 
 #include <filesystem>

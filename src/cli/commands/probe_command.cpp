@@ -23,18 +23,23 @@ void run_probe(const ProbeArguments& arguments, const Globals& globals) {
     std::printf("%s\n", plan::to_json(*probe).c_str());
     return;
   }
-  std::printf("%-34s %12s %14s %12s %10s\n",
+  std::printf("%-30s %5s %15s %16s %10s %14s %9s\n",
               "device",
-              "ms/sequence",
-              "ms/microbatch",
-              "ms/step",
+              "dtype",
+              "block forward",
+              "block backward",
+              "head",
+              "update",
               "host busy");
+  const double sequences = static_cast<double>(setup.job.train.microbatch_sequences);
   for (const auto& [name, profile] : probe->devices) {
-    std::printf("%-34s %12.2f %14.2f %12.2f %9.0f%%\n",
+    std::printf("%-30s %5s %12.2f ms %13.2f ms %7.2f ms %8.3f ns/p. %8.0f%%\n",
                 name.c_str(),
-                1e3 * profile.sequence_s,
-                1e3 * profile.microbatch_s,
-                1e3 * profile.step_s,
+                profile.dtype.c_str(),
+                1e3 * profile.block_forward.at(sequences),
+                1e3 * profile.block_backward.at(sequences),
+                1e3 * profile.head.at(sequences),
+                1e9 * profile.update_parameter_s,
                 100 * profile.host_busy_ratio);
   }
   std::printf("written to %s; use it with `pelago plan --probe %s`\n",

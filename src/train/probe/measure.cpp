@@ -1,0 +1,225 @@
+#include "train/probe/measure.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "base/clock.h"
+#include "chips/kernels.h"
+#include "chips/torch.h"
+#include "model/parts/stage.h"
+
+namespace pelago::train {
+
+namespace {
+
+constexpr size_t kRepeatsMin = 3;
+constexpr size_t kRepeatsMax = 25;
+constexpr double kBudgetS = 0.35;  // of one piece
+constexpr int64_t kUpdateValues = 1 << 20;
+
+/// What one run of a piece took.
+struct Cost {
+  double seconds = 0;     // of the device
+  double host_cpu_s = 0;  // of this process, all threads
+};
+
+double process_cpu_s() {
+  timespec time{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(chips::Device& device) : device_(&device) {}
+
+  /// The median of a few runs; the first one warms up and does not count.
+  Cost time(const std::function<void()>& run) const {
+    once(run);
+    std::vector<Cost> costs;
+    const double deadline_s = steady_now_s() + kBudgetS;
+    // An emulated chip's clock is exact, and every run puts off the moment at which it is idle.
+    const size_t repeats_max = device_->stats().device_busy_s > 0 ? kRepeatsMin : kRepeatsMax;
+    while (costs.size() < kRepeatsMin ||
+           (costs.size() < repeats_max && steady_now_s() < deadline_s)) {
+      costs.push_back(once(run));
+    }
+    std::nth_element(costs.begin(),
+                     costs.begin() + static_cast<std::ptrdiff_t>(costs.size() / 2),
+                     costs.end(),
+                     [](const Cost& a, const Cost& b) { return a.seconds < b.seconds; });
+    return costs[costs.size() / 2];
+  }
+
+ private:
+  Cost once(const std::function<void()>& run) const {
+    const bool has_own_clock = device_->stats().device_busy_s > 0;
+    if (!has_own_clock) device_->synchronize();
+    const double busy_before_s = device_->stats().device_busy_s;
+    const double cpu_before_s = process_cpu_s();
+    const double begin_s = steady_now_s();
+    run();
+    const double busy_s = device_->stats().device_busy_s - busy_before_s;
+    if (busy_s == 0) device_->synchronize();
+    return {.seconds = busy_s > 0 ? busy_s : steady_now_s() - begin_s,
+            .host_cpu_s = process_cpu_s() - cpu_before_s};
+  }
+
+  chips::Device* device_;
+};
+
+c10::ScalarType training_dtype(const plan::JobConfig& job, const chips::Device& device) {
+  if (job.train.dtype == "f32") return torch::kFloat32;
+  if (job.train.dtype == "bf16") return torch::kBFloat16;
+  return device.training_dtype();
+}
+
+std::string name_of(c10::ScalarType dtype) {
+  return dtype == torch::kBFloat16 ? "bf16" : dtype == torch::kHalf ? "fp16" : "f32";
+}
+
+/// A part of the model on the device, with weights that are as good as any.
+struct Part {
+  Part(const plan::JobConfig& job, const model::ModelPart& held, chips::Device& device)
+      : weights(torch::full({model::num_values(model::part_specs(job.model, held))},
+                            0.01,
+                            torch::TensorOptions()
+                                .dtype(training_dtype(job, device))
+                                .device(device.torch_device()))),
+        gradient(torch::zeros({weights.numel()}, weights.options().dtype(torch::kFloat32))),
+        parameters(job.model, held, weights),
+        stage(job.model, parameters, {}) {}
+  Tensor weights;   // [n]
+  Tensor gradient;  // [n] f32
+  model::Parameters parameters;
+  model::Stage stage;
+};
+
+/// Random tokens and hidden states of a microbatch, on the device.
+model::StageInput made_up_input(const plan::JobConfig& job,
+                                int64_t sequences,
+                                chips::Device& device) {
+  const int64_t length = job.data.sequence_length;
+  torch::manual_seed(static_cast<uint64_t>(job.train.seed));
+  model::StageInput input;
+  input.batch = sequences;
+  input.num_tokens = length;
+  input.tokens = torch::randint(job.model.vocab_size, {sequences, length}, torch::kInt64)
+                     .to(device.torch_device());
+  input.targets = input.tokens;
+  input.hidden = torch::randn({sequences * length, job.model.hidden_size})
+                     .to(training_dtype(job, device))
+                     .to(device.torch_device());
+  return input;
+}
+
+struct PieceCosts {
+  Cost forward, backward;
+};
+
+/// One part's forward and backward. output_gradient of a part with a head is not read.
+PieceCosts time_part(const Stopwatch& stopwatch, Part& part, const model::StageInput& input) {
+  const auto forward = [&] { return part.stage.forward(input); };
+  const auto both = [&] {
+    model::StagePass pass = forward();
+    const Tensor gradient = pass.output;
+    part.stage.backward(std::move(pass), gradient, 1.0, part.gradient, [](int64_t) {});
+  };
+  PieceCosts costs;
+  costs.forward = stopwatch.time([&] { forward(); });
+  const Cost whole = stopwatch.time(both);
+  costs.backward = {.seconds = std::max(0.0, whole.seconds - costs.forward.seconds),
+                    .host_cpu_s = std::max(0.0, whole.host_cpu_s - costs.forward.host_cpu_s)};
+  return costs;
+}
+
+/// The line through two sizes; noise must not make either part negative.
+plan::LinearCost fit(double few_s, int64_t few, double many_s, int64_t many) {
+  if (few == many) return {.fixed_s = 0, .sequence_s = many_s / static_cast<double>(many)};
+  const double slope = (many_s - few_s) / static_cast<double>(many - few);
+  const double highest = many_s / static_cast<double>(many);
+  plan::LinearCost cost;
+  cost.sequence_s = std::clamp(slope, 0.1 * highest, highest);
+  cost.fixed_s = many_s - cost.sequence_s * static_cast<double>(many);
+  return cost;
+}
+
+/// Clipping and AdamW of num_values parameters.
+Cost time_update(const Stopwatch& stopwatch,
+                 const plan::JobConfig& job,
+                 int64_t num_values,
+                 chips::Device& device) {
+  const torch::NoGradGuard no_grad;
+  const auto f32 = torch::TensorOptions().dtype(torch::kFloat32).device(device.torch_device());
+  Tensor master = torch::zeros({num_values}, f32);
+  Tensor m = torch::zeros({num_values}, f32);
+  Tensor v = torch::zeros({num_values}, f32);
+  Tensor gradient = torch::full({num_values}, 1e-3, f32);
+  Tensor weights = torch::zeros({num_values}, f32.dtype(training_dtype(job, device)));
+  return stopwatch.time([&] {
+    gradient.mul_(1.0);  // stands for clearing it
+    chips::sum_of_squares(gradient);
+    chips::adamw_step(master, gradient, m, v, weights, {.lr = 1e-3, .step = 1});
+  });
+}
+
+}  // namespace
+
+plan::DeviceProfile measure_device(const plan::JobConfig& job,
+                                   const std::string& name,
+                                   chips::Device& device) {
+  const int64_t num_blocks = job.model.num_hidden_layers;
+  const int64_t many = job.train.microbatch_sequences;
+  const int64_t few = std::max<int64_t>(1, many / 4);
+  const Stopwatch stopwatch(device);
+  double seconds = 0, host_cpu_s = 0;  // of a step's mix of pieces
+  const auto count = [&](const Cost& cost, double times) {
+    seconds += times * cost.seconds;
+    host_cpu_s += times * cost.host_cpu_s;
+  };
+  // The stage numbers its blocks within a model that has one more at either end.
+  const auto measure = [&](const model::ModelPart& held, double times, PieceCosts& at_many) {
+    Part part(job, held, device);
+    const PieceCosts at_few = time_part(stopwatch, part, made_up_input(job, few, device));
+    at_many = time_part(stopwatch, part, made_up_input(job, many, device));
+    count(at_many.forward, times);
+    count(at_many.backward, times);
+    return at_few;
+  };
+
+  plan::DeviceProfile profile;
+  profile.device = name;
+  profile.dtype = name_of(training_dtype(job, device));
+  profile.measured = true;
+  PieceCosts block, embedding, head;
+  const model::ModelPart inner{.first_block = 1, .last_block = 2, .num_blocks = 3};
+  const PieceCosts few_block = measure(inner, static_cast<double>(num_blocks), block);
+  profile.block_forward = fit(few_block.forward.seconds, few, block.forward.seconds, many);
+  profile.block_backward = fit(few_block.backward.seconds, few, block.backward.seconds, many);
+  const auto both_ways = [&](const PieceCosts& at_few, const PieceCosts& at_many) {
+    return fit(at_few.forward.seconds + at_few.backward.seconds,
+               few,
+               at_many.forward.seconds + at_many.backward.seconds,
+               many);
+  };
+  const PieceCosts few_embedding =
+      measure({.first_block = 0, .last_block = 0, .num_blocks = 1}, 1, embedding);
+  profile.embedding = both_ways(few_embedding, embedding);
+  const PieceCosts few_head =
+      measure({.first_block = 1, .last_block = 1, .num_blocks = 1}, 1, head);
+  profile.head = both_ways(few_head, head);
+
+  const Cost small = time_update(stopwatch, job, kUpdateValues / 8, device);
+  const Cost large = time_update(stopwatch, job, kUpdateValues, device);
+  profile.update_parameter_s =
+      std::max(0.0, large.seconds - small.seconds) / (static_cast<double>(kUpdateValues) * 7 / 8);
+  profile.update_s = std::max(
+      0.0, large.seconds - profile.update_parameter_s * static_cast<double>(kUpdateValues));
+  if (device.stats().device_busy_s > 0) profile.host_busy_ratio = host_cpu_s / seconds;
+  return profile;
+}
+
+}  // namespace pelago::train
