@@ -49,19 +49,6 @@ TEST_CASE("a device string that means nothing is wrong usage") {
   CHECK(has(refusal_of("emulated:a1000").message, "did you mean a100?"));
 }
 
-TEST_CASE("a vendor's plug-in that is not here is named with what to install") {
-  for (const auto& [device, library, package] :
-       {std::tuple("npu:0", "libtorch_npu.so", "torch_npu"),
-        std::tuple("mlu:1", "libtorch_mlu.so", "torch_mlu"),
-        std::tuple("musa", "libmusa_python.so", "torch_musa")}) {
-    const Refusal refusal = refusal_of(device);
-    CAPTURE(refusal.message);
-    CHECK(refusal.exit_code == kExitFailed);
-    CHECK(has(refusal.message, library));
-    CHECK(has(refusal.message, package));
-  }
-}
-
 TEST_CASE("cuda without cuda says what is missing") {
   if (num_cuda_devices() > 0) return;
   const Refusal refusal = refusal_of("cuda:0");

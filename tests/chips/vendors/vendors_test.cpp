@@ -83,6 +83,18 @@ TEST_CASE("what is wrong with a plug-in is said in one line that names it and th
   }
 }
 
+TEST_CASE("a vendor's plug-in that is not here is named with what to install") {
+  for (const auto& [device, library, package] :
+       {std::tuple("musa:1", "libmusa_python.so", "torch_musa"),
+        std::tuple("gcu", "libtorch_gcu.so", "torch_gcu")}) {
+    const Ended ended = open("good", device);
+    CAPTURE(ended.words);
+    CHECK(ended.exit_code == kExitFailed);
+    CHECK(has(ended.words, library));
+    CHECK(has(ended.words, package));
+  }
+}
+
 TEST_CASE("a device's number beyond those there is wrong usage") {
   const Ended ended = open("good", "npu:3");
   CHECK(ended.exit_code == kExitUsage);
