@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/rng.h"
 #include "chips/hierarchical/hierarchical_collective.h"
 #include "chips/hierarchical/host_share.h"
 #include "chips/hierarchical/vendor_groups.h"
+#include "chips/ranks/child.h"
 #include "chips/ranks/ranks_support.h"
 #include "chips/torch.h"
 
@@ -90,13 +92,19 @@ std::vector<std::string> run_devices(const std::vector<int>& groups,
 void check_sums(const std::vector<int>& groups,
                 c10::ScalarType dtype,
                 const std::vector<int64_t>& lengths) {
+  std::vector<Tensor> expected;
+  std::vector<std::vector<Tensor>> values(groups.size());  // by rank and length
+  for (const int64_t num_values : lengths) {
+    expected.push_back(expected_sum(groups, num_values, dtype));
+    for (size_t rank = 0; rank < groups.size(); ++rank) {
+      values[rank].push_back(values_of(static_cast<int>(rank), num_values, dtype));
+    }
+  }
   check_no_failure(run_devices(groups, [&](Collective& collective) {
-    for (const int64_t num_values : lengths) {
-      Tensor values = values_of(collective.rank(), num_values, dtype);
-      collective.all_reduce_sum(values);
-      if (!has_bits_of(values, expected_sum(groups, num_values, dtype))) {
-        fail("another sum of {} values", num_values);
-      }
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      Tensor& own = values[static_cast<size_t>(collective.rank())][i];
+      collective.all_reduce_sum(own);
+      if (!has_bits_of(own, expected[i])) fail("another sum of {} values", lengths[i]);
     }
   }));
 }
@@ -241,6 +249,40 @@ TEST_CASE("with slow links a long vector goes over the hosts, in rank order") {
         if (!has_bits_of(values, in_turn)) fail("another order of adding");
       },
       {.group_bytes_per_s = 1}));  // the way to the host of a CPU is no way at all
+}
+
+TEST_CASE("emulated chips are charged what their links take, when somebody waits for it") {
+  // Two chips that add 4 MB at 1 GB/s send 4 MB each: 4 ms, 40 ms at a tenth of their pace.
+  constexpr double kExpectedS = 0.04;
+  const TemporaryFolder folder;
+  const auto run_rank = [&](int rank) {
+    at::set_num_threads(1);
+    const auto device = open_device("emulated:a100", Catalogue::built_in(), {.slowdown = 10});
+    const auto collective = open_collective({.rank = rank,
+                                             .num_ranks = 2,
+                                             .rendezvous_dir = folder.path(),
+                                             .timeout_s = 20,
+                                             .device = device.get(),
+                                             .native_library = "emuccl",
+                                             .links = {.group_bytes_per_s = 1e9, .latency_s = 0}});
+    const Tensor host = values_of(rank, 1'000'000, torch::kFloat32);
+    Tensor values = host.to(device->torch_device());
+    device->synchronize();
+    collective->barrier();
+    const double begin_s = steady_now_s();
+    collective->all_reduce_sum(values);
+    const double called_s = steady_now_s() - begin_s;
+    device->synchronize();
+    const double done_s = steady_now_s() - begin_s;
+    if (called_s > kExpectedS) fail("the call waited {} s for the chip's clock", called_s);
+    if (done_s < kExpectedS || done_s > 3 * kExpectedS) fail("it took {} s", done_s);
+    const Tensor sum = values.cpu();
+    if (!has_bits_of(sum, expected_sum({0, 0}, 1'000'000, torch::kFloat32))) fail("another sum");
+  };
+  Child first([&] { run_rank(0); });
+  Child second([&] { run_rank(1); });
+  CHECK(first.wait() == "");
+  CHECK(second.wait() == "");
 }
 
 TEST_CASE("options that contradict each other are refused in one line") {
