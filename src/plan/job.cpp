@@ -186,6 +186,9 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("eval_sequences", train.eval_sequences, 0, kCountMax);
   section.take_between("checkpoint_every_steps", train.checkpoint_every_steps, 0, kCountMax);
   section.take_between("keep_checkpoints", train.keep_checkpoints, 1, kCountMax);
+  section.take_between("snapshot_every_steps", train.snapshot_every_steps, 0, kCountMax);
+  section.take_between("audit_every_steps", train.audit_every_steps, 0, kCountMax);
+  section.take("known_answer", train.known_answer);
 }
 
 void check_exchange(const Section& section, const SitesConfig& sites) {

@@ -47,6 +47,10 @@ struct TrainConfig {
   int64_t eval_sequences = 64;    // of the held-out split, 0: all
   int64_t checkpoint_every_steps = 50;
   int64_t keep_checkpoints = 3;
+  int64_t snapshot_every_steps = 8;  // at least, to the host's memory: what a lost device costs to
+                                     // repeat; 0: none, a lost device goes back to a checkpoint
+  int64_t audit_every_steps = 200;   // one microbatch, by another chip again; 0: never
+  bool known_answer = true;          // ask chips what they must know when they join and are idle
   double learning_rate(int64_t step, int64_t num_steps) const;  // step: 0 for the first
 };
 

@@ -6,6 +6,7 @@
 
 #include "chips/cpu_kernels/cpu_kernels.h"
 #include "chips/cpu_kernels/dtype.h"
+#include "chips/kernels/moments.h"
 #include "chips/torch.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -30,6 +31,7 @@ struct AdamwRange {
   float step_size;  // lr / (1 - beta1^step)
   float v_scale;    // 1 / sqrt(1 - beta2^step)
   float eps;
+  float moment_bound;  // kernels/moments.h
 };
 
 struct SumRange {
@@ -55,14 +57,23 @@ void adamw_range(const AdamwRange& range, size_t begin, size_t end) {
   const auto beta2 = hn::Set(d, range.beta2), rest2 = hn::Set(d, 1.0F - range.beta2);
   const auto keep = hn::Set(d, range.keep), step_size = hn::Set(d, range.step_size);
   const auto v_scale = hn::Set(d, range.v_scale), eps = hn::Set(d, range.eps);
+  const auto bound = hn::Set(d, range.moment_bound);
+  const auto floor = hn::Set(d, static_cast<float>(kMomentFloor));
+  const auto most = hn::Set(d, static_cast<float>(kMomentMax));
   visit_dtype(range.dtype, [&](auto tag) HWY_ATTR {
     using T = decltype(tag);
     T* weights = static_cast<T*>(range.weights);
     for_each_vector(end - begin, [&](size_t offset, auto load, auto store) HWY_ATTR {
       const size_t i = begin + offset;
       const auto grad = hn::Mul(load(range.grad + i), grad_scale);
-      const auto m = hn::MulAdd(beta1, load(range.m + i), hn::Mul(rest1, grad));
-      const auto v = hn::MulAdd(beta2, load(range.v + i), hn::Mul(rest2, hn::Mul(grad, grad)));
+      const auto old_m = load(range.m + i), old_v = load(range.v + i);
+      // NaN compares false.
+      const auto is_sane = hn::And(hn::Le(hn::Mul(old_m, old_m), hn::MulAdd(bound, old_v, floor)),
+                                   hn::Le(old_v, most));
+      const auto kept_m = hn::IfThenElseZero(is_sane, old_m);
+      const auto kept_v = hn::IfThenElseZero(is_sane, old_v);
+      const auto m = hn::MulAdd(beta1, kept_m, hn::Mul(rest1, grad));
+      const auto v = hn::MulAdd(beta2, kept_v, hn::Mul(rest2, hn::Mul(grad, grad)));
       const auto denominator = hn::MulAdd(hn::Sqrt(v), v_scale, eps);
       const auto update = hn::Div(hn::Mul(step_size, m), denominator);
       const auto master = hn::Sub(hn::Mul(load(range.master + i), keep), update);
@@ -148,7 +159,8 @@ void adamw_(Tensor& master,
       .keep = static_cast<float>(1 - lr * weight_decay),
       .step_size = static_cast<float>(lr / (1 - std::pow(beta1, exponent))),
       .v_scale = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, exponent))),
-      .eps = static_cast<float>(eps)};
+      .eps = static_cast<float>(eps),
+      .moment_bound = static_cast<float>(moment_bound(beta1, beta2))};
   at::parallel_for(0, master.numel(), kSliceValues, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(adamw_range)
     (range, static_cast<size_t>(begin), static_cast<size_t>(end));

@@ -4,6 +4,7 @@
 
 #include "chips/kernels.h"
 #include "chips/kernels/composite.h"
+#include "chips/kernels/moments.h"
 #include "chips/kernels/registry.h"
 #include "chips/torch.h"
 
@@ -25,6 +26,12 @@ void adamw_(Tensor& master,
   const double correction1 = 1 - std::pow(beta1, static_cast<double>(step));
   const double correction2 = 1 - std::pow(beta2, static_cast<double>(step));
   const Tensor scaled = grad * grad_scale;  // [N]
+  // m^2 <= bound * v for whatever gradients there were; NaN compares false.
+  const Tensor sane =
+      (m * m).le(v * moment_bound(beta1, beta2) + kMomentFloor).logical_and_(v.le(kMomentMax));
+  const Tensor broken = sane.logical_not();  // [N]
+  m.masked_fill_(broken, 0);
+  v.masked_fill_(broken, 0);
   m.mul_(beta1).add_(scaled, 1 - beta1);
   v.mul_(beta2).addcmul_(scaled, scaled, 1 - beta2);
   const Tensor denominator = (v / correction2).sqrt_().add_(eps);  // [N]

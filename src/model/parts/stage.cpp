@@ -2,6 +2,7 @@
 
 #include <torch/csrc/autograd/autograd.h>
 
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -16,6 +17,17 @@ BlockState as_leaves(const BlockState& state) {
   BlockState leaves{.fed = state.fed.detach().requires_grad_(true), .stream = {}};
   if (state.stream.defined()) leaves.stream = state.stream.detach().requires_grad_(true);
   return leaves;
+}
+
+/// The largest magnitude, in one pass each. [] f32; NaN if a value is.
+Tensor peak_of(const BlockState& state) {
+  const torch::NoGradGuard no_grad;
+  const auto peak = [](const Tensor& values) {
+    return at::linalg_vector_norm(
+        values.detach(), std::numeric_limits<double>::infinity(), {}, false, at::kFloat);
+  };
+  return state.stream.defined() ? at::maximum(peak(state.fed), peak(state.stream))
+                                : peak(state.fed);
 }
 
 struct StateGradient {
@@ -73,6 +85,11 @@ StagePass Stage::forward(const StageInput& input) {
   } else {
     state.fed = input.hidden.to(parameters_->flat().scalar_type());
   }
+  const auto tamper = [&](size_t block_idx) {
+    if (!options_.tamper) return;
+    Tensor made = state.fed.variable_data();  // the same memory, unknown to autograd
+    options_.tamper(/*is_forward=*/true, block_idx, made);
+  };
   for (size_t block_idx = 0; block_idx < parameters_->blocks().size(); ++block_idx) {
     if (!keeps) {
       state = run(block_idx, state, pass.rope_);
@@ -87,7 +104,9 @@ StagePass Stage::forward(const StageInput& input) {
       link.input = as_leaves(state);
       link.output = state = run(block_idx, link.input, pass.rope_);
     }
+    tamper(block_idx);
   }
+  if (keeps) pass.peak = peak_of(state);
   if (!part.has_head()) {
     const torch::NoGradGuard no_grad;
     pass.output = state.sum();
@@ -126,6 +145,7 @@ Tensor Stage::backward(StagePass&& pass,
       link.output = run(block_idx, link.input, pass.rope_);
     }
     gradient = back_propagate(link.output, gradient, link.input);
+    if (options_.tamper) options_.tamper(/*is_forward=*/false, block_idx, gradient.fed);
     parameters_->move_block_gradients_into(block_idx, flat_gradient);
     on_done(1 + part.first_block + static_cast<int64_t>(block_idx));
   }

@@ -33,6 +33,9 @@ class StagePass {
  public:
   /// [N,D] for the part behind; of a part with the head the f32 sum of this rank's token losses.
   Tensor output;
+  /// f32, no dimensions: the largest magnitude of the residual stream at the end of this part.
+  /// Undefined if nothing is kept for going backward.
+  Tensor peak;
   StagePass() = default;
   StagePass(StagePass&&) = default;
   StagePass& operator=(StagePass&&) = default;
@@ -50,9 +53,14 @@ class StagePass {
   RopeTable::Rows rope_;
 };
 
+/// For tests of what notices faults: sees what block block_idx of the part makes, its output going
+/// forward or its input's gradient going backward, and may change it.
+using Tamper = std::function<void(bool is_forward, size_t block_idx, Tensor& values)>;
+
 struct StageOptions {
   bool recompute = false;  // keep what enters a block, compute the block again going backward
   chips::Collective* tensor_group = nullptr;  // of the stage's ranks, outlives it; null: one rank
+  Tamper tamper = nullptr;
 };
 
 class Stage {

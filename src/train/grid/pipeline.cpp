@@ -1,6 +1,7 @@
 #include "train/grid/pipeline.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -29,7 +30,8 @@ Pipeline::Pipeline(const PipelineOptions& options,
           options.model,
           parameters,
           {.recompute = stage_plan(options, plan::place_of(options.site, options.rank)).recompute,
-           .tensor_group = options.tensor_group}) {
+           .tensor_group = options.tensor_group,
+           .tamper = options.tamper}) {
   const plan::Place place = plan::place_of(options.site, options.rank);
   const std::vector<plan::StagePlan>& stages = options.site.pipelines[place.pipeline_idx].stages;
   pipeline_idx_ = place.pipeline_idx;
@@ -129,7 +131,7 @@ PipelineResult Pipeline::train(const TokenSource& source,
     return microbatches[static_cast<size_t>(turn.microbatch_idx)];
   };
   std::vector<model::StagePass> passes(microbatches.size());
-  std::vector<Tensor> losses;  // read at the end: reading one waits for the device
+  std::vector<Tensor> losses, peaks;  // read at the end: reading one waits for the device
   size_t num_expected = 0;
   for (size_t i = 0; i < turns.size(); ++i) {
     for (; num_expected < std::min(turns.size(), i + kTurnsAhead); ++num_expected) {
@@ -139,9 +141,11 @@ PipelineResult Pipeline::train(const TokenSource& source,
       if (!next.is_forward && !is_last()) expect(stage_idx_ + 1, rows, kBackward);
     }
     const Turn& turn = turns[i];
+    give_sign();
     model::StagePass& pass = passes[static_cast<size_t>(turn.microbatch_idx)];
     if (turn.is_forward) {
       pass = stage_.forward(input_of(source, sequence_length, windows_of(turn)));
+      peaks.push_back(pass.peak);
       if (is_last()) {
         losses.push_back(pass.output.detach());
       } else {
@@ -163,6 +167,11 @@ PipelineResult Pipeline::train(const TokenSource& source,
   }
   PipelineResult result;
   for (const Tensor& loss : losses) result.loss_sum += loss.item<double>();
+  for (const Tensor& peak : peaks) {
+    const auto value = peak.item<double>();
+    if (!(value <= result.peak)) result.peak = value;  // NaN stays
+    if (std::isnan(value)) break;
+  }
   if (options_.courier != nullptr) {
     options_.courier->flush();
     result.waited_s = options_.courier->waited_s();
@@ -176,6 +185,7 @@ PipelineResult Pipeline::evaluate(const TokenSource& source,
   const torch::NoGradGuard no_grad;
   PipelineResult result;
   for (const std::span<const int64_t> windows : microbatches) {
+    give_sign();
     if (!is_first()) expect(stage_idx_ - 1, own_rows(sequence_length, windows), kForward);
     const model::StagePass pass = stage_.forward(input_of(source, sequence_length, windows));
     if (is_last()) {

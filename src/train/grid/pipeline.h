@@ -7,6 +7,7 @@
 // chips' dtypes: 16 bits if either has; fp16 if either has no bf16, since it could not hold more.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -29,6 +30,8 @@ struct PipelineOptions {
   std::vector<c10::ScalarType> dtypes;        // in which the site's ranks train
   chips::Courier* courier = nullptr;          // outlives the pipeline; null for a single stage
   chips::Collective* tensor_group = nullptr;  // of the stage's ranks, outlives it; null: one rank
+  std::atomic<uint64_t>* pulse = nullptr;     // counts microbatches as signs of life; may be null
+  model::Tamper tamper = nullptr;             // for tests
 };
 
 /// Which windows of the source a microbatch has.
@@ -37,6 +40,7 @@ using Microbatches = std::vector<std::span<const int64_t>>;
 struct PipelineResult {
   double loss_sum = 0;  // of this rank's tokens, if it has the head
   double waited_s = 0;  // for other stages
+  double peak = 0;      // the largest magnitude of the residual stream; NaN if a value was
 };
 
 class Pipeline {
@@ -78,6 +82,9 @@ class Pipeline {
   model::StageInput input_of(const TokenSource& source,
                              int64_t sequence_length,
                              std::span<const int64_t> windows);
+  void give_sign() {
+    if (options_.pulse != nullptr) ++*options_.pulse;
+  }
   int64_t own_rows(int64_t sequence_length, std::span<const int64_t> windows) const;
 
   PipelineOptions options_;

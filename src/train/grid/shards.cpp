@@ -139,6 +139,19 @@ void Shards::write_gradient(std::span<float> out) const {
 }
 
 void Shards::write(const HostState& state, const Fragment& range) const {
+  write_own(state, range, [](const Tensor& values) { return values.to(torch::kCPU); });
+}
+
+void Shards::write_behind(const HostState& state,
+                          chips::Device& device,
+                          const chips::WorkMark& after) const {
+  const Fragment whole{0, static_cast<int64_t>(state.master.size())};
+  write_own(state, whole, [&](const Tensor& values) -> Tensor {
+    return device.start_copy_to_host(values, after)->wait();
+  });
+}
+
+void Shards::write_own(const HostState& state, const Fragment& range, const ToHost& to_host) const {
   const torch::NoGradGuard no_grad;
   for (size_t i = 0; i < buckets_.size(); ++i) {
     const Kept& kept = kept_[i];
@@ -146,8 +159,7 @@ void Shards::write(const HostState& state, const Fragment& range) const {
     for (const Range& part : ranges_in(buckets_[i], own)) {
       const auto give = [&](const Tensor& from, std::span<float> to) {
         if (to.empty()) return;
-        const Tensor host =
-            from.narrow(0, part.begin - kept.begin, part.end - part.begin).to(torch::kCPU);
+        const Tensor host = to_host(from.narrow(0, part.begin - kept.begin, part.end - part.begin));
         for_each_value_run(
             buckets_[i], own, part, host, [&](std::span<const float> values, int64_t global) {
               std::copy(values.begin(), values.end(), to.begin() + global);
@@ -196,9 +208,12 @@ void Shards::collect_gradient(size_t bucket_idx) {
 double Shards::sum_of_squares() const {
   double sum = 0;
   for (size_t i = 0; i < buckets_.size(); ++i) {
-    const int64_t length = own_slices_[i].end - own_slices_[i].begin;
+    const Kept& kept = kept_[i];
+    const int64_t length = kept.end - kept.begin;
     if (length == 0) continue;
-    sum += chips::sum_of_squares(gradients_[i].narrow(0, own_slices_[i].begin, length));
+    const double squares = chips::sum_of_squares(gradients_[i].narrow(0, kept.begin, length));
+    const size_t num_copies = options_.slices_optimizer ? 1 : buckets_[i].ranks.size();
+    sum += squares / static_cast<double>(num_copies);
   }
   return sum;
 }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -47,6 +48,11 @@ class Shards {
   void read_weights(std::span<const float> master, const Fragment& range);
   /// Writes own_slices of the range.
   void write(const HostState& state, const Fragment& range) const;
+  /// The same of everything, on a thread of its own, as it is at the mark; nobody changes masters
+  /// or moments meanwhile.
+  void write_behind(const HostState& state,
+                    chips::Device& device,
+                    const chips::WorkMark& after) const;
   /// Writes own_slices of the reduced gradients.
   void write_gradient(std::span<float> out) const;
   /// own_slices of the range: out = alpha * master + (1 - alpha) * global, on the host, so that
@@ -62,8 +68,13 @@ class Shards {
   void clear_gradients();
   /// Collects a bucket's gradient from the flat vector if it lies scattered there.
   void collect_gradient(size_t bucket_idx);
-  /// Sum of squares of own_slices of the reduced gradients: over all ranks each value counts once.
+  /// Sum of squares of the reduced gradients that this rank applies, each as much as makes it count
+  /// once over all ranks. So a value that is wrong on one rank alone shows in the sum as well.
   double sum_of_squares() const;
+
+  /// For tests: the moments that this rank keeps of a bucket.
+  Tensor& m(size_t bucket_idx) { return kept_[bucket_idx].m; }
+  Tensor& v(size_t bucket_idx) { return kept_[bucket_idx].v; }
 
   /// One AdamW step of what this rank keeps. step: 1 for the first.
   void update(const plan::TrainConfig& train, int64_t step, double lr, double grad_scale);
@@ -77,6 +88,8 @@ class Shards {
     Tensor master, m, v;         // [end - begin] f32 on the device
     Tensor weights;  // [num_values] where the bucket's weights are made: a view or apart
   };
+  using ToHost = std::function<Tensor(const Tensor&)>;
+  void write_own(const HostState& state, const Fragment& range, const ToHost& to_host) const;
   void take_own(size_t bucket_idx, const Fragment& range, std::span<const float> from, Tensor& to);
 
   std::vector<Bucket> buckets_;

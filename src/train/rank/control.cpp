@@ -18,7 +18,14 @@ std::string to_json(const WorkerSetup& setup) {
                {"rendezvous_dir", setup.rendezvous_dir},
                {"resume_from", setup.resume_from},
                {"start_from_shared", setup.start_from_shared},
-               {"start_step", setup.start_step}})
+               {"start_step", setup.start_step},
+               {"plan_idx", setup.plan_idx},
+               {"slot_idx", setup.slot_idx},
+               {"examine", setup.examine},
+               {"check_data", setup.check_data},
+               {"sent_exchange", setup.sent_exchange},
+               {"saved_step", setup.saved_step},
+               {"evaluated_step", setup.evaluated_step}})
       .dump();
 }
 
@@ -30,6 +37,7 @@ Control::Control(PacketSocket socket)
           std::optional<std::string> packet = socket_.receive();
           if (stop.stop_requested()) return;
           if (!packet) std::_Exit(kExitFailed);
+          if (answer(*packet)) continue;
           packets_.push(std::move(*packet));
         }
       }) {}
@@ -40,6 +48,20 @@ Control::~Control() {
   socket_.shut_down();
 }
 
+void Control::set_answer(std::function<void(int64_t)> answer) {
+  const std::lock_guard lock(answer_mutex_);
+  answer_ = std::move(answer);
+}
+
+/// A question must be answered while the training thread waits for its device or for others.
+bool Control::answer(const std::string& packet) {
+  const json message = json::parse(packet, nullptr, /*allow_exceptions=*/false);
+  if (message.is_discarded() || message.value("type", "") != "question") return false;
+  const std::lock_guard lock(answer_mutex_);
+  if (answer_) answer_(message.at("question").get<int64_t>());
+  return true;
+}
+
 WorkerSetup Control::wait_for_setup() {
   const json message = json::parse(packets_.pop().value_or("{}"), nullptr, false);
   if (message.is_discarded() || message.value("type", "") != "setup") {
@@ -48,7 +70,14 @@ WorkerSetup Control::wait_for_setup() {
   return {.rendezvous_dir = message.at("rendezvous_dir"),
           .resume_from = message.at("resume_from"),
           .start_from_shared = message.at("start_from_shared"),
-          .start_step = message.at("start_step")};
+          .start_step = message.at("start_step"),
+          .plan_idx = message.at("plan_idx"),
+          .slot_idx = message.at("slot_idx"),
+          .examine = message.at("examine"),
+          .check_data = message.at("check_data"),
+          .sent_exchange = message.at("sent_exchange"),
+          .saved_step = message.at("saved_step"),
+          .evaluated_step = message.at("evaluated_step")};
 }
 
 void Control::listen(double timeout_s) {
@@ -69,6 +98,10 @@ void Control::handle(const std::string& packet) {
   } else if (type == "stop_at") {
     stop_request_ =
         StopRequest{.step = message.at("step"), .with_checkpoint = message.at("with_checkpoint")};
+  } else if (type == "pause") {
+    should_pause_ = true;
+  } else if (type == "new_shares") {
+    new_shares_ = message.at("plan_idx").get<int>();
   } else {
     fail("a worker does not know the message \"{}\"", type);
   }

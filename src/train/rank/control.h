@@ -4,10 +4,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "base/threads.h"
 #include "train/process/packet_socket.h"
@@ -20,6 +23,14 @@ struct WorkerSetup {
   std::string resume_from;  // a checkpoint's folder; empty: fresh weights
   bool start_from_shared = false;
   int64_t start_step = 0;
+  int plan_idx = 0;        // which of the run's plans (run_folder.h)
+  int slot_idx = -1;       // snapshot to go on from, before all else; -1: none
+  bool examine = false;    // do not train: open the device, ask it what it must know, and end
+  bool check_data = true;  // rank 0 hashes the corpus
+  // What the run has of steps that are to be repeated.
+  int64_t sent_exchange = -1;
+  int64_t saved_step = -1;
+  int64_t evaluated_step = -1;
 };
 std::string to_json(const WorkerSetup& setup);
 
@@ -45,15 +56,26 @@ class Control {
   bool is_merged(int64_t exchange_idx) const { return merged_.contains(exchange_idx); }
   void forget_merged(int64_t exchange_idx) { merged_.erase(exchange_idx); }
   const std::optional<StopRequest>& stop_request() const { return stop_request_; }
+  bool should_pause() const { return should_pause_; }
+  /// The plan whose shares are to be taken, once.
+  std::optional<int> take_new_shares() { return std::exchange(new_shares_, std::nullopt); }
+
+  /// Who answers the supervisor's questions whether this rank is well, on the reading thread.
+  void set_answer(std::function<void(int64_t question)> answer);
 
  private:
   void handle(const std::string& packet);
+  bool answer(const std::string& packet);
 
   PacketSocket socket_;
   BoundedQueue<std::string> packets_;
   bool may_train_ = false;
   std::set<int64_t> merged_;  // exchanges whose merge has come and was not yet taken
   std::optional<StopRequest> stop_request_;
+  bool should_pause_ = false;
+  std::optional<int> new_shares_;
+  std::mutex answer_mutex_;  // guards answer_
+  std::function<void(int64_t)> answer_;
   std::jthread reader_;  // last: it uses the members above
 };
 

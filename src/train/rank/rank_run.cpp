@@ -9,10 +9,13 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "chips/emulated/faults.h"
 #include "chips/torch.h"
 #include "data/tokenizer.h"
 #include "model/safetensors.h"
 #include "model/transformer.h"
+#include "train/recovery/plan_files.h"
+#include "train/recovery/restart_point.h"
 #include "train/run_folder.h"
 
 namespace pelago::train {
@@ -24,7 +27,9 @@ namespace {
 
 /// While rank 0 waits for the outside, the others hear from it this often: far below the silence
 /// after which a collective gives a peer up.
-constexpr double kStillHereS = 10;
+constexpr double kStillHereS = 1;
+
+constexpr int kSkippedMax = 3;
 
 std::vector<int32_t> token_lengths(const plan::JobConfig& job) {
   const auto tokenizer = data::Tokenizer::read(fs::path(job.data.dir) / "tokenizer.json");
@@ -35,13 +40,6 @@ std::vector<int32_t> token_lengths(const plan::JobConfig& job) {
     lengths[token] = static_cast<int32_t>(tokenizer.decode(std::span(&id, 1)).size());
   }
   return lengths;
-}
-
-chips::EmulationOptions emulation_of(const plan::Plan& plan) {
-  chips::EmulationOptions options;
-  if (plan.emulation_slowdown > 0) options.slowdown = plan.emulation_slowdown;
-  if (plan.emulation_memory_bytes > 0) options.memory_bytes = plan.emulation_memory_bytes;
-  return options;
 }
 
 /// The values of a contiguous f32 tensor on the host.
@@ -61,6 +59,16 @@ std::string typed(const char* type, const std::string& fields_json) {
 
 }  // namespace
 
+chips::EmulationOptions emulation_of(const plan::Plan& plan, const plan::DevicePlan& device) {
+  chips::EmulationOptions options;
+  for (const std::string& fault : device.faults) {
+    options.faults.push_back(chips::parse_fault(fault));
+  }
+  if (plan.emulation_slowdown > 0) options.slowdown = plan.emulation_slowdown;
+  if (device.memory_bytes > 0) options.memory_bytes = device.memory_bytes;
+  return options;
+}
+
 ExchangeSchedule schedule_of(const plan::Plan& plan) {
   ExchangeSchedule schedule;
   schedule.num_steps = plan.steps;
@@ -78,13 +86,15 @@ RankRun::RankRun(const WorkerOptions& options,
                  SharedWeights shared,
                  Control& control)
     : options_(options),
+      setup_(setup),
       shared_(std::move(shared)),
       control_(&control),
       job_(read_run_job(options.run_dir)),
-      plan_(read_run_plan(options.run_dir)),
+      plan_(read_plan(
+          options.run_dir, read_run_plan(options.run_dir), options.site_idx, setup.plan_idx)),
       schedule_(schedule_of(plan_)),
-      train_stream_(job_.data.dir, "train", options.rank == 0),
-      heldout_stream_(job_.data.dir, "heldout", options.rank == 0),
+      train_stream_(job_.data.dir, "train", options.rank == 0 && setup.check_data),
+      heldout_stream_(job_.data.dir, "heldout", options.rank == 0 && setup.check_data),
       samples_(train_stream_),
       heldout_(heldout_stream_),
       token_bytes_(token_lengths(job_)),
@@ -99,17 +109,44 @@ RankRun::RankRun(const WorkerOptions& options,
   if (schedule_.num_fragments > 0) {
     fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
   }
-  device_ = chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan_));
+  device_ =
+      chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan_, share));
+  health_ = std::make_unique<DeviceHealth>(*device_, job_.train.known_answer);
+  health_->examine();
+  SiteBoard& board = shared_.board();
+  control.set_answer([this, &board](int64_t question) {
+    device_->synchronize();
+    board.answer(static_cast<size_t>(options_.rank)) = question;
+  });
   links_ = std::make_unique<SiteLinks>(site, options.rank, *device_, setup.rendezvous_dir);
   collective_ = &links_->control();
+  RankLinks links = links_->rank_links();
+  links.pulse = &board.pulse(static_cast<size_t>(options.rank));
   trainer_ = std::make_unique<Trainer>(
-      trainer_options(job_, plan_, options.site_idx), *device_, links_->rank_links(), samples_);
+      trainer_options(job_, plan_, options.site_idx), *device_, links, samples_);
+  snapshots_ = std::make_unique<Snapshots>(shared_,
+                                           *trainer_,
+                                           static_cast<size_t>(options.rank),
+                                           site.devices.size(),
+                                           job_.train.snapshot_every_steps);
   load_weights(setup);
 }
 
+RankRun::~RankRun() { control_->set_answer(nullptr); }
+
 void RankRun::load_weights(const WorkerSetup& setup) {
   state_.step = setup.start_step;
-  if (!setup.resume_from.empty()) {
+  if (setup.slot_idx >= 0) {
+    const auto slot_idx = static_cast<size_t>(setup.slot_idx);
+    const SnapshotCounters& counters = shared_.board().counters(slot_idx);
+    state_.tokens = counters.tokens;
+    state_.adam_steps = counters.adam_steps;
+    state_.loss_scale = counters.loss_scale;
+    state_.loss_scale_steps = counters.loss_scale_steps;
+    trainer_->load(shared_.snapshot(slot_idx), state_);
+    snapshots_->resume_from(slot_idx, state_.step);
+    is_fresh_ = false;
+  } else if (!setup.resume_from.empty()) {
     const fs::path dir = setup.resume_from;
     const fs::path state_path = dir / "state.json";
     const TrainState found = train_state_from_json(read_text_file(state_path), state_path.string());
@@ -134,30 +171,36 @@ void RankRun::load_weights(const WorkerSetup& setup) {
   }
 }
 
-/// The one that was not written last.
-HostState RankRun::next_snapshot() {
-  return shared_.snapshot(num_snapshots_++ % SharedWeights::kSnapshots);
-}
-
 void RankRun::run() {
   control_->send(json({{"type", "ready"}}).dump());
   wait_together([this] { return control_->may_train(); });
   const bool was_finished = !is_fresh_ && state_.step >= plan_.steps;
   if (is_fresh_) evaluate();
-  Order order = Order::kGoOn;
+  Orders orders;
   while (state_.step < plan_.steps) {
-    order = share_order();
-    if (order != Order::kGoOn) break;
+    orders = share_orders();
+    carry_out(orders);
+    if (orders.order != Order::kGoOn) break;
     train_step();
     const int64_t eval_every = job_.train.eval_every_steps;
-    if (eval_every > 0 && state_.step % eval_every == 0 && state_.step < plan_.steps) evaluate();
-    if (state_.step < plan_.steps &&
+    if (eval_every > 0 && state_.step % eval_every == 0 && state_.step < plan_.steps &&
+        state_.step > setup_.evaluated_step) {
+      evaluate();
+    }
+    if (state_.step < plan_.steps && state_.step > setup_.saved_step &&
         schedule_.is_checkpoint_step(state_.step, job_.train.checkpoint_every_steps)) {
       save_checkpoint();
     }
   }
+  if (orders.order == Order::kPause) return leave();
+  finish(orders.order, was_finished);
+}
+
+void RankRun::finish(Order order, bool was_finished) {
   if (order == Order::kStopWithCheckpoint && saved_step_ != state_.step) save_checkpoint();
   if (order == Order::kGoOn) {
+    // Whoever is lost from here on need not repeat a step: merges before may be overwritten.
+    if (!was_finished && !fragments_.empty()) store_at_once();
     if (!was_finished) take_last_merges();
     if (evaluated_step_ != state_.step || !fragments_.empty()) evaluate();
     if (!was_finished) save_checkpoint();
@@ -167,13 +210,29 @@ void RankRun::run() {
   control_->send(json({{"type", "finished"}, {"step", state_.step}}).dump());
 }
 
+/// The site is to start again with other devices: nothing of what was done is lost.
+void RankRun::leave() {
+  store_at_once();
+  control_->send(json({{"type", "left"}, {"step", state_.step}}).dump());
+}
+
+void RankRun::store_at_once() {
+  trainer_->finish_storing();
+  collective_->barrier();  // the other slot is whole on all ranks before this one is touched
+  trainer_->save_counters(state_);
+  trainer_->store(snapshots_->begin_at_once(), {0, plan_.num_parameters});
+  snapshots_->finish_at_once(state_);
+  collective_->barrier();
+}
+
 /// Returns on every rank once rank 0 finds that something has come.
 void RankRun::wait_together(const std::function<bool()>& has_come) {
   std::array<std::byte, 1> come{};
-  while (true) {
+  for (double patience_s = 0;; patience_s = kStillHereS) {
+    ++shared_.board().pulse(static_cast<size_t>(options_.rank));
     if (is_first_rank()) {
       control_->listen(0);
-      const double deadline_s = steady_now_s() + kStillHereS;
+      const double deadline_s = steady_now_s() + patience_s;
       while (!has_come() && steady_now_s() < deadline_s) {
         control_->listen(deadline_s - steady_now_s());
       }
@@ -181,22 +240,37 @@ void RankRun::wait_together(const std::function<bool()>& has_come) {
     }
     collective_->broadcast(come, 0);
     if (come[0] != std::byte{0}) return;
+    health_->examine_when_idle(steady_now_s());
   }
 }
 
-RankRun::Order RankRun::share_order() {
-  std::array<std::byte, 1> order{};
+RankRun::Orders RankRun::share_orders() {
+  Orders orders;
   if (is_first_rank()) {
     control_->listen(0);
     const auto& request = control_->stop_request();
     // Later than asked is possible if the request came late; in flight is not.
     if (request && state_.step >= request->step && schedule_.is_quiet(state_.step)) {
-      order[0] = static_cast<std::byte>(request->with_checkpoint ? Order::kStopWithCheckpoint
-                                                                 : Order::kStop);
+      orders.order = request->with_checkpoint ? Order::kStopWithCheckpoint : Order::kStop;
+    } else if (control_->should_pause()) {
+      orders.order = Order::kPause;
+    } else {
+      orders.begins_snapshot = snapshots_->is_due(state_.step, steady_now_s());
+      orders.plan_idx = control_->take_new_shares().value_or(0);
     }
   }
-  collective_->broadcast(order, 0);
-  return static_cast<Order>(order[0]);
+  collective_->broadcast(std::as_writable_bytes(std::span(&orders, 1)), 0);
+  return orders;
+}
+
+void RankRun::carry_out(const Orders& orders) {
+  if (orders.begins_snapshot) {
+    trainer_->save_counters(state_);
+    snapshots_->begin(state_);
+  }
+  if (orders.plan_idx == 0) return;
+  const plan::Plan changed = read_plan(options_.run_dir, plan_, options_.site_idx, orders.plan_idx);
+  trainer_->take_shares(changed.sites.at(static_cast<size_t>(options_.site_idx)));
 }
 
 void RankRun::train_step() {
@@ -204,23 +278,23 @@ void RankRun::train_step() {
   StepReport report = trainer_->step(state_.step);
   state_.step = report.step;
   state_.tokens += report.tokens;
+  num_skipped_ = report.skipped ? num_skipped_ + 1 : 0;
   const int64_t leaving = schedule_.snapshot_after(state_.step);
   if (leaving >= 0) snapshot(leaving);
   const int64_t coming = schedule_.merge_after(state_.step);
   if (coming >= 0) report.wait_line_s = merge(coming, plan_.exchange.merge_alpha);
   report.step_s = steady_now_s() - begin_s;
   if (is_first_rank()) control_->send(typed("step", to_json(report)));
+  // fp16 alone skips a step now and then; more in a row may be a broken chip.
+  if (num_skipped_ > 0 && num_skipped_ % kSkippedMax == 0) health_->examine();
 }
 
 const Fragment& RankRun::fragment_of(int64_t exchange_idx) const {
-  // The final exchanges are numbered num_regular() + fragment.
-  const int64_t num_regular = schedule_.num_regular();
-  const int64_t fragment_idx = exchange_idx < num_regular ? exchange_idx % schedule_.num_fragments
-                                                          : exchange_idx - num_regular;
-  return fragments_[static_cast<size_t>(fragment_idx)];
+  return fragments_[static_cast<size_t>(train::fragment_of(schedule_, exchange_idx))];
 }
 
 void RankRun::snapshot(int64_t exchange_idx) {
+  if (exchange_idx <= setup_.sent_exchange) return;  // a step that is repeated: it has left already
   trainer_->store({.master = shared_.local(), .m = {}, .v = {}}, fragment_of(exchange_idx));
   collective_->barrier();
   if (!is_first_rank()) return;
@@ -253,11 +327,16 @@ void RankRun::evaluate() {
   const EvaluationReport report = trainer_->evaluate(heldout_, token_bytes_, state_.step);
   evaluated_step_ = state_.step;
   if (is_first_rank()) control_->send(typed("evaluation", to_json(report)));
+  health_->examine();
 }
 
 void RankRun::save_checkpoint() {
-  const HostState state = next_snapshot();
+  trainer_->finish_storing();
+  collective_->barrier();  // the other slot is whole on all ranks before this one is touched
+  const HostState state = snapshots_->begin_at_once();
   trainer_->align_ranks(state);
+  trainer_->save_counters(state_);
+  snapshots_->finish_at_once(state_);
   saved_step_ = state_.step;
   if (!is_first_rank()) return;
   const fs::path checkpoints = options_.site_dir / "checkpoints";
@@ -281,7 +360,6 @@ void RankRun::save_checkpoint() {
 
 /// Returns what went wrong, or nothing.
 std::string RankRun::write_checkpoint(const fs::path& dir, const HostState& state) {
-  trainer_->save_counters(state_);
   const Status weights = model::try_write_safetensors(dir / "weights.safetensors",
                                                       {{"master", view_of(state.master)}});
   if (!weights) return weights.error().message;

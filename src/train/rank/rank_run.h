@@ -14,16 +14,21 @@
 #include "chips/device.h"
 #include "plan/job.h"
 #include "plan/plan.h"
+#include "train/health/device_health.h"
 #include "train/process/shared_weights.h"
 #include "train/rank/control.h"
 #include "train/rank/site_links.h"
 #include "train/rank/trainer.h"
+#include "train/recovery/snapshots.h"
 #include "train/site_runner.h"
 
 namespace pelago::train {
 
 /// Exchanges of this plan: none for a site alone.
 ExchangeSchedule schedule_of(const plan::Plan& plan);
+
+/// How the plan wants its emulated devices, with the faults on order of this one.
+chips::EmulationOptions emulation_of(const plan::Plan& plan, const plan::DevicePlan& device);
 
 class RankRun {
  public:
@@ -33,17 +38,27 @@ class RankRun {
           const WorkerSetup& setup,
           SharedWeights shared,
           Control& control);
+  ~RankRun();
 
   /// Trains until the last step, or until it is asked to stop.
   void run();
 
  private:
-  enum class Order : uint8_t { kGoOn, kStop, kStopWithCheckpoint };
+  enum class Order : uint8_t { kGoOn, kStop, kStopWithCheckpoint, kPause };
+  /// What rank 0 tells the others before each step.
+  struct Orders {
+    Order order = Order::kGoOn;
+    bool begins_snapshot = false;
+    int32_t plan_idx = 0;  // whose shares are to be taken; 0: none
+  };
 
   void load_weights(const WorkerSetup& setup);
-  HostState next_snapshot();
   void wait_together(const std::function<bool()>& has_come);
-  Order share_order();
+  Orders share_orders();
+  void carry_out(const Orders& orders);
+  void finish(Order order, bool was_finished);
+  void leave();
+  void store_at_once();
   void train_step();
   void snapshot(int64_t exchange_idx);
   double merge(int64_t exchange_idx, double alpha);
@@ -56,6 +71,7 @@ class RankRun {
   bool is_first_rank() const { return collective_->rank() == 0; }
 
   WorkerOptions options_;
+  WorkerSetup setup_;
   SharedWeights shared_;
   Control* control_;
   plan::JobConfig job_;
@@ -68,10 +84,12 @@ class RankRun {
   std::unique_ptr<chips::Device> device_;
   std::unique_ptr<SiteLinks> links_;
   chips::Collective* collective_ = nullptr;  // of links_: for what is not training
-  std::unique_ptr<Trainer> trainer_;         // last: it refers to those above
-  TrainState state_;                         // step and tokens so far; identity of the run
+  std::unique_ptr<DeviceHealth> health_;
+  std::unique_ptr<Trainer> trainer_;  // it refers to those above
+  std::unique_ptr<Snapshots> snapshots_;
+  TrainState state_;  // step and tokens so far; identity of the run
   bool is_fresh_ = true;
-  int num_snapshots_ = 0;
+  int num_skipped_ = 0;          // steps in a row
   int64_t saved_step_ = -1;      // of the last checkpoint
   int64_t evaluated_step_ = -1;  // of the last evaluation
 };

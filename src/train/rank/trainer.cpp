@@ -14,9 +14,6 @@ namespace pelago::train {
 
 namespace {
 
-/// A reduction this large hides its latency, and several of them still overlap with backward.
-constexpr int64_t kBucketValues = 4 << 20;
-
 c10::ScalarType training_dtype(const std::string& dtype, const chips::Device& device) {
   if (dtype == "f32") return torch::kFloat32;
   if (dtype == "bf16") return torch::kBFloat16;
@@ -66,7 +63,8 @@ Trainer::Trainer(TrainerOptions options,
   const c10::ScalarType dtype = training_dtype(options_.train.dtype, device);
   dtypes_ = gather_dtypes(*links.control, dtype);
 
-  SiteBuckets buckets = buckets_of(options_.model, options_.site, rank, kBucketValues);
+  SiteBuckets buckets = buckets_of(
+      options_.model, options_.site, rank, usual_bucket_values(options_.model.num_parameters()));
   open_groups(buckets.groups);
   std::vector<chips::Collective::Slice> own_slices;
   for (const Bucket& bucket : buckets.own) {
@@ -85,7 +83,9 @@ Trainer::Trainer(TrainerOptions options,
                                                          .rank = rank,
                                                          .dtypes = dtypes_,
                                                          .courier = links.courier,
-                                                         .tensor_group = tensor_group_.get()},
+                                                         .tensor_group = tensor_group_.get(),
+                                                         .pulse = links.pulse,
+                                                         .tamper = options_.tamper.blocks},
                                          device,
                                          *parameters_);
 }
@@ -150,6 +150,26 @@ void Trainer::store(const HostState& state, const Fragment& range) const {
   shards_->write(state, range);
 }
 
+void Trainer::store_behind(const HostState& state, std::function<void()> on_done) {
+  storer_.add([this, state, after = device_->mark(), done = std::move(on_done)] {
+    shards_->write_behind(state, *device_, after);
+    done();
+  });
+}
+
+void Trainer::finish_storing() {
+  const double begin_s = steady_now_s();
+  storer_.wait();
+  const double end_s = steady_now_s();
+  device_->note_host_wait(begin_s, end_s);
+  storing_s_ += end_s - begin_s;
+}
+
+void Trainer::take_shares(const plan::SitePlan& site) {
+  PELAGO_ASSERT(plan::has_same_stages(site, options_.site), "other stages need another trainer");
+  options_.site = site;
+}
+
 void Trainer::store_gradient(std::span<float> out) const { shards_->write_gradient(out); }
 
 std::vector<int64_t> Trainer::windows_of_step(int64_t step_idx) const {
@@ -210,7 +230,9 @@ double Trainer::compute(int64_t step_idx, double& waited_s) {
   // A tied embedding at the end of the model has no unit of its own there.
   reduce_down_to(0);
   waited_s = result.waited_s;
-  return result.loss_sum;
+  // All ranks skip a step whose loss is not finite: so one that saw nonsense tells the others.
+  const bool is_plausible = result.peak <= kHiddenMax;
+  return is_plausible ? result.loss_sum : std::numeric_limits<double>::quiet_NaN();
 }
 
 StepReport Trainer::step(int64_t step_idx) {
@@ -231,11 +253,18 @@ StepReport Trainer::step(int64_t step_idx) {
 
   const torch::NoGradGuard no_grad;
   reducer_.wait();
+  give_sign();
+  for (size_t i = 0; options_.tamper.reduced && i < shards_->buckets().size(); ++i) {
+    options_.tamper.reduced(i, shards_->bucket_gradient(i));
+  }
   sums.add_squares(shards_->sum_of_squares());
   links_.control->all_reduce_sum(sums.values());
   const double reduced_s = steady_now_s();
+  give_sign();
+  finish_storing();
   StepReport report = apply_gradient(step_idx, sums);
   device_->synchronize();
+  give_sign();
 
   const double end_s = steady_now_s();
   const chips::DeviceStats after = device_->stats();
@@ -258,11 +287,14 @@ StepReport Trainer::apply_gradient(int64_t step_idx, const StepSums& sums) {
   report.loss = sums.loss() / tokens;
   report.grad_norm = std::sqrt(sums.squares()) / tokens;
   report.lr = options_.train.learning_rate(step_idx, options_.num_steps);
-  report.skipped = !std::isfinite(report.grad_norm) || !std::isfinite(report.loss);
+  report.skipped = !std::isfinite(report.loss) || !gradient_watch_.accepts(report.grad_norm);
   if (!report.skipped) {
     const double clip_norm = options_.train.clip_norm;
     const bool clips = clip_norm > 0 && report.grad_norm > clip_norm;
     const double grad_scale = (clips ? clip_norm / report.grad_norm : 1.0) / tokens;
+    for (size_t i = 0; options_.tamper.moments && i < shards_->buckets().size(); ++i) {
+      options_.tamper.moments(i, shards_->m(i), shards_->v(i));
+    }
     shards_->update(options_.train, ++adam_steps_, report.lr, grad_scale);
     gather_weights();
   }

@@ -11,7 +11,9 @@
 // reduction. Where the optimizer is sliced (ZeRO-1), every master exists once.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -29,6 +31,7 @@
 #include "train/grid/pipeline.h"
 #include "train/grid/reducer.h"
 #include "train/grid/shards.h"
+#include "train/health/plausibility.h"
 #include "train/messages.h"
 #include "train/rank/loss_scale.h"
 #include "train/rank/samples.h"
@@ -40,6 +43,13 @@ class Parameters;
 
 namespace pelago::train {
 
+/// For tests of what notices faults: each sees values on their way and may change them.
+struct StepTamper {
+  model::Tamper blocks = nullptr;                                // activations and their gradients
+  std::function<void(size_t bucket_idx, Tensor&)> reduced = {};  // before they are measured
+  std::function<void(size_t bucket_idx, Tensor& m, Tensor& v)> moments = {};  // before the update
+};
+
 struct TrainerOptions {
   model::ModelConfig model;
   plan::TrainConfig train;
@@ -47,6 +57,7 @@ struct TrainerOptions {
   int64_t batch_sequences = 0;  // all sites, a step: the run's sample counter moves by this
   int64_t sequence_length = 0;
   int64_t num_steps = 0;  // of the run, for the schedule of the learning rate
+  StepTamper tamper = {};
 };
 TrainerOptions trainer_options(const plan::JobConfig& job, const plan::Plan& plan, int site_idx);
 
@@ -55,6 +66,7 @@ struct RankLinks {
   chips::Collective* control = nullptr;    // small things, and tensor parallelism
   chips::Collective* reduction = nullptr;  // gradients and sliced weights
   chips::Courier* courier = nullptr;       // between stages; null if no pipeline has several
+  std::atomic<uint64_t>* pulse = nullptr;  // counts signs of life; null: nobody looks
 };
 
 class Trainer {
@@ -74,6 +86,15 @@ class Trainer {
   void save_counters(TrainState& counters) const;
   /// Writes what this rank keeps for others; all ranks together write everything once.
   void store(const HostState& state, const Fragment& range) const;
+  /// Begins to store everything while the next step computes. It is done before that step changes
+  /// anything, or after finish_storing(); then on_done was called, on a thread of the trainer.
+  void store_behind(const HostState& state, std::function<void()> on_done);
+  void finish_storing();
+  /// Time that steps lost waiting for store_behind().
+  double storing_s() const { return storing_s_; }
+
+  /// The same stages with other shares of the batch, from the next step on. All ranks together.
+  void take_shares(const plan::SitePlan& site);
 
   /// The optimizer step after step_idx completed ones. All ranks call it together; the report is
   /// whole on each. Of a rank's times, update and waiting are those of the step before: a second
@@ -108,6 +129,9 @@ class Trainer {
   void open_groups(const std::vector<std::vector<int>>& groups);
   void reduce(size_t bucket_idx, double loss_scale);
   void gather_weights();
+  void give_sign() {
+    if (links_.pulse != nullptr) ++*links_.pulse;
+  }
   double compute(int64_t step_idx, double& waited_s);
   StepReport apply_gradient(int64_t step_idx, const StepSums& sums);
 
@@ -127,8 +151,11 @@ class Trainer {
   size_t num_reduced_ = 0;  // buckets of this step given to the reducer
   int64_t adam_steps_ = 0;
   LossScale loss_scale_;
+  GradientWatch gradient_watch_;
+  double storing_s_ = 0;
   RankReport previous_;  // update and waiting of the step before
-  Reducer reducer_;      // last: its thread uses the members above
+  Reducer storer_;       // writes snapshots; last, as the next: their threads use the members above
+  Reducer reducer_;
 };
 
 }  // namespace pelago::train

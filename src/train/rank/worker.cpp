@@ -15,6 +15,7 @@
 #include "chips/torch.h"
 #include "train/rank/control.h"
 #include "train/rank/rank_run.h"
+#include "train/recovery/plan_files.h"
 #include "train/run_folder.h"
 #include "train/site_runner.h"
 
@@ -52,11 +53,21 @@ void take_processors(const std::vector<int>& cores) {
 /// The first line: libtorch appends a stack trace.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
-[[noreturn]] void end_in_failure(Control& control, const std::string& message) {
+/// cause: "job", "device" or "health" (the device is there, but computes wrong).
+[[noreturn]] void end_in_failure(Control& control, const char* cause, const std::string& message) {
   log_error("{}", message);
-  control.send(nlohmann::json({{"type", "failed"}, {"message", message}}).dump());
+  control.send(nlohmann::json({{"type", "failed"}, {"cause", cause}, {"message", message}}).dump());
   // Not through destructors: taking down a transport may wait for peers that are gone.
   std::_Exit(kExitFailed);
+}
+
+/// Opens the device and asks it what it must know, nothing else.
+void examine(const plan::Plan& plan, plan::DevicePlan share, Control& control) {
+  share.faults.clear();
+  const std::unique_ptr<chips::Device> device =
+      chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan, share));
+  DeviceHealth(*device, /*is_on=*/true).examine();
+  control.send(nlohmann::json({{"type", "well"}}).dump());
 }
 
 }  // namespace
@@ -68,17 +79,25 @@ int run_worker(const WorkerOptions& options) {
   std::unique_ptr<RankRun> run;
   try {
     const WorkerSetup setup = control.wait_for_setup();
-    const plan::Plan plan = read_run_plan(options.run_dir);
+    const plan::Plan plan = read_plan(
+        options.run_dir, read_run_plan(options.run_dir), options.site_idx, setup.plan_idx);
     const plan::SitePlan& site = plan.sites.at(static_cast<size_t>(options.site_idx));
     init_log(LogLevel::kInfo, fmt::format("{}/{}", site.name, options.rank));
-    take_processors(site.devices.at(static_cast<size_t>(options.rank)).cores);
+    const plan::DevicePlan& share = site.devices.at(static_cast<size_t>(options.rank));
+    take_processors(share.cores);
+    if (setup.examine) {
+      examine(plan, share, control);
+      return kExitDone;
+    }
     run = std::make_unique<RankRun>(
         options, setup, SharedWeights::attach(kWeightsDescriptor, plan.num_parameters), control);
     run->run();
   } catch (const c10::Error& error) {
-    end_in_failure(control, first_line(error.what_without_backtrace()));
+    end_in_failure(control, "device", first_line(error.what_without_backtrace()));
+  } catch (const DeviceFault& fault) {
+    end_in_failure(control, "health", fault.what());
   } catch (const std::exception& error) {
-    end_in_failure(control, first_line(error.what()));
+    end_in_failure(control, "job", first_line(error.what()));
   }
   return kExitDone;
 }
