@@ -106,6 +106,27 @@ TEST_CASE("couriers carry tensors from chip to chip") {
   });
 }
 
+TEST_CASE("the pieces of a long sum are copied out, added and copied in at the same time") {
+  constexpr int64_t kValues = 8 << 20;  // eight pieces
+  constexpr double kOneWayS = 0.2;      // of the slower link, a100's
+  const double slowdown = kOneWayS * 25.2e9 / (4.0 * kValues);
+  run_on_chips(2, slowdown, [](Device& device, const CollectiveOptions& options) {
+    const auto collective = open_collective(options);
+    Tensor sum = torch::ones({kValues}, torch::device(device.torch_device()));
+    device.synchronize();
+    collective->barrier();
+    const double begin_s = steady_now_s();
+    collective->all_reduce_sum(sum);
+    device.synchronize();
+    const double took_s = steady_now_s() - begin_s;
+    // One way out, and one piece more in; twice one way if nothing overlapped.
+    if (options.rank == 0 && !(took_s > kOneWayS * 9 / 8 && took_s < 1.8 * kOneWayS)) {
+      fail("it took {} s", took_s);
+    }
+    if (!sum.slice(0, 0, 100).cpu().equal(torch::full({100}, 2.0F))) fail("another sum");
+  });
+}
+
 TEST_CASE("a rank whose own chip is stuck blames the chip, not the rank it sends to") {
   run_on_chips(2, 1e-6, [](Device& device, CollectiveOptions options) {
     options.timeout_s = options.rank == 0 ? 0.2 : 20;
