@@ -64,4 +64,8 @@ const Vendor* find_plugin_vendor(const std::string& torch_device);
 /// The first CUDA-shaped vendor that shows on this machine; the last one if none does.
 const Vendor& cuda_shaped_vendor_here();
 
+/// The collectives that devices of this name have among themselves ("npu:0", "emulated:a100"), as
+/// chips/native/facts.h calls them; empty: none but the host's.
+std::string native_collective_of(const std::string& device);
+
 }  // namespace pelago::chips

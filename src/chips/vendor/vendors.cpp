@@ -39,4 +39,12 @@ const Vendor& cuda_shaped_vendor_here() {
   return all_vendors().back();
 }
 
+std::string native_collective_of(const std::string& device) {
+  const std::string kind = device.substr(0, device.find(':'));
+  if (kind == "emulated") return "emuccl";
+  if (kind == "cuda") return cuda_shaped_vendor_here().collective;
+  const Vendor* const vendor = find_plugin_vendor(kind);
+  return vendor == nullptr ? "" : vendor->collective;
+}
+
 }  // namespace pelago::chips

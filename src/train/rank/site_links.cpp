@@ -11,15 +11,6 @@ namespace pelago::train {
 
 namespace {
 
-/// As chips/native/facts.h calls it; empty: none.
-std::string library_of(const std::string& device) {
-  if (plan::is_emulated(device)) return "emuccl";
-  const std::string kind = plan::kind_of_device(device);
-  if (kind == "cuda") return chips::cuda_shaped_vendor_here().collective;
-  const chips::Vendor* vendor = chips::find_plugin_vendor(kind);
-  return vendor == nullptr ? "" : vendor->collective;
-}
-
 bool has_stages(const plan::SitePlan& site) {
   return std::any_of(site.pipelines.begin(),
                      site.pipelines.end(),
@@ -41,14 +32,14 @@ void choose_native(const plan::SitePlan& site,
   int num_groups = 0;
   bool any_group = false;
   for (const auto& [kind, ranks] : alike) {
-    const bool is_group = ranks.size() > 1 && !library_of(kind.first).empty();
+    const bool is_group = ranks.size() > 1 && !chips::native_collective_of(kind.first).empty();
     any_group |= is_group;
     for (const int member : ranks) {
       options.vendor_groups[static_cast<size_t>(member)] = is_group ? num_groups : num_groups++;
     }
     if (is_group) ++num_groups;
     if (!is_group || std::find(ranks.begin(), ranks.end(), rank) == ranks.end()) continue;
-    options.native_library = library_of(kind.first);
+    options.native_library = chips::native_collective_of(kind.first);
     if (device.chip() == nullptr || !plan::is_emulated(kind.first)) continue;
     const int num_cards = static_cast<int>(ranks.size());
     options.links.group_bytes_per_s =

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "chips/checks/checks.h"
 #include "chips/native/facts.h"
+#include "chips/torch.h"  // precompiled, so its CHECK gives way to doctest's
 #include "chips/vendor/search.h"
 #include "chips/vendor/vendor.h"
 
@@ -123,6 +124,13 @@ TEST_CASE("every vendor says how it is got, seen and spoken to") {
     if (!vendor.collective.empty()) CHECK(native::find_library(vendor.collective).files.size() > 0);
   }
   CHECK(all_vendors().back().tool == "nvidia-smi");  // other chips answer to it too
+}
+
+TEST_CASE("devices of one vendor know their collectives, others have the host's") {
+  CHECK(native_collective_of("npu:3") == "hccl");
+  CHECK(native_collective_of("emulated:huawei-910b2") == "emuccl");
+  CHECK(!native_collective_of("cuda:0").empty());
+  CHECK(native_collective_of("cpu").empty());
 }
 
 TEST_CASE("the catalogue's vendors that libtorch reaches have a folder, with its device") {
