@@ -47,6 +47,9 @@ class Recorder final : public SiteEvents {
     runner_->finish_checkpoint(step);
   }
   void on_checkpoint_saved(int64_t step) override { record("checkpoint_saved", {{"step", step}}); }
+  void on_recovery(const std::string& event, const std::string& fields_json) override {
+    record(event, json::parse(fields_json));
+  }
   void on_warning(const std::string& message) override {
     log_warn("{}", message);
     record("warning", {{"message", message}});

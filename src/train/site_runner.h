@@ -1,7 +1,7 @@
-// Runs one site: starts a worker process for each device, passes messages, sees a lost worker
-// within a second. It knows nothing of other sites: whoever stands above (the site agent, or the
-// command line for a site alone) implements SiteEvents. Single-threaded: everything happens inside
-// poll().
+// Runs one site: starts a worker process for each device, passes messages, and goes on without a
+// device that is lost (recovery/supervisor.h). It knows nothing of other sites: whoever stands
+// above (the site agent, or the command line for a site alone) implements SiteEvents.
+// Single-threaded: everything happens inside poll().
 #pragma once
 
 #include <sys/types.h>
@@ -35,6 +35,10 @@ class SiteEvents {
   virtual void on_checkpoint(int64_t step, const std::filesystem::path& dir) = 0;
   virtual void on_checkpoint_saved(int64_t /*step*/) {}
   virtual void on_warning(const std::string& /*message*/) {}
+  /// A device was lost, or is back, or got another share, or the site goes on after that:
+  /// "device_lost", "recovered" (steps_repeated, seconds_lost), "device_returned", "rejoined",
+  /// "new_shares", "new_stages". fields_json: a JSON object.
+  virtual void on_recovery(const std::string& /*event*/, const std::string& /*fields_json*/) {}
 };
 
 struct SiteRunOptions {
@@ -62,9 +66,10 @@ class SiteRunner {
   /// with the thread that calls this.
   void start();
   void allow_training();
-  /// Handles what came within timeout_s. Returns false once every worker has finished its run.
-  /// Throws Failure naming the rank and how it ended if a worker is lost; the workers' own last
-  /// words are in the message.
+  /// Handles what came within timeout_s. Returns false once every worker has finished its run. A
+  /// device that is lost while the site trains is done without; steps that are repeated then are
+  /// not reported again. Throws Failure naming the rank and how it ended, with its own last words,
+  /// if the others cannot go on without it or the site had not yet begun.
   bool poll(double timeout_s);
 
   /// Host f32 [N] in shared memory: workers write snapshots here. Once poll() has returned false it

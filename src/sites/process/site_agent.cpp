@@ -212,6 +212,10 @@ void SiteAgent::on_checkpoint_saved(int64_t step) {
   report("checkpoint", json{{"step", step}}.dump());
 }
 
+void SiteAgent::on_recovery(const std::string& event, const std::string& fields_json) {
+  report(event, fields_json);
+}
+
 void SiteAgent::on_warning(const std::string& message) {
   log_warn("{}", message);
   report("warning", json{{"message", message}}.dump());

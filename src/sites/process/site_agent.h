@@ -46,6 +46,7 @@ class SiteAgent final : public train::SiteEvents {
   void on_checkpoint(int64_t step, const std::filesystem::path& dir) override;
   void on_checkpoint_saved(int64_t step) override;
   void on_warning(const std::string& message) override;
+  void on_recovery(const std::string& event, const std::string& fields_json) override;
 
  private:
   void carry_out(MemberActions actions);

@@ -1,0 +1,239 @@
+#include "train/recovery/supervisor.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "base/clock.h"
+#include "base/files.h"
+#include "base/log.h"
+#include "train/checkpoint.h"
+#include "train/rank/rank_run.h"
+#include "train/run_folder.h"
+
+namespace pelago::train {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+constexpr double kEndGraceS = 5;         // after which a worker that should end is killed
+constexpr int64_t kStopMarginSteps = 2;  // a worker may be one step ahead of its reports
+
+WorkerStart examination(const SiteRunOptions& options) {
+  WorkerSetup setup;
+  setup.examine = true;
+  return {.run_dir = options.run_dir,
+          .site_dir = options.site_dir,
+          .site_idx = options.site_idx,
+          .setup = to_json(setup),
+          .weights_descriptor = -1};
+}
+
+}  // namespace
+
+Supervisor::Supervisor(const SiteRunOptions& options, SiteEvents& events)
+    : options_(options),
+      events_(&events),
+      job_(read_run_job(options.run_dir)),
+      own_plan_(read_run_plan(options.run_dir)),
+      schedule_(schedule_of(own_plan_)),
+      shared_(SharedWeights::create(own_plan_.num_parameters)),
+      roster_(own_plan_, job_, static_cast<size_t>(options.site_idx)),
+      return_watch_(examination(options)),
+      completed_steps_(options.start_step) {
+  if (schedule_.num_fragments > 0) {
+    fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
+  }
+  if (options_.resume_from) {
+    const fs::path state = *options_.resume_from / "state.json";
+    completed_steps_ = train_state_from_json(read_text_file(state), state.string()).step;
+  }
+  if (roster_.site().devices.size() > SiteBoard::kRanksMax) {
+    fail("site {} has {} devices, at most {} can work together: make it two sites",
+         roster_.site().name,
+         roster_.site().devices.size(),
+         SiteBoard::kRanksMax);
+  }
+}
+
+Supervisor::~Supervisor() {
+  workers_.end(kEndGraceS);
+  std::error_code ignored;
+  fs::remove_all(options_.site_dir / "rendezvous", ignored);
+}
+
+void Supervisor::start() {
+  std::error_code reason;
+  fs::create_directories(checkpoints(), reason);
+  fs::create_directories(options_.site_dir / "logs", reason);
+  // Addresses of an earlier start would lead ranks to processes that are gone.
+  fs::remove_all(options_.site_dir / "rendezvous", reason);
+  WorkerSetup setup;
+  setup.resume_from = options_.resume_from ? options_.resume_from->string() : "";
+  setup.start_from_shared = options_.start_from_shared;
+  setup.start_step = options_.start_step;
+  start_workers(setup);
+}
+
+void Supervisor::start_workers(const WorkerSetup& setup) {
+  rendezvous_dir_ =
+      options_.site_dir / "rendezvous" / fmt::format("{}-{}", ::getpid(), ++num_starts_);
+  std::error_code reason;
+  fs::create_directories(rendezvous_dir_, reason);
+  if (reason) fail("{}: cannot make the folder: {}", rendezvous_dir_.string(), reason.message());
+  WorkerSetup full = setup;
+  full.rendezvous_dir = rendezvous_dir_.string();
+  full.plan_idx = plan_idx_;
+  full.check_data = num_starts_ == 1;
+  full.sent_exchange = exchanges_.sent;
+  full.saved_step = saved_step_;
+  full.evaluated_step = evaluated_step_;
+  num_ranks_ = roster_.site().devices.size();
+  hang_watch_.reset();
+  pace_watch_.reset();
+  workers_.start({.run_dir = options_.run_dir,
+                  .site_dir = options_.site_dir,
+                  .site_idx = options_.site_idx,
+                  .setup = to_json(full),
+                  .weights_descriptor = shared_.descriptor()},
+                 roster_.site());
+}
+
+void Supervisor::tell_first(const std::string& type, const std::string& key, int64_t value) {
+  workers_.tell_first(json({{"type", type}, {key, value}}).dump());
+}
+
+void Supervisor::allow_training() {
+  may_train_ = true;
+  workers_.tell_first(json({{"type", "go"}}).dump());
+}
+
+void Supervisor::merged(int64_t exchange_idx) {
+  exchanges_.merged.insert(exchange_idx);
+  tell_first("merged", "exchange", exchange_idx);
+}
+
+void Supervisor::stop_at(int64_t completed_steps, bool with_checkpoint) {
+  stop_request_ = StopRequest{.step = completed_steps, .with_checkpoint = with_checkpoint};
+  workers_.tell_first(
+      json({{"type", "stop_at"}, {"step", completed_steps}, {"with_checkpoint", with_checkpoint}})
+          .dump());
+}
+
+int64_t Supervisor::next_quiet_step() const {
+  int64_t step = std::min(completed_steps_ + kStopMarginSteps, own_plan_.steps);
+  while (step < own_plan_.steps && !schedule_.is_quiet(step)) ++step;
+  return step;
+}
+
+void Supervisor::finish_checkpoint(int64_t step) {
+  const Status status = train::finish_checkpoint(checkpoints(), step, job_.train.keep_checkpoints);
+  if (status) {
+    saved_step_ = std::max(saved_step_, step);
+    events_->on_checkpoint_saved(step);
+  } else {
+    events_->on_warning(fmt::format(
+        "checkpoint of step {} not saved, training goes on: {}", step, status.error().message));
+  }
+  // Hashing and forcing files to disk takes time in which nobody looked at the workers.
+  if (hang_watch_) hang_watch_->forgive(steady_now_s());
+}
+
+bool Supervisor::poll(double timeout_s) {
+  workers_.wait(timeout_s,
+                [this](size_t rank, const std::string& packet) { handle(rank, packet); });
+  deal_with_losses();
+  if (workers_.any_is(&Worker::has_left) && workers_.all_are(&Worker::has_left)) end_pause();
+  if (workers_.all_are(&Worker::is_finished)) {
+    workers_.end(kEndGraceS);
+    return false;
+  }
+  if (!workers_.any_is(&Worker::is_finished)) {
+    look_for_hang();
+    look_for_returns();
+  }
+  return true;
+}
+
+void Supervisor::handle(size_t rank, const std::string& packet) {
+  const json message = json::parse(packet, nullptr, /*allow_exceptions=*/false);
+  if (message.is_discarded()) {
+    fail("rank {} of site {} sent a message that is not JSON", rank, roster_.site().name);
+  }
+  const std::string type = message.value("type", "");
+  if (type == "ready") {
+    workers_[rank].is_ready = true;
+    check_ready();
+  } else if (type == "step") {
+    take_step(step_report_from_json(packet));
+  } else if (type == "evaluation") {
+    const EvaluationReport report = evaluation_report_from_json(packet);
+    // The final evaluation may be of a step that was evaluated before the last merges.
+    if (report.step < own_plan_.steps && report.step <= evaluated_step_) return;
+    evaluated_step_ = report.step;
+    events_->on_evaluation(report);
+  } else if (type == "snapshot") {
+    take_snapshot(message.at("exchange").get<int64_t>());
+  } else if (type == "checkpoint") {
+    events_->on_checkpoint(message.at("step").get<int64_t>(), message.at("dir").get<std::string>());
+  } else if (type == "warning") {
+    events_->on_warning(message.at("message").get<std::string>());
+  } else if (type == "failed") {
+    workers_[rank].last_words = message.at("message").get<std::string>();
+    workers_[rank].cause = message.at("cause").get<std::string>();
+  } else if (type == "finished") {
+    workers_[rank].is_finished = true;
+  } else if (type == "left") {
+    workers_[rank].has_left = true;
+  } else {
+    fail("rank {} of site {} sent the unknown message \"{}\"", rank, roster_.site().name, type);
+  }
+}
+
+/// The run's files and the other sites see each step once. Ranks are told by their place in the
+/// run's own plan, whoever takes part.
+void Supervisor::take_step(StepReport report) {
+  if (hang_watch_) hang_watch_->on_step(report.step_s);
+  watch_pace(report);
+  if (report.step <= completed_steps_) return;
+  std::vector<RankReport> ranks;
+  for (const plan::DevicePlan& device : roster_.own_site().devices) {
+    ranks.emplace_back().device = device.device;
+  }
+  for (size_t rank = 0; rank < report.ranks.size(); ++rank) {
+    ranks[roster_.place_of(rank)] = std::move(report.ranks[rank]);
+  }
+  report.ranks = std::move(ranks);
+  completed_steps_ = report.step;
+  num_vain_starts_ = 0;
+  if (loss_) {
+    record(loss_->event,
+           json({{"step", report.step},
+                 {"from_step", loss_->from_step},
+                 {"steps_repeated", loss_->at_step - loss_->from_step},
+                 {"seconds_lost", steady_now_s() - loss_->begin_s - report.step_s}})
+               .dump());
+    loss_.reset();
+  }
+  events_->on_step(report);
+}
+
+void Supervisor::take_snapshot(int64_t exchange_idx) {
+  exchanges_.sent = std::max(exchanges_.sent, exchange_idx);
+  const auto fragment_idx = static_cast<size_t>(fragment_of(schedule_, exchange_idx));
+  events_->on_snapshot(exchange_idx, fragments_.at(fragment_idx));
+}
+
+void Supervisor::check_ready() {
+  if (!workers_.all_are(&Worker::is_ready)) return;
+  hang_watch_.emplace(workers_.size(), roster_.site().predicted_step_s, steady_now_s());
+  if (may_train_) workers_.tell_first(json({{"type", "go"}}).dump());
+  if (std::exchange(was_ready_, true)) return;
+  events_->on_ready();
+}
+
+}  // namespace pelago::train
