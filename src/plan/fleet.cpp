@@ -98,7 +98,9 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
   table.read("device", device);
   table.read("chip", chip);
   table.read("node", node);
+  double memory_gib = 0;
   table.read("faults", faults);
+  table.read("memory_gib", memory_gib);
   table.read("count", count);
   const std::vector<int> cores = read_cores(table);
   table.refuse_unknown();
@@ -111,6 +113,11 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
   if (!faults.empty() && !is_emulated(device)) {
     fail_usage("{}: faults are for emulated devices, {} is a real one", table.where(), device);
   }
+  if (table.has("memory_gib") && (!is_emulated(device) || !(memory_gib > 0))) {
+    fail_usage("{}: memory_gib = {:g} must be above 0, and only an emulated device takes it",
+               table.where(),
+               memory_gib);
+  }
   NumberedDevice numbered;
   if (is_emulated(device)) {
     chip = find_chip(table, device.substr(kEmulated.size()), catalogue);
@@ -120,7 +127,12 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
     if (!chip.empty()) chip = find_chip(table, chip, catalogue);
   }
   for (int i = 0; i < count; ++i) {
-    FleetDevice one{.device = device, .cores = {}, .node = node, .chip = chip, .faults = faults};
+    FleetDevice one{.device = device,
+                    .cores = {},
+                    .node = node,
+                    .chip = chip,
+                    .memory_gib = memory_gib,
+                    .faults = faults};
     if (!numbered.kind.empty()) one.device = fmt::format("{}:{}", numbered.kind, numbered.idx + i);
     if (!cores.empty()) {
       one.cores = deal_cores(cores, static_cast<size_t>(count), static_cast<size_t>(i), one.device);

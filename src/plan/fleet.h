@@ -19,6 +19,7 @@ struct FleetDevice {
   std::string node;        // the machine it is in; devices without one are in the site's first
   std::string chip;  // catalogue id: of what is emulated, or what fleet.toml says a real device is;
                      // empty: not known, so that only a probe can tell its pace
+  double memory_gib = 0;            // emulated: instead of the catalogue's; 0: as the fleet says
   std::vector<std::string> faults;  // emulated: what breaks and when ("wrong@op=120"), for tests
 };
 

@@ -86,8 +86,10 @@ std::vector<SharedBucket> join(const std::vector<SharedPiece>& pieces, int64_t b
   std::map<std::vector<int>, int64_t> open_unit;
   for (const SharedPiece& piece : pieces) {
     const auto found = open.find(piece.ranks);
+    // The embedding comes last: what was joined with it would wait for the very end.
     const bool is_neighbour =
-        found != open.end() && open_unit[piece.ranks] - piece.unit_idx <= 1 &&
+        found != open.end() && (piece.unit_idx > 0 || open_unit[piece.ranks] == 0) &&
+        open_unit[piece.ranks] - piece.unit_idx <= 1 &&
         (buckets[found->second].num_values + piece.num_values <= bucket_values ||
          open_unit[piece.ranks] == piece.unit_idx);
     if (!is_neighbour) {
@@ -164,6 +166,12 @@ model::ModelPart part_of(const plan::SitePlan& site, int64_t num_blocks, int ran
           .num_blocks = num_blocks,
           .tensor_idx = place.tensor_idx,
           .tensor_count = static_cast<int>(stage.ranks.size())};
+}
+
+int64_t usual_bucket_values(int64_t num_parameters) {
+  constexpr int64_t kFewest = 1 << 18, kMost = 1 << 22;
+  constexpr int64_t kBuckets = 16;
+  return std::clamp(num_parameters / kBuckets, kFewest, kMost);
 }
 
 SiteBuckets buckets_of(const model::ModelConfig& config,

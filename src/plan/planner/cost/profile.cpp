@@ -148,6 +148,7 @@ double host_memory_bytes() {
 double device_memory_bytes(const FleetDevice& device,
                            const FleetConfig& fleet,
                            const chips::Catalogue& catalogue) {
+  if (device.memory_gib > 0) return device.memory_gib * kGib;
   if (is_emulated(device.device) && fleet.emulation_memory_gib) {
     return *fleet.emulation_memory_gib * kGib;
   }
