@@ -2,16 +2,23 @@
 // runs share. Each run is a process tree of its own, as a user would start it.
 #pragma once
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
 #include "base/threads.h"
@@ -19,6 +26,19 @@
 namespace pelago::bench {
 
 namespace fs = std::filesystem;
+
+inline double median(std::vector<double> values) {
+  std::nth_element(values.begin(),
+                   values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
+                   values.end());
+  return values[values.size() / 2];
+}
+
+/// What killing a worker cost.
+struct KilledRun {
+  double next_new_step_s = 0;  // from the kill to a step that was never done before
+  double step_s = 0;           // of the steps before
+};
 
 /// A folder with a dataset of the machine's C and C++ headers, kept between runs of a benchmark.
 class FleetBench {
@@ -57,38 +77,125 @@ class FleetBench {
   /// The slowdown at which emulating this fleet keeps `load` of the host's processors busy; leaves
   /// a probe of it in probe.json.
   double fit_slowdown(const std::string& fleet, double load) const {
-    constexpr double kFirst = 1200;  // slow enough for a 10M model, fast enough to measure
-    const auto probed = nlohmann::json::parse(call(fmt::format(
-        "probe job.toml --fleet {} --set emulation.slowdown={} --json --quiet", fleet, kFirst)));
-    double busy = 0;
-    for (const auto& [device, profile] : probed["devices"].items())
-      busy += profile["host_busy_ratio"].get<double>();
+    constexpr double kFirst = 6000;  // slow enough for any of these fleets
+    const std::string probe = "probe job.toml --quiet --fleet " + fleet;
+    call(fmt::format("{} --set emulation.slowdown={}", probe, kFirst));
+    const auto plan = nlohmann::json::parse(call(fmt::format(
+        "plan job.toml --fleet {} --probe probe.json --json --set emulation.slowdown={}",
+        fleet,
+        kFirst)));
+    const double busy = plan["host_load"].get<double>();
     const double slowdown =
-        kFirst * std::max(0.05, busy / (load * static_cast<double>(allowed_cores().size())));
-    call(fmt::format(
-        "probe job.toml --fleet {} --set emulation.slowdown={:.1f} --quiet", fleet, slowdown));
+        kFirst * std::max(0.01, busy / (load * static_cast<double>(allowed_cores().size())));
+    call(fmt::format("{} --set emulation.slowdown={:.1f}", probe, slowdown));
     return slowdown;
   }
 
+  /// Steps of the run in this folder's job, as metrics.jsonl has them.
+  std::vector<nlohmann::json> steps_of(const fs::path& run) const {
+    const fs::path file = folder_ / run / "metrics.jsonl";
+    std::vector<nlohmann::json> steps;
+    if (!fs::exists(file)) return steps;
+    std::istringstream lines(read_text_file(file));
+    for (std::string line; std::getline(lines, line);) {
+      auto step = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+      if (!step.is_discarded() && step.contains("ranks")) steps.push_back(std::move(step));
+    }
+    return steps;
+  }
+
+  /// Tokens a second of one run: of its median step, the first two left out, since memory is mapped
+  /// and pipelines meet then.
+  double tokens_a_second(const std::string& fleet,
+                         double slowdown,
+                         int64_t steps,
+                         const std::string& more = "") const {
+    std::vector<double> rates;
+    for (const auto& step : steps_of(train(fleet, slowdown, steps, more)["run"])) {
+      if (step["step"].get<int64_t>() < 3) continue;
+      rates.push_back(step["tokens"].get<double>() / step["step_s"].get<double>());
+    }
+    if (rates.empty()) fail("the run of {} has no steps to measure", fleet);
+    return median(rates);
+  }
+
+  /// The same over all steps but the first two: rare work counts.
+  double mean_tokens_a_second(const std::string& fleet,
+                              double slowdown,
+                              int64_t steps,
+                              const std::string& more = "") const {
+    double tokens = 0, seconds = 0;
+    for (const auto& step : steps_of(train(fleet, slowdown, steps, more)["run"])) {
+      if (step["step"].get<int64_t>() < 3) continue;
+      tokens += step["tokens"].get<double>();
+      seconds += step["step_s"].get<double>();
+    }
+    if (seconds == 0) fail("the run of {} has no steps to measure", fleet);
+    return tokens / seconds;
+  }
+
+  /// Starts a run, kills its last worker after step at_step, and waits for its end.
+  KilledRun kill_a_worker(const std::string& fleet,
+                          double slowdown,
+                          int64_t at_step,
+                          const std::string& more) const {
+    const fs::path run = fs::path("runs") / "mixed";
+    std::error_code ignored;
+    fs::remove_all(folder_ / run, ignored);
+    std::jthread training([&] { train(fleet, slowdown, at_step + 20, more); });
+    const auto last_step = [&] {
+      const auto steps = steps_of(run);
+      return steps.empty() ? int64_t{0} : steps.back()["step"].get<int64_t>();
+    };
+    const auto wait_for = [&](int64_t step) {
+      while (last_step() < step) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      return steady_now_s();
+    };
+    KilledRun result;
+    const double before_s = wait_for(at_step - 6);
+    const double begin_s = wait_for(at_step);
+    result.step_s = (begin_s - before_s) / 6;
+    const int64_t reached = last_step();
+    const pid_t victim = last_worker_of(run);
+    const double killed_s = steady_now_s();
+    ::kill(victim, SIGKILL);
+    result.next_new_step_s = wait_for(reached + 1) - killed_s;
+    return result;
+  }
+
   /// The summary of one run.
-  nlohmann::json train(const std::string& fleet, double slowdown, int64_t steps) const {
+  nlohmann::json train(const std::string& fleet,
+                       double slowdown,
+                       int64_t steps,
+                       const std::string& more = "") const {
     return nlohmann::json::parse(
         call(fmt::format("train job.toml --fleet {} --probe probe.json --fresh --json --quiet "
-                         "--set emulation.slowdown={:.1f} --set train.steps={}",
+                         "--set emulation.slowdown={:.1f} --set train.steps={} {}",
                          fleet,
                          slowdown,
-                         steps)));
+                         steps,
+                         more)));
   }
 
  private:
+  /// The newest worker process of the run.
+  static pid_t last_worker_of(const fs::path& run) {
+    pid_t newest = 0;
+    for (const auto& entry : fs::directory_iterator("/proc")) {
+      const std::string name = entry.path().filename();
+      if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+      std::ifstream file(entry.path() / "cmdline", std::ios::binary);
+      const std::string words((std::istreambuf_iterator<char>(file)), {});
+      const bool is_worker = words.find(std::string("\0worker\0", 8)) != std::string::npos;
+      if (is_worker && words.find(run.string()) != std::string::npos) {
+        newest = std::max(newest, static_cast<pid_t>(std::stol(name)));
+      }
+    }
+    if (newest == 0) fail("no worker of {} to kill", run.string());
+    return newest;
+  }
+
   fs::path folder_;
 };
-
-inline double median(std::vector<double> values) {
-  std::nth_element(values.begin(),
-                   values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
-}
 
 }  // namespace pelago::bench
