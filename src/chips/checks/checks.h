@@ -28,7 +28,8 @@ Check emulator_plugin(const DoctorOptions& options);
 /// what was looked for.
 Findings vendors(const DoctorOptions& options);
 Check cuda_devices();
-/// sign: what shows that its chips are here; may be empty. is_wanted: the fleet has such devices.
+/// sign: what shows that its chips are here; may be empty. is_wanted: the fleet has such devices;
+/// where nothing shows, they may be in another machine of it.
 Check vendor(const Vendor& vendor, const std::string& sign, bool is_wanted);
 
 }  // namespace pelago::chips::checks

@@ -56,14 +56,14 @@ void add_collectives(const Vendor& vendor, const std::vector<fs::path>& folders,
 }
 
 /// The plug-in's file. Loading it to see would take libtorch's slot.
-Check plugin_file(const Vendor& vendor, const std::vector<fs::path>& folders, bool is_wanted) {
+Check plugin_file(const Vendor& vendor, const std::vector<fs::path>& folders, bool is_needed) {
   for (const std::string& library : vendor.libraries) {
     if (const auto found = find_library(library, folders)) {
       return {.text = found->string() + " is here"};
     }
   }
   return {
-      .level = is_wanted ? Check::kFail : Check::kWarn,
+      .level = is_needed ? Check::kFail : Check::kWarn,
       .text = fmt::format(
           "{} is neither in {} nor on the library path", vendor.libraries.front(), joined(folders)),
       .remedy = vendor.how_to_get};
@@ -74,7 +74,7 @@ Check plugin_file(const Vendor& vendor, const std::vector<fs::path>& folders, bo
 Check vendor(const Vendor& vendor, const std::string& sign, bool is_wanted) {
   const std::vector<fs::path> folders = library_folders(vendor);
   Check check;
-  if (vendor.is_plugin()) check = plugin_file(vendor, folders, is_wanted);
+  if (vendor.is_plugin()) check = plugin_file(vendor, folders, is_wanted && !sign.empty());
   check.name = vendor.is_plugin() ? vendor.torch_device : vendor.tool;
   check.text = fmt::format("{}: {}{}{}",
                            vendor.name,

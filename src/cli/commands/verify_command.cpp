@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -92,11 +93,12 @@ model::DeviceAnswers ask(const std::string& device,
   if (child.exit_code() != kExitDone) {
     std::string words = fs::exists(log) ? read_text_file(log) : "";
     while (!words.empty() && words.back() == '\n') words.pop_back();
-    throw Failure(fmt::format("{}: verifying it {}: {}",
-                              device,
-                              child.how_it_ended(),
-                              words.substr(words.rfind('\n') + 1)),
-                  child.exit_code() > 0 ? child.exit_code() : kExitFailed);
+    words = words.substr(words.rfind('\n') + 1);
+    const int exit_code = child.exit_code() > 0 ? child.exit_code() : kExitFailed;
+    const std::string prefix = "pelago: ";  // the child's last line says all that there is
+    if (words.starts_with(prefix)) throw Failure(words.substr(prefix.size()), exit_code);
+    throw Failure(fmt::format("{}: verifying it {}: {}", device, child.how_it_ended(), words),
+                  exit_code);
   }
   return model::read_answers(answers);
 }
@@ -115,8 +117,25 @@ void print_row(const model::VerificationRow& row) {
               row.bound.fail.rms);
 }
 
-/// Every operator and the loss; of the parameters only the worst, unless they are not as they
-/// should be.
+/// Rows of parameters that are of one part and dtype: the worst few that are not as they should be,
+/// or else the worst.
+void print_parameters(std::vector<const model::VerificationRow*> rows) {
+  constexpr size_t kShown = 3;
+  std::ranges::stable_sort(rows, std::greater(), [](const model::VerificationRow* row) {
+    return std::pair(row->verdict, row->difference.rms);
+  });
+  size_t num_odd = 0;
+  for (const model::VerificationRow* row : rows) {
+    num_odd += row->verdict == chips::Verdict::kOk ? 0 : 1;
+  }
+  const size_t num_shown = std::clamp<size_t>(num_odd, 1, kShown);
+  for (size_t i = 0; i < num_shown; ++i) print_row(*rows[i]);
+  if (num_odd > num_shown) {
+    std::printf("      %-9s and %zu more parameters\n", "", num_odd - num_shown);
+  }
+}
+
+/// Every operator and the loss, and a few of the parameters.
 void print_rows(const std::vector<model::VerificationRow>& rows) {
   std::printf("      %-9s %-50s %-9s %9s %9s %9s\n",
               "part",
@@ -125,20 +144,17 @@ void print_rows(const std::vector<model::VerificationRow>& rows) {
               "largest",
               "rms",
               "rms limit");
-  std::map<std::string, const model::VerificationRow*> worst;
+  std::map<std::pair<std::string, std::string>, std::vector<const model::VerificationRow*>> others;
   for (const model::VerificationRow& row : rows) {
-    const bool is_parameter = row.part == "gradient" || row.part == "step";
-    if (!is_parameter || row.verdict != chips::Verdict::kOk) {
+    if (row.part == "operator" || row.part == "loss") {
       print_row(row);
-      continue;
+    } else {
+      others[{row.part, row.dtypes}].push_back(&row);
     }
-    const model::VerificationRow*& known = worst[row.part + row.dtypes];
-    if (known == nullptr || row.difference.rms > known->difference.rms) known = &row;
   }
-  for (const auto& [kind, row] : worst) print_row(*row);
+  for (const auto& [kind, parameters] : others) print_parameters(parameters);
   std::printf(
-      "largest: max |a - b| / max |b|; rms: of a - b over b; of gradients and steps in order, the "
-      "worst\n");
+      "largest: max |a - b| / max |b|; rms: of a - b over b; the worst gradients and steps\n");
 }
 
 nlohmann::json to_json(const model::VerificationRow& row) {
