@@ -64,11 +64,7 @@ std::string duration(double value_s) {
   return fmt::format("{:.1f} days", value_s / 86400);
 }
 
-std::string memory(const DevicePlan& device) {
-  const double needed_gib = device.predicted_memory.total() / kGib;
-  if (device.memory_bytes == 0) return fmt::format("{:.2f} GiB", needed_gib);
-  return fmt::format("{:.2f} of {:.1f} GiB", needed_gib, device.memory_bytes / kGib);
-}
+std::string gib(double bytes) { return fmt::format("{:.2f}", bytes / kGib); }
 
 double slowest_step_s(const Plan& plan) {
   double step_s = 0;
@@ -83,46 +79,156 @@ std::string share(int64_t sequences, const Plan& plan) {
       100.0 * static_cast<double>(sequences) / static_cast<double>(plan.batch_sequences));
 }
 
-std::string device_table(const Plan& plan) {
-  Columns columns(
-      {"site", "device", "sequences", "at once", "step", "tokens/s", "memory", "what bounds it"});
-  for (const SitePlan& site : plan.sites) {
-    std::string name = site.name;
-    double tokens = static_cast<double>(site.batch_sequences * plan.sequence_length);
-    for (size_t rank = 0; rank < site.devices.size(); ++rank) {
-      const DevicePlan& device = site.devices[rank];
-      const PipelinePlan& pipeline =
-          site.pipelines[place_of(site, static_cast<int>(rank)).pipeline_idx];
-      const bool is_slowest = device.predicted_step_s >= site.predicted_step_s;
-      columns.add({name,
-                   device.device,
-                   share(pipeline.sequences, plan),
-                   fmt::format("{}", pipeline.microbatch),
-                   seconds(device.predicted_step_s),
-                   grouped(device.predicted_tokens_s),
-                   memory(device),
-                   is_slowest ? site.bound_by : "waits for its site"});
-      name.clear();
-    }
-    columns.add({"",
-                 "the site",
-                 share(site.batch_sequences, plan),
-                 "",
-                 seconds(site.predicted_step_s),
-                 grouped(tokens / site.predicted_step_s),
-                 "",
-                 ""});
-    columns.add_rule();
+/// "3", or "0-3,8" for the ranks of a wide stage.
+std::string rank_list(const std::vector<int>& ranks) {
+  std::string list;
+  for (size_t i = 0; i < ranks.size();) {
+    size_t last = i;
+    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1) ++last;
+    list += fmt::format("{}{}", list.empty() ? "" : ",", ranks[i]);
+    if (last > i) list += fmt::format("-{}", ranks[last]);
+    i = last + 1;
   }
+  return list;
+}
+
+bool is_alike(const SitePlan& site, const PipelinePlan& a, const PipelinePlan& b) {
+  if (a.sequences != b.sequences || a.microbatch != b.microbatch ||
+      a.stages.size() != b.stages.size()) {
+    return false;
+  }
+  for (size_t i = 0; i < a.stages.size(); ++i) {
+    const StagePlan& one = a.stages[i];
+    const StagePlan& other = b.stages[i];
+    const auto device = [&](const StagePlan& stage) {
+      return kind_of_device(site.devices[static_cast<size_t>(stage.ranks.front())].device);
+    };
+    if (one.first_block != other.first_block || one.last_block != other.last_block ||
+        one.recompute != other.recompute || one.ranks.size() != other.ranks.size() ||
+        device(one) != device(other)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/// The share of a pipeline's devices' time in which they wait for each other.
+double bubble_of(const SitePlan& site, const PipelinePlan& pipeline) {
+  double busy_s = 0, all_s = 0;
+  for (const StagePlan& stage : pipeline.stages) {
+    busy_s += site.devices[static_cast<size_t>(stage.ranks.front())].predicted_step_s;
+    all_s += pipeline.predicted_step_s;
+  }
+  return all_s > 0 ? std::max(0.0, 1 - busy_s / all_s) : 0;
+}
+
+std::vector<std::string> stage_row(const SitePlan& site,
+                                   const PipelinePlan& pipeline,
+                                   size_t stage_idx) {
+  const StagePlan& stage = pipeline.stages[stage_idx];
+  const DevicePlan& device = site.devices[static_cast<size_t>(stage.ranks.front())];
+  const MemoryPlan& memory = device.predicted_memory;
+  return {device.device,
+          rank_list(stage.ranks),
+          fmt::format(
+              "{}-{}{}", stage.first_block, stage.last_block - 1, stage.recompute ? " again" : ""),
+          seconds(device.predicted_step_s),
+          grouped(device.predicted_tokens_s * static_cast<double>(stage.ranks.size())),
+          gib(memory.weights + memory.gradients),
+          gib(memory.optimizer),
+          gib(memory.activations + memory.buffers),
+          device.memory_bytes == 0
+              ? gib(memory.total())
+              : fmt::format("{} of {:.1f}", gib(memory.total()), device.memory_bytes / kGib)};
+}
+
+void add_site(const Plan& plan, const SitePlan& site, Columns& columns) {
+  for (size_t i = 0; i < site.pipelines.size();) {
+    const PipelinePlan& pipeline = site.pipelines[i];
+    size_t next = i + 1;
+    while (next < site.pipelines.size() && is_alike(site, pipeline, site.pipelines[next])) ++next;
+    const size_t count = next - i;
+    for (size_t k = 0; k < pipeline.stages.size(); ++k) {
+      std::vector<std::string> row = stage_row(site, pipeline, k);
+      const bool is_first = k == 0;
+      const std::string name =
+          count > 1 ? fmt::format("{}..{} ({} alike)", i, next - 1, count) : fmt::format("{}", i);
+      row.insert(
+          row.begin(),
+          {i == 0 && is_first ? site.name : "",
+           is_first ? name : "",
+           is_first ? share(pipeline.sequences, plan) : "",
+           is_first ? fmt::format("{} x {}", pipeline.num_microbatches(), pipeline.microbatch)
+                    : ""});
+      columns.add(std::move(row));
+    }
+    i = next;
+  }
+  const double tokens = static_cast<double>(site.batch_sequences * plan.sequence_length);
+  columns.add({"",
+               "the site",
+               share(site.batch_sequences, plan),
+               "",
+               "",
+               "",
+               "",
+               seconds(site.predicted_step_s),
+               grouped(tokens / site.predicted_step_s),
+               "",
+               "",
+               "",
+               ""});
+  columns.add_rule();
+}
+
+std::string device_table(const Plan& plan) {
+  Columns columns({"site",
+                   "pipeline",
+                   "sequences",
+                   "microbatches",
+                   "device",
+                   "rank",
+                   "blocks",
+                   "computes",
+                   "tokens/s",
+                   "weights",
+                   "optimizer",
+                   "working",
+                   "memory GiB"});
+  for (const SitePlan& site : plan.sites) add_site(plan, site, columns);
   columns.add({"all",
                "",
                fmt::format("{} (100 %)", plan.batch_sequences),
                "",
+               "",
+               "",
+               "",
                seconds(slowest_step_s(plan)),
                grouped(plan.predicted_tokens_s),
                "",
+               "",
+               "",
                ""});
-  return columns.text(/*num_word_columns=*/2);
+  return columns.text(/*num_word_columns=*/7);
+}
+
+std::string site_lines(const Plan& plan) {
+  std::string text;
+  for (const SitePlan& site : plan.sites) {
+    double bubble = 0;
+    for (const PipelinePlan& pipeline : site.pipelines) {
+      bubble = std::max(bubble, bubble_of(site, pipeline));
+    }
+    text += fmt::format(
+        "{:<10} bound by {}{}{}\n",
+        site.name,
+        site.bound_by,
+        bubble > 0.005
+            ? fmt::format("; stages wait up to {:.0f} % of a pipeline's time", 100 * bubble)
+            : "",
+        site.slice_optimizer ? "; the optimizer's state is cut over pipelines" : "");
+  }
+  return text;
 }
 
 std::string exchange_lines(const Plan& plan) {
@@ -180,7 +286,7 @@ std::string to_table(const Plan& plan) {
                                  plan.job_name,
                                  static_cast<double>(plan.num_parameters) / 1e6,
                                  plan.sequence_length);
-  text += device_table(plan) + "\n";
+  text += device_table(plan) + "\n" + site_lines(plan);
   text += fmt::format(
       "run        {} steps of {} tokens, {} in all, about {}\n",
       grouped(static_cast<double>(plan.steps)),

@@ -159,21 +159,49 @@ std::vector<Composition> mixed_compositions(ShapeBook& book, const Composition& 
   return mixed;
 }
 
-/// Puts the devices that no pipeline took into one of the pipelines.
+/// Finds a place for the devices that no pipeline took: a pipeline of their own, or a deeper one in
+/// place of another. False if there is none.
 bool add_remainder(ShapeBook& book,
                    const Composition& sets,
-                   size_t kind_idx,
-                   int64_t remainder,
+                   const Composition& left,
                    std::vector<LayoutPart>& parts) {
+  if (num_stages(left) == 0) return true;
+  if (works(book, left, sets)) {
+    parts.push_back({left, 1});
+    return true;
+  }
   for (size_t i = 0; i < parts.size(); ++i) {
     Composition larger = parts[i].composition;
-    larger[kind_idx] += remainder;
+    for (size_t kind = 0; kind < left.size(); ++kind) larger[kind] += left[kind];
     if (!works(book, larger, sets)) continue;
     if (--parts[i].count == 0) parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(i));
     parts.push_back({std::move(larger), 1});
     return true;
   }
   return false;
+}
+
+/// The mixed composition as often as it goes, but `fewer` times; then each kind alone.
+std::vector<LayoutPart> fill_in_bulk(const Composition& mixed,
+                                     int64_t fewer,
+                                     const std::vector<int64_t>& depths,
+                                     Composition& left) {
+  std::vector<LayoutPart> parts;
+  if (!mixed.empty()) {
+    int64_t count = INT64_MAX;
+    for (size_t kind = 0; kind < left.size(); ++kind) {
+      if (mixed[kind] > 0) count = std::min(count, left[kind] / mixed[kind]);
+    }
+    count -= fewer;
+    for (size_t kind = 0; kind < left.size(); ++kind) left[kind] -= count * mixed[kind];
+    if (count > 0) parts.push_back({mixed, count});
+  }
+  for (size_t kind = 0; kind < left.size(); ++kind) {
+    if (depths[kind] == 0 || left[kind] < depths[kind]) continue;
+    parts.push_back({alone(left.size(), kind, depths[kind]), left[kind] / depths[kind]});
+    left[kind] %= depths[kind];
+  }
+  return parts;
 }
 
 }  // namespace
@@ -191,26 +219,13 @@ void visit_bulk_layouts(ShapeBook& book, const Composition& sets, const VisitLay
   std::vector<Composition> mixed = mixed_compositions(book, sets);
   mixed.emplace_back();  // none
   for (const Composition& composition : mixed) {
-    std::vector<LayoutPart> parts;
-    Composition left = sets;
-    if (!composition.empty()) {
-      int64_t count = INT64_MAX;
-      for (size_t kind = 0; kind < sets.size(); ++kind) {
-        if (composition[kind] > 0) count = std::min(count, sets[kind] / composition[kind]);
-      }
-      for (size_t kind = 0; kind < sets.size(); ++kind) left[kind] -= count * composition[kind];
-      parts.push_back({composition, count});
+    // With one pipeline fewer, what is left may make better ones.
+    for (const int64_t fewer : {0, 1}) {
+      if (fewer > 0 && composition.empty()) continue;
+      Composition left = sets;
+      std::vector<LayoutPart> parts = fill_in_bulk(composition, fewer, depths, left);
+      if (add_remainder(book, sets, left, parts) && !parts.empty()) visit(parts);
     }
-    for (size_t kind = 0; kind < sets.size(); ++kind) {
-      if (depths[kind] == 0 || left[kind] < depths[kind]) continue;
-      parts.push_back({alone(sets.size(), kind, depths[kind]), left[kind] / depths[kind]});
-      left[kind] %= depths[kind];
-    }
-    bool is_whole = !parts.empty();
-    for (size_t kind = 0; kind < sets.size() && is_whole; ++kind) {
-      if (left[kind] > 0) is_whole = add_remainder(book, sets, kind, left[kind], parts);
-    }
-    if (is_whole) visit(parts);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <queue>
 
+#include "plan/planner/reduction.h"
 #include "plan/planner/search/balance.h"
 #include "plan/planner/search/enumerate.h"
 #include "plan/planner/site_run.h"
@@ -54,25 +55,6 @@ double sequences_within(const std::vector<PipelineShape>& shapes, double seconds
   return most;
 }
 
-/// Gradients of the blocks that go backward last wait for nobody; the rest hides behind the work.
-double reduction_s(const SiteProblem& problem, const Layout& layout) {
-  if (layout.num_pipelines() < 2) return 0;
-  double held_values = 0, byte_s = 0;
-  for (const LayoutPart& part : layout.parts) {
-    const double values = problem.sizes.vocab * problem.sizes.hidden +
-                          static_cast<double>(problem.sizes.num_blocks) *
-                              block_values(problem.sizes, 1) /
-                              static_cast<double>(num_stages(part.composition));
-    held_values = std::max(held_values, values);
-  }
-  const bool is_mixed = problem.kinds.size() > 1;
-  for (const Kind& kind : problem.kinds) {
-    byte_s = std::max(byte_s, is_mixed ? kind.profile.host_byte_s : 2 * kind.profile.group_byte_s);
-  }
-  constexpr double kExposed = 0.3;
-  return kExposed * 4 * held_values * byte_s;
-}
-
 std::optional<Estimate> estimate(ShapeBook& book, const std::vector<LayoutPart>& parts) {
   const SiteProblem& problem = book.problem();
   Estimate estimate{.layout = {parts, book.options()}, .shares = {}};
@@ -102,7 +84,7 @@ std::optional<Estimate> estimate(ShapeBook& book, const std::vector<LayoutPart>&
     enough_s = std::max(enough_s, fastest_for(*shapes[i], 1).pace.time_s(1));
     estimate.shares.push_back(sequences_within(*shapes[i], enough_s));
   }
-  const double step_s = enough_s + reduction_s(problem, estimate.layout);
+  const double step_s = enough_s + estimate_reduction_s(book, estimate.layout);
   estimate.sequences_a_second =
       static_cast<double>(problem.batch) / step_s * (1 - handicap(estimate.layout));
   return estimate;
@@ -204,6 +186,7 @@ std::vector<std::vector<int64_t>> widths_to_try(const SiteProblem& problem) {
   const auto add = [&](const std::vector<int64_t>& widths) {
     if (std::find(all.begin(), all.end(), widths) == all.end()) all.push_back(widths);
   };
+  const bool tries_each_alone = num_kinds <= 3;
   for (const int64_t width : {2, 4, 8}) {
     std::vector<int64_t> together(num_kinds, 1);
     for (size_t kind = 0; kind < num_kinds; ++kind) {
@@ -211,7 +194,7 @@ std::vector<std::vector<int64_t>> widths_to_try(const SiteProblem& problem) {
       together[kind] = width;
       std::vector<int64_t> one(num_kinds, 1);
       one[kind] = width;
-      add(one);
+      if (tries_each_alone) add(one);
     }
     add(together);
   }
@@ -235,34 +218,42 @@ void look_at(const SiteProblem& problem, const ShapeOptions& options, Shortlist&
   if (!is_done) visit_bulk_layouts(book, sets, visit);
 }
 
-/// Numbers of pipelines that may share the optimizer's state.
-std::vector<int64_t> slices_to_try(const SiteProblem& problem) {
+/// Numbers of pipelines that may share the optimizer's state: those that there are, or twice as
+/// many and so on; without a layout to begin with, from two on.
+std::vector<int64_t> slices_to_try(const SiteProblem& problem, const SiteLayout* whole) {
   std::vector<int64_t> slices;
   const int64_t most = std::min(problem.num_devices(), problem.batch);
-  for (int64_t count = 2; count <= most; count += std::max<int64_t>(1, count / 4)) {
+  const auto first = whole == nullptr ? 2 : static_cast<int64_t>(whole->pipelines.size());
+  const bool is_small = problem.num_devices() <= kDevicesFew / 2;
+  for (int64_t count = std::max<int64_t>(first, 2); count <= most; count += is_small ? 1 : count) {
     slices.push_back(count);
   }
   return slices;
 }
 
-std::optional<SiteLayout> best_of(const SiteProblem& problem, bool slices_optimizer) {
+/// slices: numbers of pipelines that the optimizer's state is cut over; 1: it is not.
+std::optional<SiteLayout> best_of(const SiteProblem& problem,
+                                  const std::vector<std::vector<int64_t>>& all_widths,
+                                  const std::vector<int64_t>& slices) {
   const auto num_played = static_cast<size_t>(std::clamp<int64_t>(
       kSequencesPlayed / std::max<int64_t>(problem.batch, 1), 1, kPlayedThrough));
-  Shortlist shortlist(num_played);
-  for (const std::vector<int64_t>& widths : widths_to_try(problem)) {
-    if (!slices_optimizer) {
-      look_at(problem, {.widths = widths}, shortlist);
-      continue;
-    }
-    for (const int64_t count : slices_to_try(problem)) {
+  std::vector<Estimate> estimates;
+  for (const std::vector<int64_t>& widths : all_widths) {
+    Shortlist shortlist(all_widths.size() == 1 ? num_played : (num_played + 2) / 3);
+    for (const int64_t count : slices) {
       look_at(problem,
               {.widths = widths, .optimizer_share = 1 / static_cast<double>(count)},
               shortlist);
     }
+    std::ranges::move(shortlist.take(), std::back_inserter(estimates));
   }
+  std::sort(estimates.begin(), estimates.end());
   std::optional<SiteLayout> best;
   double best_rate = 0;
-  for (const Estimate& estimate : shortlist.take()) {
+  for (const Estimate& estimate : estimates) {
+    // The closed form is too hopeful rather than too sober: what it puts far behind stays there.
+    constexpr double kHopeless = 0.7;
+    if (estimate.sequences_a_second < kHopeless * best_rate) break;
     SiteLayout layout = play_through(problem, estimate);
     const double rate = layout.sequences_a_second * (1 - handicap(estimate.layout));
     if (rate <= best_rate) continue;
@@ -292,13 +283,20 @@ int64_t Layout::num_pipelines() const {
 
 std::optional<SiteLayout> find_layout(const SiteProblem& problem) {
   const std::string& slicing = problem.train.slice_optimizer;
+  const std::vector<std::vector<int64_t>> widths = widths_to_try(problem);
+  if (widths.empty()) return std::nullopt;
   std::optional<SiteLayout> whole;
-  if (slicing != "always") whole = best_of(problem, /*slices_optimizer=*/false);
-  if (slicing == "never" || (whole && slicing == "auto" && !is_pressed(problem, *whole))) {
-    return whole;
+  if (slicing != "always") {
+    whole = best_of(problem, {widths.front()}, {1});
+    const bool is_simple = whole && !is_pressed(problem, *whole);
+    // Devices that hold the model alone and have work enough gain nothing by sharing it.
+    if (is_simple && problem.batch >= 2 * problem.num_devices()) return whole;
+    if (widths.size() > 1) whole = best_of(problem, widths, {1});
+    if (slicing == "never" || is_simple) return whole;
   }
-  std::optional<SiteLayout> sliced = best_of(problem, /*slices_optimizer=*/true);
-  if (!sliced) return slicing == "always" ? best_of(problem, false) : whole;
+  const std::vector<int64_t> slices = slices_to_try(problem, whole ? &*whole : nullptr);
+  std::optional<SiteLayout> sliced = best_of(problem, widths, slices);
+  if (!sliced) return slicing == "always" ? best_of(problem, widths, {1}) : whole;
   constexpr double kWorthIt = 1.01;
   if (whole && sliced->sequences_a_second < kWorthIt * whole->sequences_a_second) return whole;
   return sliced;

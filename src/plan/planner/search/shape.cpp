@@ -66,25 +66,32 @@ StageLimits limits_of(const SiteProblem& problem,
   if (stage.shape.has_head) {
     limits.fixed_s += cut(kind.profile.head, stage.shape.width).at(sequences);
   }
+  const auto fits_blocks = [&](int64_t num_blocks) {
+    stage.shape.num_blocks = num_blocks;
+    const double needed = memory_of_stage(problem,
+                                          stages,
+                                          stage_idx,
+                                          microbatch,
+                                          most_microbatches(problem, microbatch),
+                                          optimizer_share)
+                              .total();
+    return kind.memory_bytes <= 0 || needed <= kMemoryShare * kind.memory_bytes;
+  };
   const auto most_blocks = [&](bool recompute) {
     stage.shape.recompute = recompute;
+    if (fits_blocks(problem.sizes.num_blocks)) return problem.sizes.num_blocks;
     int64_t enough = 0;
-    for (int64_t beyond = problem.sizes.num_blocks + 1; beyond - enough > 1;) {
-      stage.shape.num_blocks = enough + (beyond - enough) / 2;
-      const double needed = memory_of_stage(problem,
-                                            stages,
-                                            stage_idx,
-                                            microbatch,
-                                            most_microbatches(problem, microbatch),
-                                            optimizer_share)
-                                .total();
-      const bool fits = kind.memory_bytes <= 0 || needed <= kMemoryShare * kind.memory_bytes;
-      (fits ? enough : beyond) = stage.shape.num_blocks;
+    for (int64_t beyond = problem.sizes.num_blocks; beyond - enough > 1;) {
+      const int64_t middle = enough + (beyond - enough) / 2;
+      (fits_blocks(middle) ? enough : beyond) = middle;
     }
     return enough;
   };
   if (problem.train.recompute != "always") limits.blocks_max = most_blocks(false);
-  if (problem.train.recompute != "never") limits.recomputed_blocks_max = most_blocks(true);
+  // Where all blocks fit without, nobody asks.
+  if (problem.train.recompute != "never" && limits.blocks_max < problem.sizes.num_blocks) {
+    limits.recomputed_blocks_max = most_blocks(true);
+  }
   return limits;
 }
 
