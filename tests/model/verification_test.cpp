@@ -31,27 +31,26 @@ ModelConfig small_config() {
   return config;
 }
 
-VerificationTask made_task() {
-  // libtorch's autograd counts devices at the first backward pass of a process: the plug-in must be
-  // loaded by then.
+// libtorch's autograd counts devices at the first backward pass of a process: the plug-in must be
+// loaded by then, before any test.
+const bool kPluginIsLoaded = [] {
   const chips::Catalogue catalogue = chips::Catalogue::built_in();
-  chips::open_device("emulated:a100", catalogue);
-  const ModelConfig config = small_config();
-  return make_task(
-      config, initial_weights(config, Rng(3)), {.sequences = 2, .tokens = 16, .seed = 3});
-}
+  return chips::open_device("emulated:a100", catalogue) != nullptr;
+}();
 
 const VerificationTask& task() {
-  static const VerificationTask the_task = made_task();
+  static const VerificationTask the_task = make_task(small_config(),
+                                                     initial_weights(small_config(), Rng(3)),
+                                                     {.sequences = 2, .tokens = 16, .seed = 3});
   return the_task;
 }
 
 DeviceAnswers answers_of(const std::string& name,
                          const std::vector<chips::EmulatedFault>& faults = {}) {
-  const VerificationTask& the_task = task();
+  REQUIRE(kPluginIsLoaded);
   const chips::Catalogue catalogue = chips::Catalogue::built_in();
   const auto device = chips::open_device(name, catalogue, {.slowdown = 1e-6, .faults = faults});
-  return answer(*device, the_task);
+  return answer(*device, task());
 }
 
 bool is_faulty(const VerificationRow& row) { return row.verdict == chips::Verdict::kFail; }
@@ -150,6 +149,8 @@ TEST_CASE("task and answers come back from their files as they were") {
     for (size_t k = 0; k < read.calls[i].arguments.size(); ++k) {
       const auto* const tensor = std::get_if<Tensor>(&read.calls[i].arguments[k]);
       if (tensor == nullptr) continue;
+      CAPTURE(read.calls[i].op);
+      CAPTURE(k);
       CHECK(tensor->equal(std::get<Tensor>(task().calls[i].arguments[k])));
       CHECK(tensor->strides() == std::get<Tensor>(task().calls[i].arguments[k]).strides());
     }

@@ -70,8 +70,15 @@ struct CallObserver {
     the_recorder = nullptr;  // copying calls operators too
     const at::NoGradGuard no_grad;
     OperatorCall call{name->name, name->overload_name, recorder->phase_, {}};
-    for (const c10::IValue& value : function.inputs()) {
-      call.arguments.push_back(copy_of(value, works_number_by_number(call.op)));
+    const auto schema = c10::Dispatcher::singleton().findSchemaOrThrow(name->name.c_str(),
+                                                                       name->overload_name.c_str());
+    for (size_t i = 0; i < function.inputs().size(); ++i) {
+      call.arguments.push_back(copy_of(function.inputs()[i], works_number_by_number(call.op)));
+      // What an `out` holds before is memory that nobody set.
+      const c10::Argument& argument = schema.schema().arguments()[i];
+      const bool is_out = argument.kwarg_only() && argument.alias_info() != nullptr;
+      Tensor* const tensor = std::get_if<Tensor>(&call.arguments.back());
+      if (is_out && tensor != nullptr) tensor->zero_();
     }
     const std::string signature = signature_of(call);
     if (std::ranges::find(recorder->seen_, signature) == recorder->seen_.end()) {
