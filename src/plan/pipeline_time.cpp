@@ -63,7 +63,10 @@ class PipelinePlay {
     Turns turns;
     int64_t turn = 0;
     double now_s = 0;
-    double copying_out_s = 0, copying_in_s = 0;  // until when
+    double copying_out_s = 0;  // until when
+    // What comes from either side is in order among itself; the two sides are not played in the
+    // order of time, so they do not wait for each other here.
+    double hidden_in_s = 0, gradient_in_s = 0;
   };
 
   bool take_turn(size_t stage) {
@@ -100,9 +103,9 @@ class PipelinePlay {
     const double out_s = run_.stages[from].copy.at(sequences);
     const double in_s = run_.stages[to].copy.at(sequences);
     sender.copying_out_s = std::max(sender.copying_out_s, sender.now_s) + out_s;
-    receiver.copying_in_s =
-        std::max(receiver.copying_in_s, sender.copying_out_s + message_s) + in_s;
-    return receiver.copying_in_s;
+    double& copying_in_s = from < to ? receiver.hidden_in_s : receiver.gradient_in_s;
+    copying_in_s = std::max(copying_in_s, sender.copying_out_s + message_s) + in_s;
+    return copying_in_s;
   }
 
   const PipelineRun& run_;  // outlives the play

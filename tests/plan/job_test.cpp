@@ -212,5 +212,31 @@ TEST_CASE("the rate of a run that ends within its warm-up, or after one step, is
   }
 }
 
+TEST_CASE("how a model is cut is the planner's choice unless the job says") {
+  const JobConfig job = job_from(kSmallest);
+  CHECK(job.train.pipeline == "auto");
+  CHECK(job.train.recompute == "auto");
+  CHECK(job.train.slice_optimizer == "auto");
+  CHECK(job.train.tensor_parallel == 0);
+  CHECK(job.train.stages == 0);
+}
+
+TEST_CASE("a cut that cannot be meant is refused with what is allowed") {
+  contains(refusal_with("train.pipeline=allways"), "did you mean always?");
+  contains(refusal_with("train.recompute=yes"), "must be one of auto, always, never");
+  contains(refusal_with("train.slice_optimizer=2"), "slice_optimizer");
+  contains(refusal_with("train.tensor_parallel=3"),
+           "tensor_parallel = 3 must be 0 (the planner's choice) or a power of two");
+  contains(refusal_with("train.stages=-1"), "stages = -1 must be between 0 and");
+  contains(refusal([] {
+             job_from(kSmallest, {"train.pipeline=never", "train.stages=2"});
+           }),
+           "stages = 2 contradicts pipeline = \"never\"");
+  contains(refusal([] {
+             job_from(kSmallest, {"train.pipeline=always", "train.stages=1"});
+           }),
+           "stages = 1 contradicts pipeline = \"always\"");
+}
+
 }  // namespace
 }  // namespace pelago::plan

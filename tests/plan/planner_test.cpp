@@ -67,8 +67,8 @@ TEST_CASE("shares add up through sites and devices, and samples of sites do not 
 }
 
 TEST_CASE("the faster chip of the catalogue gets the larger share, and the plan says unmeasured") {
-  // A model so large that arithmetic outweighs the starts of operators, and a batch so large that it
-  // outweighs the reduction.
+  // A model so large that arithmetic outweighs the starts of operators, and a batch so large that
+  // it outweighs the reduction.
   JobConfig job = job_of_batch(8000);
   job.train.microbatch_sequences = 32;
   job.model = model::preset("350m");
@@ -84,7 +84,8 @@ TEST_CASE("the slowdown stretches an emulated chip's step and leaves the shares 
   const Plan once =
       make_plan(job, fleet_from(kTwoSites, {"emulation.slowdown=1000"}), catalogue(), nullptr, 2);
   const Plan thrice = make_plan(job, fleet_from(kTwoSites), catalogue(), nullptr, 2);
-  CHECK(thrice.sites[0].predicted_step_s / once.sites[0].predicted_step_s == doctest::Approx(3).epsilon(0.01));
+  CHECK(thrice.sites[0].predicted_step_s / once.sites[0].predicted_step_s ==
+        doctest::Approx(3).epsilon(0.01));
   CHECK(thrice.sites[0].batch_sequences == once.sites[0].batch_sequences);
 }
 

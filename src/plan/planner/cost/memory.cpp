@@ -150,10 +150,11 @@ MemoryPlan stage_memory(const ModelSizes& sizes, const StageShape& shape, const 
   const HeadBytes head = shape.has_head ? head_bytes(sizes, block, load) : HeadBytes{};
   memory.activations = in_flight * kept + head.kept;
 
-  const double backward = block_backward_peak(block, attention) +
-                          (shape.recompute ? block_forward_peak(block, attention) : 0);
+  // Recomputing makes again what was not kept, and then goes backward through it.
   const double forward = shape.recompute ? block_forward_peak(block, attention)
                                          : block.stream + block.normed + attention;
+  const double backward =
+      block_backward_peak(block, attention) + (shape.recompute ? block.kept() : 0);
   // Messages that arrive early, one each way, and one on its way out.
   const double border = load.is_alone ? 0 : 3 * block.stream;
   const double embedding = shape.has_embedding ? 2 * block.stream : 0;  // rows' gradients in f32
