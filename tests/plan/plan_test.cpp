@@ -211,6 +211,81 @@ TEST_CASE("a plan whose parts do not fit together is refused") {
            "delta_bits = 3 must be 4, 8 or 32");
 }
 
+/// The fixed plan's first site with a second device, in a stage of its own or beside the first.
+Plan plan_of_two_devices() {
+  Plan plan = fixed_plan();
+  SitePlan& site = plan.sites[0];
+  site.devices.push_back(site.devices[0]);
+  StagePlan behind = site.pipelines[0].stages[0];
+  site.pipelines[0].stages[0].last_block = 1;
+  behind.first_block = 1;
+  behind.ranks = {1};
+  site.pipelines[0].stages.push_back(behind);
+  return plan;
+}
+
+std::string refusal_of_two(auto&& change) {
+  Plan plan = plan_of_two_devices();
+  change(plan, plan.sites[0]);
+  return refusal([&] { plan_from_json(to_json(plan), "plan.json"); });
+}
+
+TEST_CASE("a pipeline that lacks a block, or holds one twice, is refused") {
+  CHECK(refusal_of_two([](Plan&, SitePlan&) {}).empty());
+  contains(
+      refusal_of_two([](Plan&, SitePlan& site) { site.pipelines[0].stages[1].first_block = 0; }),
+      "plan.json: sites[0].pipelines[0].stages[1]: first_block = 0 must be 1: each block is "
+      "held exactly once");
+  contains(refusal_of_two([](Plan& plan, SitePlan&) { plan.num_blocks = 3; }),
+           "its stages end with block 2, but the model has 3 blocks");
+  contains(
+      refusal_of_two([](Plan&, SitePlan& site) { site.pipelines[0].stages[0].last_block = 0; }),
+      "last_block = 0 must be above first_block = 0");
+  contains(refusal_of_two([](Plan&, SitePlan& site) { site.pipelines[0].stages.clear(); }),
+           "a pipeline needs at least one stage");
+}
+
+TEST_CASE("a pipeline that holds blocks and gets no sequence is refused") {
+  contains(refusal_of_two([](Plan&, SitePlan& site) { site.pipelines[0].sequences = 0; }),
+           "pipelines[0]: sequences = 0 must be between 1 and the site's batch_sequences = 3: its "
+           "devices hold blocks, so they need a share");
+  contains(refusal_of_two([](Plan&, SitePlan& site) { site.pipelines[0].microbatch = 0; }),
+           "microbatch = 0 must be between 1");
+}
+
+TEST_CASE("a rank in no stage, in two, or that does not exist, is refused") {
+  contains(refusal_of_two([](Plan&, SitePlan& site) { site.pipelines[0].stages[1].ranks = {0}; }),
+           "rank 0 (cpu) is in 2 stages; every device is in exactly one");
+  contains(refusal_of_two([](Plan&, SitePlan& site) { site.pipelines[0].stages[1].ranks = {7}; }),
+           "rank 7 does not exist: the site has 2 devices, counted from 0");
+  contains(refusal_of_two([](Plan&, SitePlan& site) { site.pipelines[0].stages[1].ranks = {}; }),
+           "a stage needs at least one rank");
+}
+
+TEST_CASE("a stage of unlike chips, or one wider than its node, is refused with both ranks") {
+  const auto widen = [](SitePlan& site) {
+    site.pipelines[0].stages.pop_back();
+    site.pipelines[0].stages[0].last_block = 2;
+    site.pipelines[0].stages[0].ranks = {0, 1};
+  };
+  CHECK(refusal_of_two([&](Plan&, SitePlan& site) { widen(site); }).empty());
+  contains(refusal_of_two([&](Plan&, SitePlan& site) {
+             widen(site);
+             site.devices[1].device = "cuda:0";
+           }),
+           "unlike chips in one stage: cpu and cuda:0; a stage has one kind of chip");
+  contains(refusal_of_two([&](Plan&, SitePlan& site) {
+             widen(site);
+             site.devices[1].node = "b";
+           }),
+           "the stage is wider than its node: rank 0 is in node \"\", rank 1 in \"b\"");
+  contains(refusal_of_two([&](Plan& plan, SitePlan& site) {
+             widen(site);
+             plan.sequence_length = 129;
+           }),
+           "2 ranks must divide the sequence length 129");
+}
+
 TEST_CASE("text that is no JSON is refused by its name, however it is broken") {
   const std::string whole = to_json(fixed_plan());
   for (size_t length = 0; length < whole.size() - 2; length += 7) {

@@ -36,7 +36,9 @@ void add_plan(CLI::App& app, Globals& globals) {
       "show who would compute what and how fast, without running it",
       "  pelago plan job.toml --fleet fleet.toml\n"
       "  pelago plan job.toml --fleet fleet.toml --no-probe        from the catalogue alone\n"
-      "  pelago plan job.toml --fleet fleet.toml --set train.batch_sequences=64 --out plan.json\n");
+      "  pelago plan job.toml --fleet fleet.toml --set train.batch_sequences=64 --out plan.json\n"
+      "  pelago plan job.toml --fleet fleet.toml --set train.pipeline=always      compare cuts\n"
+      "\nplan.json may be edited and carried out: pelago train --plan plan.json\n");
   command->add_option("job", arguments->job, "job.toml")->required();
   command->add_option("--fleet", arguments->fleet, "fleet.toml")->required();
   command->add_option("--probe",

@@ -25,7 +25,7 @@ namespace {
 constexpr double kPlainEvery_s = 10;
 
 struct TrainArguments {
-  std::string job, fleet, probe, listen = "127.0.0.1:0";
+  std::string job, fleet, probe, plan, listen = "127.0.0.1:0";
   std::vector<std::string> overrides;
   bool resume = false, fresh = false, no_probe = false;
 };
@@ -48,6 +48,11 @@ plan::Plan choose_plan(const TrainArguments& arguments,
           folder.path().string());
     }
     return train::read_run_plan(folder.path());
+  }
+  if (!arguments.plan.empty()) {
+    plan::Plan plan = plan::plan_from_json(read_text_file(arguments.plan), arguments.plan);
+    plan::check_plan_fits(plan, setup.job, setup.fleet, setup.catalogue, arguments.plan);
+    return plan;
   }
   const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, arguments.no_probe);
   if (probe) write_file(folder.path() / "probe.json", plan::to_json(*probe));
@@ -113,6 +118,8 @@ bool train_one_site(const train::RunFolder& folder,
 void run_train(const TrainArguments& arguments, const Globals& globals) {
   if (arguments.resume && arguments.fresh)
     fail_usage("--resume and --fresh exclude each other; give one");
+  if (arguments.resume && !arguments.plan.empty())
+    fail_usage("--resume goes on with the plan of the run; leave --plan out");
   const Setup setup = read_setup(arguments.job, arguments.fleet, arguments.overrides);
   std::signal(SIGINT, count_stop_request);
   std::signal(SIGTERM, count_stop_request);
@@ -164,6 +171,7 @@ void add_train(CLI::App& app, Globals& globals) {
       "train one model over every site and device of a fleet",
       "  pelago train examples/two-sites.job.toml --fleet examples/two-sites.fleet.toml\n"
       "  pelago train job.toml --fleet fleet.toml --set train.lr=1e-3 --set train.minutes=30\n"
+      "  pelago train job.toml --fleet fleet.toml --plan plan.json      as a person edited it\n"
       "  pelago train job.toml --fleet fleet.toml --resume\n"
       "\nCtrl-C saves a checkpoint and leaves; twice leaves at once.\n");
   command->add_option("job", arguments->job, "job.toml: model, data and training")->required();
@@ -180,6 +188,9 @@ void add_train(CLI::App& app, Globals& globals) {
                    arguments->listen,
                    "HOST:PORT where the coordinator of several sites listens; port 0: any free one")
       ->capture_default_str();
+  command->add_option("--plan",
+                      arguments->plan,
+                      "plan.json of `pelago plan --out`, edited or not; nothing is measured then");
   command->add_flag("--resume", arguments->resume, "go on from the newest good checkpoint");
   command->add_flag("--fresh", arguments->fresh, "delete the run folder and start anew");
   command->callback([arguments, &globals] { run_train(*arguments, globals); });
