@@ -226,6 +226,16 @@ TEST_CASE("messages survive the way over the line, and nonsense does not") {
   CHECK_FALSE(decode({.from = "a", .kind = 7, .head = "{}", .payload = ""}));
   CHECK_FALSE(decode({.from = "a", .kind = 7, .head = "nonsense", .payload = ""}));
   CHECK_FALSE(decode({.from = "a", .kind = 7, .head = R"({"exchange":"x"})", .payload = ""}));
+  // Kind 9 is StopAt. A step may be any count, or -1; nothing that later sums could overflow with.
+  for (const char* step : {"0", "-1", "4503599627370496"}) {
+    const std::string head = fmt::format("{{\"step\":{}}}", step);
+    CHECK(decode({.from = "a", .kind = 9, .head = head, .payload = ""}));
+  }
+  for (const char* step : {"-2", "1e99", "1.5", "9223372036854775807", "-9223372036854775808"}) {
+    const std::string head = fmt::format("{{\"step\":{}}}", step);
+    CHECK_FALSE(decode({.from = "a", .kind = 9, .head = head, .payload = ""}));
+  }
+  CHECK_FALSE(decode({.from = "a", .kind = 9, .head = std::string(1 << 20, '['), .payload = ""}));
 }
 
 }  // namespace

@@ -84,24 +84,41 @@ constexpr std::array<std::string_view, std::variant_size_v<Message>> kNames = {"
 // JSON heads are small; anything larger is not one of ours.
 constexpr size_t kHeadBytesMax = 4 << 20;
 
+// Counts, steps and numbers of exchanges: whole, at least -1 ("none"), and small enough that sums
+// of a few thousand do not overflow. Only an incarnation is drawn from all 64 bits. No message of
+// ours is nested deeper than a list of records in a record.
+bool is_plausible(const nlohmann::json& value, int depth_max = 4) {
+  constexpr uint64_t kNumberMax = uint64_t{1} << 52;
+  if (value.is_number_float()) return false;
+  if (value.is_number_unsigned()) return value.get<uint64_t>() <= kNumberMax;
+  if (value.is_number_integer()) return value.get<int64_t>() >= -1;
+  if (!value.is_structured()) return true;
+  if (depth_max == 0) return false;
+  for (const auto& [key, item] : value.items()) {
+    const bool is_incarnation = key == "incarnation" && item.is_number_unsigned();
+    if (!is_incarnation && !is_plausible(item, depth_max - 1)) return false;
+  }
+  return true;
+}
+
 template <typename T>
 concept HasPayload = requires(T message) {
   message.payload;
 };
 
 template <size_t kKind>
-Message decode_as(Frame& frame) {
+Message decode_as(const nlohmann::json& head, Frame& frame) {
   using T = std::variant_alternative_t<kKind, Message>;
-  T message = nlohmann::json::parse(frame.head).template get<T>();
+  T message = head.get<T>();
   if constexpr (HasPayload<T>) message.payload = std::move(frame.payload);
   return message;
 }
 
 template <size_t... kKinds>
-Message decode_kind(Frame& frame, std::index_sequence<kKinds...>) {
-  using Decoder = Message (*)(Frame&);
+Message decode_kind(const nlohmann::json& head, Frame& frame, std::index_sequence<kKinds...>) {
+  using Decoder = Message (*)(const nlohmann::json&, Frame&);
   constexpr Decoder kDecoders[] = {&decode_as<kKinds>...};
-  return kDecoders[frame.kind](frame);
+  return kDecoders[frame.kind](head, frame);
 }
 
 }  // namespace
@@ -130,7 +147,14 @@ Result<Message> decode(Frame frame) {
                  fmt::format("frame of {}: head of {} bytes", frame.from, frame.head.size())};
   }
   try {
-    return decode_kind(frame, std::make_index_sequence<std::variant_size_v<Message>>());
+    const auto head = nlohmann::json::parse(frame.head);
+    if (!is_plausible(head)) {
+      return Error{ErrorCode::kCorrupt,
+                   fmt::format("frame of {}: {} with a number or a depth that no message has",
+                               frame.from,
+                               kNames[frame.kind])};
+    }
+    return decode_kind(head, frame, std::make_index_sequence<std::variant_size_v<Message>>());
   } catch (const nlohmann::json::exception& error) {
     return Error{ErrorCode::kCorrupt,
                  fmt::format("frame of {}: {} that cannot be read: {}",
