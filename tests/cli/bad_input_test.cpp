@@ -257,6 +257,28 @@ TEST_CASE("files that cannot be read are named and left out, unless they were as
   CHECK(half_made(scratch.path()).empty());
 }
 
+TEST_CASE("every command tells by example how it is used") {
+  const Scratch scratch("help");
+  const std::string help = run(scratch.path(), {"--help"}).out;
+  const size_t list = help.find("Subcommands:");
+  REQUIRE(list != std::string::npos);
+  std::istringstream lines(help.substr(list));
+  std::string line;
+  size_t num_commands = 0;
+  for (std::getline(lines, line); std::getline(lines, line) && line.starts_with("  ");) {
+    const std::string name = line.substr(2, line.find(' ', 2) - 2);
+    if (name.empty()) continue;  // the second line of a long description
+    INFO(name);
+    const Ended ended = run(scratch.path(), {name, "--help"});
+    CHECK(ended.exit_code == 0);
+    const size_t examples = ended.out.find("Examples:");
+    REQUIRE(examples != std::string::npos);
+    CHECK(ended.out.find("pelago " + name, examples) != std::string::npos);
+    ++num_commands;
+  }
+  CHECK(num_commands >= 9);
+}
+
 TEST_CASE("bad text, bad datasets: one line that names the thing, and an exit code") {
   check(corpus_cases());
 }
