@@ -2,23 +2,17 @@
 // runs share. Each run is a process tree of its own, as a user would start it.
 #pragma once
 
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
 #include "base/threads.h"
@@ -34,24 +28,30 @@ inline double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-/// What killing a worker cost.
-struct KilledRun {
-  double next_new_step_s = 0;  // from the kill to a step that was never done before
-  double step_s = 0;           // of the steps before
-};
-
-/// A folder with a dataset of the machine's C and C++ headers, kept between runs of a benchmark.
+/// A folder of this process, with a dataset of the machine's C and C++ headers that is kept between
+/// runs of a benchmark.
 class FleetBench {
  public:
   explicit FleetBench(const std::string& job_toml)
-      : folder_(fs::temp_directory_path() / "pelago-bench") {
+      : shared_(fs::temp_directory_path() / "pelago-bench"),
+        folder_(shared_ / std::to_string(::getpid())) {
     fs::create_directories(folder_);
     write_file(folder_ / "job.toml", job_toml);
-    if (fs::exists(folder_ / "data" / "dataset.json")) return;
-    call(
-        "data build --from /usr/include --glob '*.h,*.hpp' --out data --max-mb 8 --vocab-size 8192 "
-        "--quiet");
+    if (!fs::exists(shared_ / "data" / "dataset.json")) {
+      call(
+          "data build --from /usr/include --glob '*.h,*.hpp' --out ../data --max-mb 8 "
+          "--vocab-size 8192 --quiet");
+    }
+    fs::create_directory_symlink("../data", folder_ / "data");
   }
+  FleetBench(const FleetBench&) = delete;
+  FleetBench& operator=(const FleetBench&) = delete;
+  ~FleetBench() {
+    std::error_code ignored;
+    fs::remove_all(folder_, ignored);
+  }
+
+  const fs::path& folder() const { return folder_; }
 
   /// Standard output of `pelago ARGUMENTS`. Throws Failure with its last words if it fails.
   std::string call(const std::string& arguments) const {
@@ -134,35 +134,6 @@ class FleetBench {
     return tokens / seconds;
   }
 
-  /// Starts a run, kills its last worker after step at_step, and waits for its end.
-  KilledRun kill_a_worker(const std::string& fleet,
-                          double slowdown,
-                          int64_t at_step,
-                          const std::string& more) const {
-    const fs::path run = fs::path("runs") / "mixed";
-    std::error_code ignored;
-    fs::remove_all(folder_ / run, ignored);
-    std::jthread training([&] { train(fleet, slowdown, at_step + 20, more); });
-    const auto last_step = [&] {
-      const auto steps = steps_of(run);
-      return steps.empty() ? int64_t{0} : steps.back()["step"].get<int64_t>();
-    };
-    const auto wait_for = [&](int64_t step) {
-      while (last_step() < step) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      return steady_now_s();
-    };
-    KilledRun result;
-    const double before_s = wait_for(at_step - 6);
-    const double begin_s = wait_for(at_step);
-    result.step_s = (begin_s - before_s) / 6;
-    const int64_t reached = last_step();
-    const pid_t victim = last_worker_of(run);
-    const double killed_s = steady_now_s();
-    ::kill(victim, SIGKILL);
-    result.next_new_step_s = wait_for(reached + 1) - killed_s;
-    return result;
-  }
-
   /// The summary of one run.
   nlohmann::json train(const std::string& fleet,
                        double slowdown,
@@ -178,24 +149,7 @@ class FleetBench {
   }
 
  private:
-  /// The newest worker process of the run.
-  static pid_t last_worker_of(const fs::path& run) {
-    pid_t newest = 0;
-    for (const auto& entry : fs::directory_iterator("/proc")) {
-      const std::string name = entry.path().filename();
-      if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-      std::ifstream file(entry.path() / "cmdline", std::ios::binary);
-      const std::string words((std::istreambuf_iterator<char>(file)), {});
-      const bool is_worker = words.find(std::string("\0worker\0", 8)) != std::string::npos;
-      if (is_worker && words.find(run.string()) != std::string::npos) {
-        newest = std::max(newest, static_cast<pid_t>(std::stol(name)));
-      }
-    }
-    if (newest == 0) fail("no worker of {} to kill", run.string());
-    return newest;
-  }
-
-  fs::path folder_;
+  fs::path shared_, folder_;
 };
 
 }  // namespace pelago::bench

@@ -3,6 +3,7 @@
 // three. A part is the devices of one brand, with whatever plan serves them best.
 
 #include "bench/fleet_run.h"
+#include "bench/killed_run.h"
 #include "bench/report.h"
 
 namespace pelago::bench {
@@ -15,12 +16,17 @@ struct Part {
   double memory_gib = 0;  // 0: the catalogue's
 };
 
+struct Settings {
+  int turns = 3;
+  double host_load = 0.6;  // of the processors, that emulation of the mixed site may keep busy
+};
+
 struct Case {
   std::string name;
   double target = 0;
   std::vector<Part> parts;
   std::string job = {};  // overrides
-  int64_t steps = 7;
+  int64_t steps = 5;
 };
 
 // Large steps, as real ones are: a step of few tokens would measure the reduction of its gradients,
@@ -33,7 +39,7 @@ preset = "2m"
 dir = "data"
 sequence_length = 128
 [train]
-batch_sequences = 480
+batch_sequences = 960
 microbatch_sequences = 16
 eval_sequences = 8
 eval_every_steps = 0
@@ -76,14 +82,14 @@ const Case& find_case(const std::string& name) {
   fail("no case {}", name);
 }
 
-void measure_mix(const Case& chosen, Report& report) {
+void measure_mix(const Case& chosen, const Settings& settings, Report& report) {
   const FleetBench bench(kJob);
   bench.write_fleet("mix.toml", fleet_of(chosen.parts));
   for (const Part& part : chosen.parts) bench.write_fleet(part.chip + ".toml", fleet_of({part}));
-  const double slowdown = bench.fit_slowdown("mix.toml", 0.6);
+  const double slowdown = bench.fit_slowdown("mix.toml", settings.host_load);
   std::vector<double> mixed, ratios;
   std::vector<std::vector<double>> alone(chosen.parts.size());
-  for (int turn = 0; turn < 3; ++turn) {
+  for (int turn = 0; turn < settings.turns; ++turn) {
     double sum = 0;
     for (size_t i = 0; i < chosen.parts.size(); ++i) {
       const std::string& chip = chosen.parts[i].chip;
@@ -110,10 +116,10 @@ void measure_mix(const Case& chosen, Report& report) {
 }
 
 /// The same run with and without all that looks after chips and keeps snapshots.
-void measure_health(Report& report) {
+void measure_health(const Settings& settings, Report& report) {
   const FleetBench bench(kJob);
   bench.write_fleet("mix.toml", fleet_of({{"a100"}, {"h20"}}));
-  const double slowdown = bench.fit_slowdown("mix.toml", 0.6);
+  const double slowdown = bench.fit_slowdown("mix.toml", settings.host_load);
   // A tenth of the usual period, so that audits fall into so short a run at all.
   const std::string small = "--set train.batch_sequences=128 ";
   const std::string on = small + "--set train.audit_every_steps=20";
@@ -121,7 +127,7 @@ void measure_health(Report& report) {
                           "--set train.audit_every_steps=0 --set train.snapshot_every_steps=0 "
                           "--set train.known_answer=false";
   std::vector<double> with, without, ratios;
-  for (int turn = 0; turn < 3; ++turn) {
+  for (int turn = 0; turn < settings.turns; ++turn) {
     without.push_back(bench.mean_tokens_a_second("mix.toml", slowdown, 42, off));
     with.push_back(bench.mean_tokens_a_second("mix.toml", slowdown, 42, on));
     ratios.push_back(with.back() / without.back());
@@ -141,14 +147,14 @@ void measure_health(Report& report) {
 
 /// Kills a worker in the middle of a run: how long until the site has done a step that it had not
 /// done before? The ratio is the time allowed over the time taken.
-void measure_killed(Report& report) {
+void measure_killed(const Settings& settings, Report& report) {
   const FleetBench bench(kJob);
   bench.write_fleet("mix.toml", fleet_of({{"a100"}, {"h20"}, {"910b"}}));
-  const double slowdown = bench.fit_slowdown("mix.toml", 0.6);
+  const double slowdown = bench.fit_slowdown("mix.toml", settings.host_load);
   std::vector<double> times, allowed;
-  for (int turn = 0; turn < 3; ++turn) {
-    const KilledRun run = bench.kill_a_worker(
-        "mix.toml", slowdown, /*at_step=*/12, "--set train.batch_sequences=128");
+  for (int turn = 0; turn < settings.turns; ++turn) {
+    const KilledRun run = kill_a_worker(
+        bench, "mix.toml", slowdown, /*at_step=*/12, "--set train.batch_sequences=128");
     times.push_back(run.next_new_step_s);
     allowed.push_back(std::max(5.0, 10 * run.step_s));
     std::fprintf(stderr,
@@ -164,10 +170,10 @@ void measure_killed(Report& report) {
   report.target = 1.0;
 }
 
-void measure(Report& report) {
-  if (report.case_name == "health") return measure_health(report);
-  if (report.case_name == "killed") return measure_killed(report);
-  measure_mix(find_case(report.case_name), report);
+void measure(const Settings& settings, Report& report) {
+  if (report.case_name == "health") return measure_health(settings, report);
+  if (report.case_name == "killed") return measure_killed(settings, report);
+  measure_mix(find_case(report.case_name), settings, report);
 }
 
 }  // namespace
@@ -179,5 +185,9 @@ int main(int argc, char** argv) {
                   "How much of its parts' speed does a mixed site keep, and what do checks and "
                   "losses cost it? The case native+ucx is bench/collectives.",
                   {"dp", "pp", "memory", "grid", "health", "killed"});
-  return program.run(argc, argv, measure);
+  Settings settings;
+  program.options().add_option("--turns", settings.turns, "of which the median counts");
+  program.options().add_option(
+      "--host-load", settings.host_load, "share of the processors for emulation; lower is slower");
+  return program.run(argc, argv, [&](Report& report) { measure(settings, report); });
 }
