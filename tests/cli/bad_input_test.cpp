@@ -127,7 +127,7 @@ std::vector<Case> config_cases() {
        2,
        {"nojob.toml"}},
       {"a model larger than the chip's memory",
-       train("one.toml", {"--set", "emulation.memory_gib=0.002"}),
+       train("one.toml", {"--set", "emulation.memory_gib=0.001"}),
        2,
        {"GiB"}},
       {"an emulated fleet faster than the host",
@@ -225,7 +225,7 @@ TEST_CASE("a run that no plan fits leaves no run folder in the way of the next t
   const Scratch scratch("no-plan");
   prepare(scratch.path());
   const Ended refused =
-      run(scratch.path(), train("one.toml", {"--set", "emulation.memory_gib=0.002"}));
+      run(scratch.path(), train("one.toml", {"--set", "emulation.memory_gib=0.001"}));
   CHECK(refused.exit_code == 2);
   CHECK_FALSE(fs::exists(scratch.path() / "runs" / "test"));
 }
