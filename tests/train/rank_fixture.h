@@ -1,5 +1,5 @@
-// Ranks of one site as threads of the test, each with a plain CPU device, so that the trainer's laws
-// are tested without processes.
+// Ranks of one site as threads of the test, each with a plain CPU device, so that the trainer's
+// laws are tested without processes.
 #pragma once
 
 #include <functional>
@@ -73,6 +73,7 @@ struct SiteShape {
   bool slice_optimizer = false;
   model::ModelConfig model = tiny_model();
   std::vector<c10::ScalarType> device_dtypes = {};  // by rank; empty: device_dtype
+  std::function<StepTamper(int rank)> tamper = {};
 };
 
 inline TrainerOptions options_of(const SiteShape& shape) {
@@ -155,7 +156,9 @@ inline void run_grid(const SiteShape& shape,
                            : shape.device_dtypes[static_cast<size_t>(rank)]);
     ThreadCollective control_link(control, rank), reduction_link(reduction, rank);
     ThreadCourier courier(post, rank);
-    Trainer trainer(options, device, {&control_link, &reduction_link, &courier}, samples);
+    TrainerOptions own_options = options;
+    if (shape.tamper) own_options.tamper = shape.tamper(rank);
+    Trainer trainer(own_options, device, {&control_link, &reduction_link, &courier}, samples);
     trainer.load({.master = SharedState::values_of(weights), .m = {}, .v = {}}, {});
     TestRank test_rank{trainer, control_link, rank};
     body(test_rank);

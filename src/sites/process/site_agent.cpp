@@ -213,6 +213,7 @@ void SiteAgent::on_checkpoint_saved(int64_t step) {
 }
 
 void SiteAgent::on_recovery(const std::string& event, const std::string& fields_json) {
+  log_info("{} {}", event, fields_json);
   report(event, fields_json);
 }
 

@@ -181,6 +181,8 @@ void RankRun::run() {
     orders = share_orders();
     carry_out(orders);
     if (orders.order != Order::kGoOn) break;
+    const int64_t audit_every = job_.train.audit_every_steps;
+    if (audit_every > 0 && state_.step > 0 && state_.step % audit_every == 0) audit();
     train_step();
     const int64_t eval_every = job_.train.eval_every_steps;
     if (eval_every > 0 && state_.step % eval_every == 0 && state_.step < plan_.steps &&

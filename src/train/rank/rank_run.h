@@ -63,6 +63,7 @@ class RankRun {
   void snapshot(int64_t exchange_idx);
   double merge(int64_t exchange_idx, double alpha);
   void take_last_merges();
+  void audit();
   void evaluate();
   void save_checkpoint();
   std::string write_checkpoint(const std::filesystem::path& dir, const HostState& state);

@@ -31,6 +31,7 @@
 #include "train/grid/pipeline.h"
 #include "train/grid/reducer.h"
 #include "train/grid/shards.h"
+#include "train/health/audit.h"
 #include "train/health/plausibility.h"
 #include "train/messages.h"
 #include "train/rank/loss_scale.h"
@@ -105,6 +106,10 @@ class Trainer {
   EvaluationReport evaluate(const TokenSource& heldout,
                             std::span<const int32_t> token_bytes,
                             int64_t completed_steps);
+
+  /// What each pipeline makes of one and the same microbatch; changes nothing. All ranks together.
+  std::vector<AuditSums> audit(int64_t step_idx);
+  bool has_16_bits() const;  // some rank trains in bf16 or fp16
 
   /// All ranks take the same bits of weights and moments: they write them to `scratch`, memory that
   /// all ranks see, and read them back.

@@ -9,7 +9,7 @@ namespace {
 // A hang shall be seen within three steps or 10 s, whichever is longer: the time for an answer is
 // part of that.
 constexpr double kSteps = 3;
-constexpr double kSilenceS = 10;
+constexpr double kSilenceS = 9.5;  // 0.5 s to look and to act
 constexpr double kAnswerS = 2;
 /// Nobody is stuck and nothing moves: longer than any pause of a disk or a loaded machine.
 constexpr double kSilenceMaxS = 90;

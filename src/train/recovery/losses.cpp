@@ -4,7 +4,6 @@
 
 #include "base/clock.h"
 #include "base/files.h"
-#include "base/log.h"
 #include "train/checkpoint.h"
 #include "train/recovery/plan_files.h"
 #include "train/recovery/supervisor.h"
@@ -39,7 +38,6 @@ std::vector<ExpectedPace> expected_paces(const Roster& roster) {
 std::string Supervisor::site_prefix() const { return "site " + roster_.site().name + ": "; }
 
 void Supervisor::record(const std::string& event, const std::string& fields_json) {
-  log_info("{} {}", event, fields_json);
   events_->on_recovery(event, fields_json);
 }
 
@@ -86,7 +84,7 @@ void Supervisor::deal_with_losses() {
   const bool is_device = first.process.was_killed() || first.cause == "device";
   const bool can_recover = first.cause == "health" || (is_device && was_ready_);
   if (!can_recover) throw Failure(site_prefix() + why);
-  recover(lost, why);
+  recover(lost, why, first.cause == "health");
 }
 
 void Supervisor::look_for_hang() {
@@ -107,35 +105,40 @@ void Supervisor::look_for_hang() {
                               : fmt::format("rank {} ({}) is stuck: its device answers no question",
                                             look.silent.front(),
                                             workers_[look.silent.front()].device);
-  recover(look.silent, why);
+  recover(look.silent, why, /*computes_wrong=*/false);
 }
 
-void Supervisor::recover(const std::vector<size_t>& lost, const std::string& why) {
-  Loss loss{
+/// lost: ranks; none: nobody in particular. computes_wrong: what they say cannot be trusted.
+void Supervisor::recover(const std::vector<size_t>& lost,
+                         const std::string& why,
+                         bool computes_wrong) {
+  const Loss loss{
       .event = "recovered", .begin_s = steady_now_s(), .from_step = 0, .at_step = completed_steps_};
+  // Where all are gone there is nobody to do without them. Most often a process died, not a device:
+  // they are started again, as long as that leads anywhere.
+  const bool keeps_all = lost.empty() || (lost.size() == workers_.size() && !computes_wrong);
   workers_.end(/*grace_s=*/0);
   next_roster_.reset();
   if (++num_vain_starts_ > kVainStartsMax) {
     fail("{}{}; {} starts in a row came to no new step", site_prefix(), why, kVainStartsMax);
   }
-  std::vector<size_t> places;
-  for (const size_t rank : lost) places.push_back(roster_.place_of(rank));
   Roster next = roster_;
   try {
-    if (!lost.empty()) next.lose(lost);
+    if (!keeps_all) next.lose(lost);
   } catch (const Failure& failure) {
     throw Failure(fmt::format("{}{}; {}", site_prefix(), why, failure.what()));
   }
   for (const size_t rank : lost) {
+    const size_t place = roster_.place_of(rank);
     record("device_lost",
-           json({{"rank", roster_.place_of(rank)},
+           json({{"rank", place},
                  {"device", roster_.site().devices[rank].device},
                  {"step", completed_steps_},
                  {"why", why}})
                .dump());
+    if (!keeps_all) return_watch_.on_lost(place, steady_now_s());
   }
-  for (const size_t place : places) return_watch_.on_lost(place, steady_now_s());
-  if (!lost.empty()) adopt(std::move(next));
+  if (!keeps_all) adopt(std::move(next));
   restart(loss);
 }
 

@@ -47,7 +47,7 @@ std::optional<size_t> ReturnWatch::look(const plan::SitePlan& own_site, double n
 
 void ReturnWatch::end_examination(bool passed, double now_s) {
   Missing& missing = missing_[examination_->place];
-  log_info("examined place={} passed={}", examination_->place, passed);
+  log_debug("examined place={} passed={}", examination_->place, passed);
   missing.is_well = passed;
   missing.pause_s = std::min(2 * missing.pause_s, kPauseMaxS);
   missing.next_s = now_s + missing.pause_s;

@@ -71,7 +71,7 @@ class Supervisor {
   void look_for_returns();
   void watch_pace(const StepReport& report);
   std::vector<size_t> culprits();
-  void recover(const std::vector<size_t>& lost, const std::string& why);
+  void recover(const std::vector<size_t>& lost, const std::string& why, bool computes_wrong);
   void restart(Loss loss);
   WorkerSetup restart_setup(int64_t& from_step);
   void pause_for(Roster next, const std::string& event, std::optional<size_t> place);
