@@ -222,7 +222,7 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
   // Old writers did not pad the header: such data cannot be read where it lies.
   if (reinterpret_cast<uintptr_t>(data) % c10::elementSize(entry.dtype) != 0) {
     Tensor copy = at::empty(entry.shape, options);
-    std::memcpy(copy.data_ptr(), data, entry.end - entry.begin);
+    if (copy.numel() > 0) std::memcpy(copy.data_ptr(), data, entry.end - entry.begin);
     return copy;
   }
   return at::from_blob(const_cast<std::byte*>(data), entry.shape, options);
