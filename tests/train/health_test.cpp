@@ -118,9 +118,13 @@ Sabotaged sabotage(SiteShape shape, int num_injections, uint64_t seed) {
       const StepReport report = rank.trainer.step(step++);
       rank.store(state);
       if (rank.rank == 0) {
-        // A step of Adam moves a weight by a few times the learning rate, 1e-2 here, at most.
+        // Damaged moments are forgotten and the step goes on: Adam moves a weight by a few times
+        // the learning rate, 1e-2 here, at most. With a sliced optimizer a rank holds reduced
+        // gradients that it never uses. Everything else must stop the step.
+        const bool may_go_on = injection.phase == Phase::kMoments ||
+                               (injection.phase == Phase::kReduced && shape.slice_optimizer);
         const auto moved = (state.master - before).abs().max().item<double>();
-        result.num_reached += moved <= 0.1 ? 0 : 1;
+        result.num_reached += moved <= (may_go_on && !report.skipped ? 0.1 : 0) ? 0 : 1;
         result.num_skipped += report.skipped ? 1 : 0;
       }
       rank.collective.barrier();
@@ -190,7 +194,7 @@ TEST_CASE("pipelines of unlike depth agree in an audit, which changes no weight"
     CHECK(sums.size() == 3);
     CHECK(sums[0].loss > 0);
     CHECK(sums[0].block_norms.size() == 2);
-    CHECK(do_agree(sums, audit_bounds(rank.trainer.has_16_bits())));
+    CHECK(all_agree(sums, audit_bounds(rank.trainer.has_16_bits())));
   });
   CHECK(before.master.equal(after.master));
 }
@@ -218,7 +222,7 @@ std::vector<size_t> audit_with_fault(bool is_lasting, int num_pipelines) {
     const std::vector<AuditSums> first = rank.trainer.audit(0);
     const std::vector<AuditSums> second = rank.trainer.audit(0);
     if (rank.rank != 0) return;
-    CHECK_FALSE(do_agree(first, bounds));
+    CHECK_FALSE(all_agree(first, bounds));
     wrong = wrong_pipelines(first, second, bounds);
   });
   CHECK(num_fired == (is_lasting ? 2 : 1));

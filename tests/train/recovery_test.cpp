@@ -4,9 +4,9 @@
 #include <algorithm>
 
 #include "base/rng.h"
+#include "train/health/hang_watch.h"
 #include "train/health/pace_watch.h"
 #include "train/process/shared_weights.h"
-#include "train/recovery/hang_watch.h"
 #include "train/recovery/restart_point.h"
 
 namespace pelago::train {

@@ -31,7 +31,7 @@ double disagreement(const AuditSums& one, const AuditSums& other, const AuditBou
   return most;
 }
 
-bool do_agree(const std::vector<AuditSums>& sums, const AuditBounds& bounds) {
+bool all_agree(const std::vector<AuditSums>& sums, const AuditBounds& bounds) {
   for (size_t i = 0; i < sums.size(); ++i) {
     if (!std::isfinite(disagreement(sums[i], sums[i], bounds))) return false;
     for (size_t k = 0; k < i; ++k) {

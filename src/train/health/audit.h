@@ -31,7 +31,7 @@ AuditBounds audit_bounds(bool has_16_bits);
 double disagreement(const AuditSums& one, const AuditSums& other, const AuditBounds& bounds);
 
 /// Whether all agree; otherwise they must repeat.
-bool do_agree(const std::vector<AuditSums>& sums, const AuditBounds& bounds);
+bool all_agree(const std::vector<AuditSums>& sums, const AuditBounds& bounds);
 /// Pipelines that are wrong, as far as two passes can tell.
 std::vector<size_t> wrong_pipelines(const std::vector<AuditSums>& first,
                                     const std::vector<AuditSums>& second,

@@ -9,10 +9,10 @@ namespace pelago::train {
 void RankRun::audit() {
   const AuditBounds bounds = audit_bounds(trainer_->has_16_bits());
   const std::vector<AuditSums> first = trainer_->audit(state_.step);
-  if (first.size() > 1 && do_agree(first, bounds)) return;
+  if (first.size() > 1 && all_agree(first, bounds)) return;
   const std::vector<AuditSums> second = trainer_->audit(state_.step);
   const std::vector<size_t> wrong = wrong_pipelines(first, second, bounds);
-  if (wrong.empty() && do_agree(first, bounds)) return;
+  if (wrong.empty() && all_agree(first, bounds)) return;
   health_->examine();  // throws on the rank whose device is wrong
   const plan::SitePlan& site = plan_.sites[static_cast<size_t>(options_.site_idx)];
   const size_t own = plan::place_of(site, options_.rank).pipeline_idx;

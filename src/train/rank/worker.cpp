@@ -13,7 +13,7 @@
 #include "base/log.h"
 #include "base/threads.h"
 #include "chips/torch.h"
-#include "train/rank/control.h"
+#include "train/process/control.h"
 #include "train/rank/rank_run.h"
 #include "train/recovery/plan_files.h"
 #include "train/run_folder.h"

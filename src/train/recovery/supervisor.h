@@ -15,11 +15,11 @@
 #include <optional>
 #include <string>
 
+#include "train/health/hang_watch.h"
 #include "train/health/pace_watch.h"
+#include "train/process/control.h"
 #include "train/process/shared_weights.h"
 #include "train/process/worker_set.h"
-#include "train/rank/control.h"
-#include "train/recovery/hang_watch.h"
 #include "train/recovery/restart_point.h"
 #include "train/recovery/return_watch.h"
 #include "train/recovery/roster.h"

@@ -1,4 +1,4 @@
-#include "train/recovery/hang_watch.h"
+#include "train/health/hang_watch.h"
 
 #include <algorithm>
 

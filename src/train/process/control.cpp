@@ -1,4 +1,4 @@
-#include "train/rank/control.h"
+#include "train/process/control.h"
 
 #include <cstdlib>
 #include <nlohmann/json.hpp>
