@@ -14,7 +14,7 @@
 #include "cli/commands/commands.h"
 #include "data/tokenizer.h"
 #include "model/safetensors.h"
-#include "model/sampler.h"
+#include "model/generation/sampler.h"
 #include "model/transformer.h"
 #include "train/run_folder.h"
 #include "train/single_site.h"
