@@ -39,7 +39,7 @@ preset = "2m"
 dir = "data"
 sequence_length = 128
 [train]
-batch_sequences = 960
+batch_sequences = 480
 microbatch_sequences = 16
 eval_sequences = 8
 eval_every_steps = 0
