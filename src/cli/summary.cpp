@@ -29,6 +29,24 @@ struct Evaluations {
   std::optional<train::EvaluationReport> first, last;
 };
 
+/// What lost and returning devices cost the run, resumed or not.
+Json recovery_json(const std::filesystem::path& run_dir) {
+  int64_t num_lost = 0, num_returned = 0, steps_repeated = 0;
+  double seconds_lost = 0;
+  for_each_line(run_dir / "events.jsonl", [&](const Json& json, const std::string&) {
+    const std::string event = json.value("event", "");
+    num_lost += event == "device_lost" ? 1 : 0;
+    num_returned += event == "device_returned" ? 1 : 0;
+    if (event != "recovered" && event != "rejoined") return;
+    steps_repeated += json.value("steps_repeated", int64_t{0});
+    seconds_lost += json.value("seconds_lost", 0.0);
+  });
+  return {{"devices_lost", num_lost},
+          {"devices_returned", num_returned},
+          {"steps_repeated", steps_repeated},
+          {"seconds_lost", seconds_lost}};
+}
+
 // All sites hold the same weights at the start and at the end: the first site speaks for all.
 Evaluations evaluations(const RunView& view) {
   for (const SiteView& site : view.sites()) {
@@ -72,6 +90,7 @@ Json summary(const RunView& view, const std::filesystem::path& run_dir) {
       {"commits", view.line().commits},
       {"model", std::filesystem::exists(run_dir / "model") ? (run_dir / "model").string() : ""},
       {"sites", Json::array()}};
+  json["recovery"] = recovery_json(run_dir);
   const Evaluations evaluated = evaluations(view);
   if (evaluated.first) {
     json["bits_per_byte_start"] = evaluated.first->bits_per_byte;
@@ -144,6 +163,15 @@ std::string summary_table(const RunView& view, const std::filesystem::path& run_
         json["line_bytes_per_parameter"].get<double>(),
         json["commits"].get<int64_t>(),
         json["line_sent_bytes"].get<double>() / 1e6);
+  }
+  const Json& recovery = json["recovery"];
+  if (recovery["seconds_lost"].get<double>() > 0) {
+    text += fmt::format(
+        "  devices lost and taken back      {} and {}; {} steps repeated, {:.1f} s lost\n",
+        recovery["devices_lost"].get<int64_t>(),
+        recovery["devices_returned"].get<int64_t>(),
+        recovery["steps_repeated"].get<int64_t>(),
+        recovery["seconds_lost"].get<double>());
   }
   const auto model = json["model"].get<std::string>();
   if (!model.empty()) text += fmt::format("  exported model                   {}\n", model);

@@ -17,7 +17,17 @@ double lower_median(std::vector<double> values) {
 }  // namespace
 
 PaceWatch::PaceWatch(std::vector<ExpectedPace> expected)
-    : expected_(std::move(expected)), ranks_(expected_.size()) {}
+    : expected_(std::move(expected)), ranks_(expected_.size()) {
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    if (expected_[i].usual <= 0) continue;
+    ranks_[i].usual = expected_[i].usual;
+    ranks_[i].first.resize(kSteps);
+  }
+}
+
+double PaceWatch::usual(size_t rank) const {
+  return ranks_[rank].first.size() == kSteps ? ranks_[rank].usual : 0;
+}
 
 void PaceWatch::expect(std::vector<ExpectedPace> expected) {
   expected_ = std::move(expected);

@@ -17,6 +17,7 @@ struct ExpectedPace {
   double step_s = 0;      // of computing
   bool measured = false;  // from a probe; else its own first steps are the measure
   double factor = 1;      // that step_s already contains
+  double usual = 0;       // of an unmeasured rank, from an earlier start; 0: to be learnt
 };
 
 class PaceWatch {
@@ -29,6 +30,8 @@ class PaceWatch {
   std::optional<std::vector<double>> on_step(std::span<const double> compute_s);
   /// Other shares: what is expected changes, what was learnt of unmeasured ranks stays.
   void expect(std::vector<ExpectedPace> expected);
+  /// What was learnt of an unmeasured rank; 0: not yet.
+  double usual(size_t rank) const;
 
  private:
   struct Rank {

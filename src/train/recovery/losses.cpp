@@ -22,13 +22,17 @@ constexpr int kVainStartsMax = 3;    // starts in a row without a new step: it i
 /// Computing of a rank that is not the host's fault.
 double own_compute_s(const RankReport& rank) { return rank.compute_s - rank.late_s; }
 
-std::vector<ExpectedPace> expected_paces(const Roster& roster) {
+std::vector<ExpectedPace> expected_paces(const Roster& roster,
+                                         const std::map<size_t, double>& usual_pace) {
   std::vector<ExpectedPace> paces;
   for (size_t rank = 0; rank < roster.site().devices.size(); ++rank) {
     const plan::DevicePlan& device = roster.site().devices[rank];
     paces.push_back({.step_s = device.predicted_step_s,
                      .measured = device.measured,
-                     .factor = roster.pace(rank)});
+                     .factor = roster.pace(rank),
+                     .usual = 0});
+    const auto usual = usual_pace.find(roster.place_of(rank));
+    if (usual != usual_pace.end()) paces.back().usual = usual->second;
   }
   return paces;
 }
@@ -249,12 +253,16 @@ void Supervisor::end_pause() {
 void Supervisor::watch_pace(const StepReport& report) {
   if (next_roster_ || stop_request_ || report.ranks.size() != workers_.size()) return;
   if (!pace_watch_) {
-    pace_watch_.emplace(expected_paces(roster_));
+    pace_watch_.emplace(expected_paces(roster_, usual_pace_));
     return;  // the first step of a start takes longer
   }
   std::vector<double> compute_s;
   for (const RankReport& rank : report.ranks) compute_s.push_back(own_compute_s(rank));
   const auto factors = pace_watch_->on_step(compute_s);
+  for (size_t rank = 0; rank < workers_.size(); ++rank) {
+    const double usual = pace_watch_->usual(rank);
+    if (usual > 0) usual_pace_.try_emplace(roster_.place_of(rank), usual);
+  }
   if (!factors) return;
   Roster next = roster_;
   try {
@@ -266,7 +274,7 @@ void Supervisor::watch_pace(const StepReport& report) {
   const bool keeps_stages = plan::has_same_stages(roster_.site(), next.site());
   if (!keeps_stages) return pause_for(std::move(next), "new_stages", std::nullopt);
   adopt(std::move(next));
-  pace_watch_->expect(expected_paces(roster_));
+  pace_watch_->expect(expected_paces(roster_, usual_pace_));
   record("new_shares", json({{"step", report.step}, {"pace_factors", *factors}}).dump());
   tell_first("new_shares", "plan_idx", plan_idx_);
 }

@@ -105,8 +105,9 @@ class Supervisor {
   int64_t completed_steps_ = 0;  // the most ever
   int64_t saved_step_ = -1;
   int64_t evaluated_step_ = -1;
-  std::optional<Loss> loss_;           // until the next new step
-  std::optional<Roster> next_roster_;  // while pausing
+  std::optional<Loss> loss_;             // until the next new step
+  std::map<size_t, double> usual_pace_;  // by place: what PaceWatch has learnt
+  std::optional<Roster> next_roster_;    // while pausing
   double pause_begin_s_ = 0;
   int num_vain_starts_ = 0;  // without a new step in between
 };
