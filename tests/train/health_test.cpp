@@ -236,6 +236,55 @@ TEST_CASE("an audit names the pipeline with a wrong element, lasting or not") {
   CHECK(audit_with_fault(/*is_lasting=*/true, 2).empty());
 }
 
+TEST_CASE("an audit in f32 finds each of 200 wrong elements, wherever it is") {
+  SiteShape shape;
+  shape.sequences = {1, 1};
+  shape.microbatch = 1;
+  shape.pipelines = {{{1}, {1}}, {{2}}};
+  Rng rng(kSeed);
+  uint64_t place = 0;
+  size_t block = 0;
+  bool is_forward = true;
+  std::atomic<bool> is_armed = false;
+  std::atomic<int> num_fired = 0;
+  shape.tamper = [&](int rank) {
+    StepTamper tamper;
+    if (rank != 2) return tamper;  // the pipeline of one stage, which holds both blocks
+    tamper.blocks = [&](bool forward, size_t block_idx, Tensor& values) {
+      if (!is_armed || forward != is_forward || block_idx != block) return;
+      Tensor flat = values.view({-1});
+      const auto idx = static_cast<int64_t>(place % static_cast<uint64_t>(flat.numel()));
+      // As the emulator's: off by its own size, and by 1 at least.
+      flat[idx] += std::max(1.0F, std::abs(flat[idx].item<float>()));
+      is_armed = false;
+      ++num_fired;
+    };
+    return tamper;
+  };
+  const MemorySource text = learnable_tokens(2000);
+  int num_found = 0;
+  run_grid(shape, text, [&](TestRank& rank) {
+    const AuditBounds bounds = audit_bounds(rank.trainer.has_16_bits());
+    for (int i = 0; i < 200; ++i) {
+      if (rank.rank == 0) {
+        place = rng.next_u64();
+        is_forward = rng.next_below(2) == 0;
+        // What goes backward out of block 0 reaches the embedding alone, which is not compared.
+        block = is_forward ? rng.next_below(2) : 1;
+        is_armed = true;
+      }
+      rank.collective.barrier();
+      const std::vector<AuditSums> first = rank.trainer.audit(i);
+      const std::vector<AuditSums> second = rank.trainer.audit(i);
+      if (rank.rank != 0) continue;
+      const bool is_named = wrong_pipelines(first, second, bounds) == std::vector<size_t>{1};
+      num_found += !all_agree(first, bounds) && is_named ? 1 : 0;
+    }
+  });
+  CHECK(num_fired == 200);
+  CHECK(num_found == 200);
+}
+
 TEST_CASE("a snapshot taken behind a step holds the state before it") {
   SiteShape shape;
   shape.sequences = {2, 1};

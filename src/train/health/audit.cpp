@@ -27,6 +27,8 @@ double disagreement(const AuditSums& one, const AuditSums& other, const AuditBou
   double most = relative(one.loss, other.loss) / bounds.loss;
   for (size_t i = 0; i < one.block_norms.size(); ++i) {
     most = std::max(most, relative(one.block_norms[i], other.block_norms[i]) / bounds.block_norm);
+    const double shift = std::abs(one.block_sums[i] - other.block_sums[i]);
+    most = std::max(most, shift / std::max(one.block_norms[i], 1e-12) / bounds.block_norm);
   }
   return most;
 }

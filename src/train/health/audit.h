@@ -17,6 +17,8 @@ namespace pelago::train {
 struct AuditSums {
   double loss = 0;                  // nats a token
   std::vector<double> block_norms;  // of each block's matrices' gradient
+  // Of all its values: an error at right angles to the gradient hardly changes its norm.
+  std::vector<double> block_sums;
 };
 
 /// How far two may differ, relative.

@@ -27,7 +27,7 @@ std::vector<AuditSums> Trainer::audit(int64_t step_idx) {
   const PipelineResult result = pipeline_->train(
       *samples_, options_.sequence_length, microbatch, scale, shards_->gradient(), [](int64_t) {});
   const auto num_blocks = static_cast<size_t>(options_.model.num_hidden_layers);
-  const size_t stride = 1 + num_blocks;
+  const size_t stride = 1 + 2 * num_blocks;
   std::vector<double> sums(pipelines.size() * stride);
   double* own = sums.data() + place_.pipeline_idx * stride;
   own[0] = result.loss_sum;
@@ -35,8 +35,11 @@ std::vector<AuditSums> Trainer::audit(int64_t step_idx) {
   // another way than its neighbours'.
   for (const model::PartSpec& spec : parameters_->specs()) {
     if (spec.block_idx < 0 || spec.local.shape.size() < 2) continue;
-    own[1 + static_cast<size_t>(spec.block_idx)] += chips::sum_of_squares(
-        shards_->gradient().narrow(0, spec.local_begin, spec.local.num_values()));
+    const auto block_idx = static_cast<size_t>(spec.block_idx);
+    const Tensor gradient =
+        shards_->gradient().narrow(0, spec.local_begin, spec.local.num_values());
+    own[1 + block_idx] += chips::sum_of_squares(gradient);
+    own[1 + num_blocks + block_idx] += gradient.sum().item<double>();
   }
   shards_->clear_gradients();
   links_.control->all_reduce_sum(std::span<double>(sums));
@@ -46,8 +49,9 @@ std::vector<AuditSums> Trainer::audit(int64_t step_idx) {
   for (size_t i = 0; i < all.size(); ++i) {
     const double* values = sums.data() + i * stride;
     all[i].loss = values[0] / tokens;
-    for (size_t k = 1; k < stride; ++k) {
+    for (size_t k = 1; k <= num_blocks; ++k) {
       all[i].block_norms.push_back(std::sqrt(values[k]) / scale / tokens);
+      all[i].block_sums.push_back(values[k + num_blocks] / scale / tokens);
     }
   }
   return all;
