@@ -47,6 +47,17 @@ Json recovery_json(const std::filesystem::path& run_dir) {
           {"seconds_lost", seconds_lost}};
 }
 
+/// Nothing for a run that lost nothing.
+std::string recovery_line(const Json& recovery) {
+  if (recovery["seconds_lost"].get<double>() <= 0) return "";
+  return fmt::format(
+      "  devices lost and taken back      {} and {}; {} steps repeated, {:.1f} s lost\n",
+      recovery["devices_lost"].get<int64_t>(),
+      recovery["devices_returned"].get<int64_t>(),
+      recovery["steps_repeated"].get<int64_t>(),
+      recovery["seconds_lost"].get<double>());
+}
+
 // All sites hold the same weights at the start and at the end: the first site speaks for all.
 Evaluations evaluations(const RunView& view) {
   for (const SiteView& site : view.sites()) {
@@ -164,15 +175,7 @@ std::string summary_table(const RunView& view, const std::filesystem::path& run_
         json["commits"].get<int64_t>(),
         json["line_sent_bytes"].get<double>() / 1e6);
   }
-  const Json& recovery = json["recovery"];
-  if (recovery["seconds_lost"].get<double>() > 0) {
-    text += fmt::format(
-        "  devices lost and taken back      {} and {}; {} steps repeated, {:.1f} s lost\n",
-        recovery["devices_lost"].get<int64_t>(),
-        recovery["devices_returned"].get<int64_t>(),
-        recovery["steps_repeated"].get<int64_t>(),
-        recovery["seconds_lost"].get<double>());
-  }
+  text += recovery_line(json["recovery"]);
   const auto model = json["model"].get<std::string>();
   if (!model.empty()) text += fmt::format("  exported model                   {}\n", model);
   return text;
