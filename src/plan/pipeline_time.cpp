@@ -151,7 +151,7 @@ SiteTime simulate_site(const SiteRun& run) {
     for (const Reduction::Member& member : reduction.members) {
       free_s[member.pipeline_idx][member.stage_idx] = begin_s + reduction.seconds;
     }
-    time.reduced_s = std::max(time.reduced_s, begin_s + reduction.seconds);
+    time.reduced_s = std::max(time.reduced_s, begin_s + reduction.seconds + reduction.arrive_s);
   }
   time.reduction_wait_s = time.reduced_s - computed_s;
   double update_s = 0;

@@ -53,7 +53,8 @@ struct Reduction {
     double ready_ratio = 1;  // of the last backward pass: 0 at its begin, 1 at its end
   };
   std::vector<Member> members;
-  double seconds = 0;
+  double seconds = 0;   // until the next one may begin
+  double arrive_s = 0;  // until the sums are on the device, while the next one goes on
 };
 
 struct SiteRun {

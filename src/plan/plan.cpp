@@ -36,6 +36,7 @@ void each_field(Visitor& visit, P& profile) {
   visit("update_parameter_s", profile.update_parameter_s);
   visit("host_copy_s", profile.host_copy_s);
   visit("host_byte_s", profile.host_byte_s);
+  visit("group_call_s", profile.group_call_s);
   visit("group_byte_s", profile.group_byte_s);
   visit("host_busy_ratio", profile.host_busy_ratio);
   visit("measured", profile.measured);

@@ -40,6 +40,7 @@ struct DeviceProfile {
   // What moves without the device computing, seconds a byte. 0: taken from the catalogue.
   double host_copy_s = 0;      // of one copy, however short; this one in seconds
   double host_byte_s = 0;      // between its memory and its host's
+  double group_call_s = 0;     // of one collective of its kind, however short; in seconds
   double group_byte_s = 0;     // to all others of its kind in its node together
   double host_busy_ratio = 0;  // emulated: processors of the host it keeps busy (0..1); real: 0
   bool measured = false;       // from a probe, else from the catalogue

@@ -50,7 +50,7 @@ void check_sound(const SiteProblem& problem, const SiteLayout& layout) {
                                                 i,
                                                 pipeline.shape.pace.microbatch_max,
                                                 1000,
-                                                optimizer_share(layout));
+                                                shared_traits(layout));
       RC_ASSERT(memory.total() <= has);
     }
     RC_ASSERT(num_blocks == problem.sizes.num_blocks);

@@ -134,8 +134,9 @@ TEST_CASE(
 SiteRun two_pipelines(double reduction_s, double ready_ratio) {
   SiteRun run;
   run.pipelines = {even_run(1, 4), even_run(1, 4)};
-  run.reductions.push_back(
-      {.members = {{0, 0, ready_ratio}, {1, 0, ready_ratio}}, .seconds = reduction_s});
+  run.reductions.push_back({.members = {{0, 0, ready_ratio}, {1, 0, ready_ratio}},
+                            .seconds = reduction_s,
+                            .arrive_s = 0});
   return run;
 }
 

@@ -86,7 +86,7 @@ void check_memory(const PlannedSite& planned, const SitePlan& site, const std::s
                                             s,
                                             site.pipelines[i].microbatch,
                                             site.pipelines[i].num_microbatches(),
-                                            optimizer_share(planned.layout))
+                                            shared_traits(planned.layout))
                                 .total();
       if (kind.memory_bytes <= 0 || needed <= kind.memory_bytes) continue;
       fail_usage(

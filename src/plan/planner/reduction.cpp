@@ -73,13 +73,14 @@ double ready_ratio(const PipelineShape& shape, size_t stage_idx, int64_t unit_id
 
 struct BucketSeconds {
   double reduce_s = 0;
+  double arrive_s = 0;
   double gather_s = 0;
 };
 
 /// The holders by vendor group: devices of one kind in one node have links of their own.
 struct HolderGroup {
   double size = 0;
-  double host_byte_s = 0, host_copy_s = 0, group_byte_s = 0;
+  double host_byte_s = 0, host_copy_s = 0, group_call_s = 0, group_byte_s = 0;
 };
 struct Holding {
   std::vector<HolderGroup> groups;
@@ -102,6 +103,7 @@ Holding holding_of(const SiteProblem& problem, const SiteLayout& layout, const H
       holding.groups.push_back({.size = 0,
                                 .host_byte_s = kind.profile.host_byte_s,
                                 .host_copy_s = kind.profile.host_copy_s,
+                                .group_call_s = kind.profile.group_call_s,
                                 .group_byte_s = kind.profile.group_byte_s});
     }
     holding.groups[found->second].size += 1;
@@ -129,23 +131,27 @@ BucketSeconds bucket_seconds(const SiteProblem& problem,
   const TransportCosts transport = transport_costs(holding.is_near);
   const double others = (holding.num_ranks - 1) / holding.num_ranks;
   const bool crosses = holding.groups.size() > 1;
-  double longest_s = 0, all_s = 0, gather_s = 0;
+  const double weights = holding.weight_bytes * values / static_cast<double>(holding.width);
   for (const HolderGroup& group : holding.groups) {
-    const double inside_s = 2 * (group.size - 1) / group.size * bytes * group.group_byte_s;
+    // Half of it before the hosts' part, half of it after.
+    const double inside_s = (group.size - 1) / group.size * bytes * group.group_byte_s;
     const double copy_s = bytes / group.size * group.host_byte_s + num_pieces * group.host_copy_s;
     const double across_s =
         2 * others * bytes / group.size * transport.byte_s + num_pieces * transport.message_s;
-    const double slowest_s = crosses ? std::max({inside_s, copy_s, across_s}) : inside_s;
-    const double sum_s = crosses ? inside_s + 2 * copy_s + across_s : inside_s;
-    longest_s = std::max(longest_s, slowest_s);
-    all_s = std::max(all_s, sum_s);
-    const double weights = holding.weight_bytes * values / static_cast<double>(holding.width);
-    gather_s = std::max(gather_s,
-                        crosses ? weights * (group.host_byte_s + transport.byte_s)
-                                : others * weights * group.group_byte_s);
+    if (!crosses) {
+      seconds.reduce_s = 2 * inside_s + group.group_call_s;
+      seconds.gather_s = others * weights * group.group_byte_s + group.group_call_s;
+      continue;
+    }
+    const double slowest_s = std::max({inside_s, copy_s, across_s});
+    const double before_s = inside_s + copy_s + across_s;
+    seconds.reduce_s = std::max(seconds.reduce_s, slowest_s + (before_s - slowest_s) / num_pieces);
+    seconds.arrive_s = std::max(seconds.arrive_s, (copy_s + inside_s) / num_pieces);
+    // Own slices go out while those of others come in.
+    seconds.gather_s = std::max(seconds.gather_s,
+                                others * weights * group.host_byte_s + weights * transport.byte_s);
   }
-  seconds.reduce_s = longest_s + (all_s - longest_s) / num_pieces;
-  if (layout.slices_optimizer) seconds.gather_s = gather_s;
+  if (!layout.slices_optimizer) seconds.gather_s = 0;
   return seconds;
 }
 
@@ -188,6 +194,7 @@ void add_reductions(const SiteProblem& problem, const SiteLayout& layout, SiteRu
     const BucketSeconds seconds = bucket_seconds(problem, layout, values, units[first].holders);
     Reduction reduction;
     reduction.seconds = seconds.reduce_s;
+    reduction.arrive_s = seconds.arrive_s;
     run.gather_s += seconds.gather_s;
     for (const auto& [pipeline_idx, stage_idx] : units[first].holders) {
       const PipelineShape& shape = layout.pipelines[pipeline_idx].shape;

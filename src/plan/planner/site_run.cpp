@@ -12,8 +12,17 @@ int64_t microbatch_for(const SiteLayout& layout, size_t pipeline_idx, int64_t sh
   return layout.pipelines[pipeline_idx].shape.pace.best_microbatch(share);
 }
 
-double optimizer_share(const SiteLayout& layout) {
-  return layout.slices_optimizer ? 1 / static_cast<double>(layout.pipelines.size()) : 1;
+SharedTraits shared_traits(const SiteLayout& layout) {
+  SharedTraits traits;
+  if (layout.slices_optimizer) {
+    traits.optimizer_share = 1 / static_cast<double>(layout.pipelines.size());
+  }
+  for (const SiteLayout::Pipeline& pipeline : layout.pipelines) {
+    for (const std::vector<int>& ranks : pipeline.ranks) {
+      traits.is_scattered = traits.is_scattered || ranks.size() > 1;
+    }
+  }
+  return traits;
 }
 
 SiteRun site_run(const SiteProblem& problem,
@@ -43,6 +52,7 @@ SiteTime fill_site(const SiteProblem& problem,
                    SitePlan& site) {
   const SiteRun run = site_run(problem, layout, shares);
   const SiteTime time = simulate_site(run);
+  const SharedTraits traits = shared_traits(layout);
   site.pipelines.clear();
   site.slice_optimizer = layout.slices_optimizer;
   site.batch_sequences = std::accumulate(shares.begin(), shares.end(), int64_t{0});
@@ -75,7 +85,7 @@ SiteTime fill_site(const SiteProblem& problem,
                                                   s,
                                                   pipeline.microbatch,
                                                   pipeline.num_microbatches(),
-                                                  optimizer_share(layout));
+                                                  traits);
       }
     }
     site.pipelines.push_back(std::move(pipeline));

@@ -18,7 +18,7 @@ SiteRun site_run(const SiteProblem& problem,
 int64_t microbatch_for(const SiteLayout& layout, size_t pipeline_idx, int64_t share);
 
 /// ZeRO-1 cuts the optimizer's state over as many ranks as there are pipelines.
-double optimizer_share(const SiteLayout& layout);
+SharedTraits shared_traits(const SiteLayout& layout);
 
 /// Fills pipelines, step time and, device by device, times and memory of `site`, whose devices have
 /// their names already. It has no bound_by yet.

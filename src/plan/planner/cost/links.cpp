@@ -7,11 +7,17 @@
 namespace pelago::plan {
 
 LinkCosts link_costs(const chips::Chip* chip, int num_cards) {
-  if (chip == nullptr) return {.host_byte_s = 1 / 10e9, .host_copy_s = 0, .group_byte_s = 1 / 10e9};
+  if (chip == nullptr) {
+    return {
+        .host_byte_s = 1 / 10e9, .host_copy_s = 0, .group_call_s = 60e-6, .group_byte_s = 1 / 10e9};
+  }
   constexpr double kCopyS = 5e-6;  // as small copies from pinned memory take on PCIe
+  // A hop of 5 us, and three operators that bring the values into place.
+  constexpr double kCallS = 11e-6;
   const double host_byte_s = 1 / chips::host_bytes_per_s(*chip);
   return {.host_byte_s = host_byte_s,
           .host_copy_s = kCopyS,
+          .group_call_s = kCallS,
           .group_byte_s = num_cards < 2
                               ? host_byte_s
                               : 1 / chips::group_bytes_per_s(*chip, num_cards, num_cards)};

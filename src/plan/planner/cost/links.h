@@ -10,6 +10,7 @@ namespace pelago::plan {
 struct LinkCosts {
   double host_byte_s = 0;   // between its memory and its host's, each way
   double host_copy_s = 0;   // of one copy, however short
+  double group_call_s = 0;  // of one collective, with the copies around it
   double group_byte_s = 0;  // to all others of its kind in its node together
 };
 /// chip: null for a processor, whose memory is its host's. num_cards: of its kind in its node.

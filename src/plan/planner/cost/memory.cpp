@@ -139,6 +139,13 @@ MemoryPlan stage_memory(const ModelSizes& sizes, const StageShape& shape, const 
   const bool has_master = load.value_bytes < 4;
   memory.optimizer = (has_master ? 12 : 8) * values * load.optimizer_share;
 
+  if (load.is_scattered) {
+    // What is reduced does not lie side by side, so it is gathered, and the new weights too.
+    const double cut_values = num_blocks * block_values(sizes, width);
+    memory.weights += load.value_bytes * cut_values;
+    memory.gradients += 4 * cut_values;
+  }
+
   const BlockBytes block = block_bytes(sizes, width, load);
   const double attention = composite_attention(sizes, width, load);
   // Each block hands two tensors on, its stream and what it feeds; the first counts with the next

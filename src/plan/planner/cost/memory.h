@@ -18,6 +18,7 @@ struct StageLoad {
   double value_bytes = 2;         // of weights and activations: 2 or 4
   bool is_half = false;           // fp16: the head's gradients are f32
   bool is_alone = true;           // no other stage: nothing is sent
+  bool is_scattered = false;      // tensor parallelism in the site: cut matrices lie apart
   bool has_fused_kernels = true;  // else attention, the head and AdamW make whole matrices
 };
 

@@ -137,7 +137,10 @@ DeviceProfile profile_device(const FleetDevice& device,
     profile.host_byte_s = slowdown * links.host_byte_s;
     profile.host_copy_s = slowdown * links.host_copy_s;
   }
-  if (profile.group_byte_s == 0) profile.group_byte_s = slowdown * links.group_byte_s;
+  if (profile.group_byte_s == 0) {
+    profile.group_byte_s = slowdown * links.group_byte_s;
+    profile.group_call_s = slowdown * links.group_call_s;
+  }
   return profile;
 }
 

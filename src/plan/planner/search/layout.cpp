@@ -312,7 +312,12 @@ std::optional<SiteLayout> keep_layout(const SiteProblem& problem, const SitePlan
   SiteLayout layout;
   layout.slices_optimizer = site.slice_optimizer;
   layout.pipelines.resize(site.pipelines.size());
-  const double share = optimizer_share(layout);
+  for (size_t i = 0; i < site.pipelines.size(); ++i) {
+    for (const StagePlan& stage : site.pipelines[i].stages) {
+      layout.pipelines[i].ranks.push_back(stage.ranks);
+    }
+  }
+  const SharedTraits traits = shared_traits(layout);
   for (size_t i = 0; i < site.pipelines.size(); ++i) {
     const PipelinePlan& pipeline = site.pipelines[i];
     std::vector<StageChoice> stages;
@@ -332,13 +337,12 @@ std::optional<SiteLayout> keep_layout(const SiteProblem& problem, const SitePlan
                          .has_embedding = &stage == &pipeline.stages.front(),
                          .has_head = &stage == &pipeline.stages.back(),
                          .recompute = stage.recompute}});
-      layout.pipelines[i].ranks.push_back(stage.ranks);
     }
     int64_t microbatch = std::max(problem.train.microbatch_sequences, pipeline.microbatch);
-    while (microbatch > pipeline.microbatch && !fits(problem, stages, microbatch, share)) {
+    while (microbatch > pipeline.microbatch && !fits(problem, stages, microbatch, traits)) {
       --microbatch;
     }
-    layout.pipelines[i].shape = finish_shape(problem, std::move(stages), microbatch, share);
+    layout.pipelines[i].shape = finish_shape(problem, std::move(stages), microbatch, traits);
   }
   return layout;
 }

@@ -22,8 +22,7 @@ LinearCost tensor_traffic(const SiteProblem& problem, const Kind& kind, int64_t 
   const double others = static_cast<double>(width - 1);
   const double bytes = value_bytes(kind.profile.dtype) * problem.sizes.tokens *
                        problem.sizes.hidden * others / static_cast<double>(width);
-  const TransportCosts transport = transport_costs(kind.is_on_this_machine);
-  return {.fixed_s = kTimes * others * transport.message_s,
+  return {.fixed_s = kTimes * kind.profile.group_call_s,
           .sequence_s = kTimes * bytes * kind.profile.group_byte_s};
 }
 
@@ -52,7 +51,7 @@ StageLimits limits_of(const SiteProblem& problem,
                       std::vector<StageChoice>& stages,
                       size_t stage_idx,
                       int64_t microbatch,
-                      double optimizer_share) {
+                      const SharedTraits& traits) {
   StageChoice& stage = stages[stage_idx];
   const Kind& kind = problem.kinds[stage.kind_idx];
   const auto sequences = static_cast<double>(microbatch);
@@ -68,13 +67,10 @@ StageLimits limits_of(const SiteProblem& problem,
   }
   const auto fits_blocks = [&](int64_t num_blocks) {
     stage.shape.num_blocks = num_blocks;
-    const double needed = memory_of_stage(problem,
-                                          stages,
-                                          stage_idx,
-                                          microbatch,
-                                          most_microbatches(problem, microbatch),
-                                          optimizer_share)
-                              .total();
+    const double needed =
+        memory_of_stage(
+            problem, stages, stage_idx, microbatch, most_microbatches(problem, microbatch), traits)
+            .total();
     return kind.memory_bytes <= 0 || needed <= kMemoryShare * kind.memory_bytes;
   };
   const auto most_blocks = [&](bool recompute) {
@@ -148,16 +144,17 @@ MemoryPlan memory_of_stage(const SiteProblem& problem,
                            size_t stage_idx,
                            int64_t microbatch,
                            int64_t num_microbatches,
-                           double optimizer_share) {
+                           const SharedTraits& traits) {
   const StageChoice& stage = stages[stage_idx];
   const Kind& kind = problem.kinds[stage.kind_idx];
   const auto behind = static_cast<int64_t>(stages.size() - stage_idx);
   const StageLoad load{.microbatch = microbatch,
                        .in_flight = std::min(behind, num_microbatches),
-                       .optimizer_share = optimizer_share,
+                       .optimizer_share = traits.optimizer_share,
                        .value_bytes = value_bytes(kind.profile.dtype),
                        .is_half = kind.profile.dtype == "fp16",
                        .is_alone = stages.size() == 1,
+                       .is_scattered = traits.is_scattered,
                        .has_fused_kernels = kind.is_on_this_machine};
   return stage_memory(problem.sizes, stage.shape, load);
 }
@@ -165,13 +162,13 @@ MemoryPlan memory_of_stage(const SiteProblem& problem,
 PipelineShape finish_shape(const SiteProblem& problem,
                            std::vector<StageChoice> stages,
                            int64_t microbatch,
-                           double optimizer_share) {
+                           const SharedTraits& traits) {
   PipelineShape shape;
   shape.stages = std::move(stages);
   double update_s = 0;
   for (size_t i = 0; i < shape.stages.size(); ++i) {
     const StageChoice* behind = i + 1 < shape.stages.size() ? &shape.stages[i + 1] : nullptr;
-    shape.costs.push_back(stage_costs(problem, shape.stages[i], behind, optimizer_share));
+    shape.costs.push_back(stage_costs(problem, shape.stages[i], behind, traits.optimizer_share));
     update_s = std::max(update_s, shape.costs.back().update_s);
   }
   shape.pace = pace_of(shape.costs, microbatch, update_s);
@@ -181,13 +178,13 @@ PipelineShape finish_shape(const SiteProblem& problem,
 bool fits(const SiteProblem& problem,
           const std::vector<StageChoice>& stages,
           int64_t microbatch,
-          double optimizer_share) {
+          const SharedTraits& traits) {
   for (size_t i = 0; i < stages.size(); ++i) {
     const double has = problem.kinds[stages[i].kind_idx].memory_bytes;
     if (has <= 0) continue;
     const double needed =
         memory_of_stage(
-            problem, stages, i, microbatch, most_microbatches(problem, microbatch), optimizer_share)
+            problem, stages, i, microbatch, most_microbatches(problem, microbatch), traits)
             .total();
     if (needed > kMemoryShare * has) return false;
   }
@@ -201,7 +198,7 @@ std::optional<PipelineShape> make_shape(const SiteProblem& problem,
   std::vector<StageChoice> stages = empty_stages(composition, options);
   std::vector<StageLimits> limits;
   for (size_t i = 0; i < stages.size(); ++i) {
-    limits.push_back(limits_of(problem, stages, i, microbatch, options.optimizer_share));
+    limits.push_back(limits_of(problem, stages, i, microbatch, options.traits()));
     if (limits.back().most() == 0) return std::nullopt;
   }
   const auto blocks = split_blocks(limits, problem.sizes.num_blocks);
@@ -211,7 +208,7 @@ std::optional<PipelineShape> make_shape(const SiteProblem& problem,
     stage.num_blocks = (*blocks)[i];
     stage.recompute = stage.num_blocks > limits[i].blocks_max;
   }
-  return finish_shape(problem, std::move(stages), microbatch, options.optimizer_share);
+  return finish_shape(problem, std::move(stages), microbatch, options.traits());
 }
 
 ShapeBook::ShapeBook(const SiteProblem& problem, ShapeOptions options)

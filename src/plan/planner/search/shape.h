@@ -1,6 +1,7 @@
 // A pipeline of given devices: how its blocks are cut, which stages recompute, and its pace.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -29,10 +30,20 @@ struct PipelineShape {
   Pace pace;  // for shares in microbatches of at most pace.microbatch_max
 };
 
-/// What all pipelines of a site have alike.
+/// What all pipelines of a site have alike that changes a stage's memory.
+struct SharedTraits {
+  double optimizer_share = 1;  // 1 / R if R pipelines slice it
+  bool is_scattered = false;   // some stage is cut over several ranks
+};
+
 struct ShapeOptions {
   std::vector<int64_t> widths;  // devices a stage, by kind
-  double optimizer_share = 1;   // 1 / R if R pipelines slice it
+  double optimizer_share = 1;
+  SharedTraits traits() const {
+    const bool is_cut =
+        std::any_of(widths.begin(), widths.end(), [](int64_t width) { return width > 1; });
+    return {.optimizer_share = optimizer_share, .is_scattered = is_cut};
+  }
 };
 
 /// What a stage costs.
@@ -48,18 +59,18 @@ MemoryPlan memory_of_stage(const SiteProblem& problem,
                            size_t stage_idx,
                            int64_t microbatch,
                            int64_t num_microbatches,
-                           double optimizer_share);
+                           const SharedTraits& traits);
 
 /// Costs and pace of stages whose blocks are given.
 PipelineShape finish_shape(const SiteProblem& problem,
                            std::vector<StageChoice> stages,
                            int64_t microbatch,
-                           double optimizer_share);
+                           const SharedTraits& traits);
 /// Every stage has room for its blocks.
 bool fits(const SiteProblem& problem,
           const std::vector<StageChoice>& stages,
           int64_t microbatch,
-          double optimizer_share);
+          const SharedTraits& traits);
 
 /// The best cut for microbatches of at most this many sequences; none if it does not fit.
 std::optional<PipelineShape> make_shape(const SiteProblem& problem,
