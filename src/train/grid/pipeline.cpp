@@ -163,6 +163,7 @@ PipelineResult Pipeline::train(const TokenSource& source,
         stage_.backward(std::move(pass), gradient, loss_scale, flat_gradient, [&](int64_t unit) {
           if (is_whole) on_done(unit);
         });
+    pass = model::StagePass();  // what is left of it, the loss and its graph, takes memory
     if (!is_first()) send(to_previous, stage_idx_ - 1, kBackward);
   }
   PipelineResult result;
