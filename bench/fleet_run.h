@@ -75,15 +75,16 @@ class FleetBench {
   }
 
   /// The slowdown at which emulating this fleet keeps `load` of the host's processors busy; leaves
-  /// a probe of it in probe.json.
-  double fit_slowdown(const std::string& fleet, double load) const {
+  /// a probe of it in probe.json. more: further options of the runs to come.
+  double fit_slowdown(const std::string& fleet, double load, const std::string& more = "") const {
     constexpr double kFirst = 6000;  // slow enough for any of these fleets
-    const std::string probe = "probe job.toml --quiet --fleet " + fleet;
+    const std::string probe = fmt::format("probe job.toml --quiet --fleet {} {}", fleet, more);
     call(fmt::format("{} --set emulation.slowdown={}", probe, kFirst));
     const auto plan = nlohmann::json::parse(call(fmt::format(
-        "plan job.toml --fleet {} --probe probe.json --json --set emulation.slowdown={}",
+        "plan job.toml --fleet {} --probe probe.json --json --set emulation.slowdown={} {}",
         fleet,
-        kFirst)));
+        kFirst,
+        more)));
     const double busy = plan["host_load"].get<double>();
     const double slowdown =
         kFirst * std::max(0.01, busy / (load * static_cast<double>(allowed_cores().size())));

@@ -39,8 +39,8 @@ preset = "2m"
 dir = "data"
 sequence_length = 128
 [train]
-batch_sequences = 480
-microbatch_sequences = 16
+batch_sequences = 720
+microbatch_sequences = 8
 eval_sequences = 8
 eval_every_steps = 0
 checkpoint_every_steps = 0

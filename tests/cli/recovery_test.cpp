@@ -129,5 +129,53 @@ TEST_CASE(
   CHECK(contains(alone.err, "has lost all its devices"));
 }
 
+/// A site of two devices of which the second breaks in this way, while it trains for 60 steps.
+Ended run_with_fault(const Scratch& scratch, const std::string& fault) {
+  prepare(scratch.path());
+  set(scratch.path() / "job.toml", "steps = 24", "steps = 60");
+  set(scratch.path() / "one.toml",
+      "device = \"emulated:h20\"",
+      fmt::format("device = \"emulated:h20\"\nfaults = [\"{}\"]", fault));
+  return run(scratch.path(), train("one.toml"));
+}
+
+/// What was said when the device was lost first; every step was done once all the same.
+std::string why_lost(const Scratch& scratch, const Ended& ended) {
+  INFO(ended.err);
+  REQUIRE(ended.exit_code == 0);
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  CHECK(reported_steps(run_dir, "room") == first_steps(60));
+  CHECK(events(run_dir, "recovered").size() >= 1);
+  CHECK(processes_in(scratch.path()).empty());
+  const auto lost = events(run_dir, "device_lost");
+  REQUIRE(!lost.empty());
+  CHECK(lost[0]["rank"] == 1);
+  return lost[0]["why"];
+}
+
+TEST_CASE("a chip that falls off its bus in mid-run is done without") {
+  const Scratch scratch("lost");
+  const Ended ended = run_with_fault(scratch, "lost@op=6000");
+  const std::string why = why_lost(scratch, ended);
+  INFO(why);
+  CHECK(contains(why, "lost"));
+}
+
+TEST_CASE("a chip that answers nothing any more is done without") {
+  const Scratch scratch("stuck");
+  const Ended ended = run_with_fault(scratch, "stuck@op=6000");
+  const std::string why = why_lost(scratch, ended);
+  INFO(why);
+  CHECK(contains(why, "is stuck"));
+}
+
+TEST_CASE("a chip that runs out of memory in mid-run is done without") {
+  const Scratch scratch("oom");
+  const Ended ended = run_with_fault(scratch, "oom@op=6000");
+  const std::string why = why_lost(scratch, ended);
+  INFO(why);
+  CHECK(contains(why, "memory"));
+}
+
 }  // namespace
 }  // namespace pelago::testing
