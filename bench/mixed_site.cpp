@@ -5,6 +5,7 @@
 #include "bench/fleet_run.h"
 #include "bench/killed_run.h"
 #include "bench/report.h"
+#include "bench/two_groups.h"
 
 namespace pelago::bench {
 namespace {
@@ -18,7 +19,7 @@ struct Part {
 
 struct Settings {
   int turns = 3;
-  double host_load = 0.6;  // of the processors, that emulation of the mixed site may keep busy
+  double host_load = 0.5;  // of the processors, that emulation of the mixed site may keep busy
 };
 
 struct Case {
@@ -26,7 +27,7 @@ struct Case {
   double target = 0;
   std::vector<Part> parts;
   std::string job = {};  // overrides
-  int64_t steps = 5;
+  int64_t steps = 4;
 };
 
 // Large steps, as real ones are: a step of few tokens would measure the reduction of its gradients,
@@ -39,8 +40,8 @@ preset = "2m"
 dir = "data"
 sequence_length = 128
 [train]
-batch_sequences = 720
-microbatch_sequences = 8
+batch_sequences = 960
+microbatch_sequences = 16
 eval_sequences = 8
 eval_every_steps = 0
 checkpoint_every_steps = 0
@@ -173,6 +174,9 @@ void measure_killed(const Settings& settings, Report& report) {
 void measure(const Settings& settings, Report& report) {
   if (report.case_name == "health") return measure_health(settings, report);
   if (report.case_name == "killed") return measure_killed(settings, report);
+  if (report.case_name == "native+ucx") {
+    return two_groups::measure("910c", /*slowdown=*/300, /*megabytes=*/40, report);
+  }
   measure_mix(find_case(report.case_name), settings, report);
 }
 
@@ -183,8 +187,8 @@ int main(int argc, char** argv) {
   using namespace pelago::bench;
   Program program("mixed_site",
                   "How much of its parts' speed does a mixed site keep, and what do checks and "
-                  "losses cost it? The case native+ucx is bench/collectives.",
-                  {"dp", "pp", "memory", "grid", "health", "killed"});
+                  "losses cost it?",
+                  {"dp", "pp", "memory", "grid", "native+ucx", "health", "killed"});
   Settings settings;
   program.options().add_option("--turns", settings.turns, "of which the median counts");
   program.options().add_option(

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/rng.h"
 #include "chips/torch.h"
+#include "chips/vendor/trial.h"
 #include "model/parameters.h"
 
 namespace pelago::train {
@@ -61,6 +62,7 @@ Trainer::Trainer(TrainerOptions options,
                 "a site has one rank a device");
   const int rank = links.control->rank();
   const c10::ScalarType dtype = training_dtype(options_.train.dtype, device);
+  chips::require_dtype(device, dtype);
   dtypes_ = gather_dtypes(*links.control, dtype);
 
   SiteBuckets buckets = buckets_of(
