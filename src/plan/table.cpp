@@ -11,7 +11,8 @@ namespace pelago::plan {
 
 namespace {
 
-constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+constexpr double kMib = 1024.0 * 1024.0;
+constexpr double kGib = 1024.0 * kMib;
 
 /// Cells in columns; every column is as wide as its widest cell. Words go left, figures right.
 class Columns {
@@ -64,7 +65,10 @@ std::string duration(double value_s) {
   return fmt::format("{:.1f} days", value_s / 86400);
 }
 
-std::string gib(double bytes) { return fmt::format("{:.2f}", bytes / kGib); }
+std::string size_text(double bytes) {
+  return bytes < kGib ? fmt::format("{:.1f} MiB", bytes / kMib)
+                      : fmt::format("{:.2f} GiB", bytes / kGib);
+}
 
 double slowest_step_s(const Plan& plan) {
   double step_s = 0;
@@ -134,12 +138,12 @@ std::vector<std::string> stage_row(const SitePlan& site,
               "{}-{}{}", stage.first_block, stage.last_block - 1, stage.recompute ? " again" : ""),
           seconds(device.predicted_step_s),
           grouped(device.predicted_tokens_s * static_cast<double>(stage.ranks.size())),
-          gib(memory.weights + memory.gradients),
-          gib(memory.optimizer),
-          gib(memory.activations + memory.buffers),
+          size_text(memory.weights + memory.gradients),
+          size_text(memory.optimizer),
+          size_text(memory.activations + memory.buffers),
           device.memory_bytes == 0
-              ? gib(memory.total())
-              : fmt::format("{} of {:.1f}", gib(memory.total()), device.memory_bytes / kGib)};
+              ? size_text(memory.total())
+              : fmt::format("{} of {}", size_text(memory.total()), size_text(device.memory_bytes))};
 }
 
 void add_site(const Plan& plan, const SitePlan& site, Columns& columns) {
@@ -194,7 +198,7 @@ std::string device_table(const Plan& plan) {
                    "weights",
                    "optimizer",
                    "working",
-                   "memory GiB"});
+                   "memory"});
   for (const SitePlan& site : plan.sites) add_site(plan, site, columns);
   columns.add({"all",
                "",
