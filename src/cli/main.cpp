@@ -70,6 +70,8 @@ int run(int argc, char** argv) {
   add_data(app, globals);
   add_plan(app, globals);
   add_train(app, globals);
+  add_coordinator(app, globals);
+  add_agent(app, globals);
   add_status(app, globals);
   add_generate(app, globals);
   add_export(app, globals);

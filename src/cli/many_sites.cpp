@@ -2,13 +2,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/files.h"
 #include "cli/event_line.h"
 #include "sites/agent.h"
+#include "sites/join/join.h"
+#include "sites/join/join_token.h"
 #include "sites/launch.h"
 #include "sites/process/site_checkpoint.h"
 #include "sites/tls.h"
@@ -83,6 +88,19 @@ void export_global_model(const train::RunFolder& folder,
       last_step);
 }
 
+std::string how_to_join(const train::RunFolder& folder,
+                        const plan::Plan& plan,
+                        const std::string& address) {
+  std::string text =
+      fmt::format("waiting for {} sites at {}; at each site:", plan.sites.size(), address);
+  for (const plan::SitePlan& site : plan.sites) {
+    text += fmt::format("\n  pelago agent --join {} --token {}.token", address, site.name);
+  }
+  return text +
+         fmt::format("\nthe tokens lie in {}; each lets one site in, hand them over secretly",
+                     (folder.path() / "tokens").string());
+}
+
 }  // namespace
 
 ManySitesOutcome train_many_sites(const train::RunFolder& folder,
@@ -109,6 +127,9 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
   callbacks.on_event = [&](const std::string& name, const std::string& fields) {
     if (const auto text = event_line(name, fields)) line.print_below(*text);
   };
+  callbacks.on_listening = [&](const std::string& address) {
+    line.print_below(how_to_join(folder, plan, address));
+  };
   callbacks.on_line = [&](const sites::LineReport& report) { view.set_line(meter.take(report)); };
   const sites::ManySitesSummary summary =
       sites::run_many_sites(folder,
@@ -116,7 +137,10 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
                             setup.fleet,
                             plan,
                             stop_requests,
-                            {.resume = start.resume, .listen = start.listen},
+                            {.resume = start.resume,
+                             .listen = start.listen,
+                             .starts_agents = start.starts_agents,
+                             .tokens = {.valid_s = start.token_valid_s, .uses = start.token_uses}},
                             callbacks);
   line.end();
 
@@ -130,13 +154,38 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
   }
   total.bytes_per_parameter = values;
   view.set_line(total);
-  if (!summary.stopped) export_global_model(folder, setup, plan, summary.last_step);
+  // Elsewhere the weights are with the sites: `pelago export` there.
+  if (!summary.stopped && start.starts_agents) {
+    export_global_model(folder, setup, plan, summary.last_step);
+  }
   return {.stopped = summary.stopped, .last_step = summary.last_step};
 }
 
-void make_job_certificates(const std::filesystem::path& dir,
-                           const std::vector<std::string>& sites) {
-  sites::make_certificates(dir, sites);
+void make_job_certificates(const JobCertificates& wanted) {
+  sites::make_certificates(wanted.dir, wanted.sites, wanted.valid_s);
+}
+
+std::vector<std::string> renew_job_certificates(const JobCertificates& wanted) {
+  return sites::renew_certificates(wanted.dir, wanted.valid_s);
+}
+
+std::filesystem::path make_join_token(const std::filesystem::path& run_dir,
+                                      const std::string& site,
+                                      int64_t valid_s,
+                                      int64_t uses) {
+  const plan::Plan plan = train::read_run_plan(run_dir);
+  std::vector<std::string> names;
+  for (const plan::SitePlan& planned : plan.sites) names.push_back(planned.name);
+  if (std::find(names.begin(), names.end(), site) == names.end()) {
+    fail_usage("--token {}: the run has no such site, but {}", site, fmt::join(names, ", "));
+  }
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return sites::TokenBook(run_dir / "tokens")
+      .issue(plan.job_name,
+             site,
+             read_text_file(run_dir / "certs" / "ca.pem"),
+             {.valid_s = valid_s, .uses = uses},
+             std::chrono::duration_cast<std::chrono::seconds>(now).count());
 }
 
 std::vector<std::pair<std::string, std::string>> check_job_certificates(
@@ -148,17 +197,20 @@ std::vector<std::pair<std::string, std::string>> check_job_certificates(
   return checks;
 }
 
-int run_site_agent(const std::filesystem::path& run_dir,
-                   const std::string& site,
-                   const std::string& coordinator,
-                   const std::filesystem::path& certs_dir,
-                   int64_t resume_step) {
+int run_site_agent(const SiteAgentStart& start) {
   sites::AgentOptions options;
-  options.run_dir = run_dir;
-  options.site = site;
-  options.coordinator = coordinator;
-  options.certs_dir = certs_dir;
-  if (resume_step >= 0) options.resume_step = resume_step;
+  if (!start.join.empty()) {
+    options = sites::join_run({.address = start.join,
+                               .token = start.token,
+                               .run_dir = start.run_dir,
+                               .data_dir = start.data_dir});
+  } else {
+    options.run_dir = start.run_dir;
+    options.site = start.site;
+    options.coordinator = start.coordinator;
+    options.certs_dir = start.certs_dir;
+  }
+  if (start.resume_step >= 0) options.resume_step = start.resume_step;
   return sites::run_agent(options);
 }
 

@@ -22,7 +22,10 @@ struct ManySitesOutcome {
 
 struct ManySitesStart {
   bool resume = false;
-  std::string listen;  // the coordinator's address, "HOST:PORT"
+  std::string listen;         // the coordinator's address, "HOST:PORT"
+  bool starts_agents = true;  // false: people start them, on any host
+  int64_t token_valid_s = 24 * 3600;
+  int64_t token_uses = 1;
 };
 
 /// Trains over every site of the plan; view and line show it on the way.
@@ -34,17 +37,33 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
                                   RunView& view,
                                   LiveLine& line);
 
-/// Makes the certificates of a job; returns the lines to print.
-void make_job_certificates(const std::filesystem::path& dir, const std::vector<std::string>& sites);
+struct JobCertificates {
+  std::filesystem::path dir;
+  std::vector<std::string> sites;
+  int64_t valid_s = 365LL * 24 * 3600;
+};
+/// Makes a job's certificates, those that are not there yet.
+void make_job_certificates(const JobCertificates& wanted);
+/// New certificates for the keys of dir; returns whose.
+std::vector<std::string> renew_job_certificates(const JobCertificates& wanted);
+/// A new join token of a run; returns its file.
+std::filesystem::path make_join_token(const std::filesystem::path& run_dir,
+                                      const std::string& site,
+                                      int64_t valid_s,
+                                      int64_t uses);
 /// name and problem (empty: good) of each certificate in dir.
 std::vector<std::pair<std::string, std::string>> check_job_certificates(
     const std::filesystem::path& dir);
 
-/// The process of one site.
-int run_site_agent(const std::filesystem::path& run_dir,
-                   const std::string& site,
-                   const std::string& coordinator,
-                   const std::filesystem::path& certs_dir,
-                   int64_t resume_step);
+/// The process of one site, either joining with a token or with certificates it was given.
+struct SiteAgentStart {
+  std::string join;                       // "HOST:PORT"; empty: the four below are given
+  std::filesystem::path token, data_dir;  // with join
+  std::filesystem::path run_dir;          // with join it may be empty
+  std::string site, coordinator;
+  std::filesystem::path certs_dir;
+  int64_t resume_step = -1;
+};
+int run_site_agent(const SiteAgentStart& start);
 
 }  // namespace pelago::cli

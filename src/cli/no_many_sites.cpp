@@ -24,7 +24,14 @@ ManySitesOutcome train_many_sites(const train::RunFolder&,
   refuse();
 }
 
-void make_job_certificates(const std::filesystem::path&, const std::vector<std::string>&) {
+void make_job_certificates(const JobCertificates&) { refuse(); }
+
+std::vector<std::string> renew_job_certificates(const JobCertificates&) { refuse(); }
+
+std::filesystem::path make_join_token(const std::filesystem::path&,
+                                      const std::string&,
+                                      int64_t,
+                                      int64_t) {
   refuse();
 }
 
@@ -33,12 +40,6 @@ std::vector<std::pair<std::string, std::string>> check_job_certificates(
   refuse();
 }
 
-int run_site_agent(const std::filesystem::path&,
-                   const std::string&,
-                   const std::string&,
-                   const std::filesystem::path&,
-                   int64_t) {
-  refuse();
-}
+int run_site_agent(const SiteAgentStart&) { refuse(); }
 
 }  // namespace pelago::cli

@@ -16,9 +16,11 @@
 #include "chips/torch.h"
 #include "model/transformer.h"
 #include "sites/grpc_transport.h"
+#include "sites/join/tls_probe.h"
 #include "sites/process/line_emulation.h"
 #include "sites/process/site_agent.h"
 #include "sites/process/site_checkpoint.h"
+#include "sites/tls.h"
 #include "train/run_folder.h"
 #include "train/site_runner.h"
 
@@ -98,6 +100,18 @@ Hello hello_of(const AgentOptions& options,
   return hello;
 }
 
+// A line that does not come about gives no reason: whoever has the wrong certificate hears it here.
+void refuse_bad_identity(const AgentOptions& options) {
+  const std::string problem = problem_of_identity(options.certs_dir, options.site);
+  if (!problem.empty()) fail_usage("{}", problem);
+  const Status line = probe_line({.address = options.coordinator,
+                                  .peer = kCoordinatorName,
+                                  .authority = read_text_file(options.certs_dir / "ca.pem"),
+                                  .certs_dir = options.certs_dir,
+                                  .name = options.site});
+  if (!line && line.error().code == ErrorCode::kRefused) fail_usage("{}", line.error().message);
+}
+
 int64_t frame_bytes_max(const GlobalState& state) {
   int64_t largest = 0;
   for (const train::Fragment& fragment : state.fragments()) {
@@ -110,6 +124,7 @@ int64_t frame_bytes_max(const GlobalState& state) {
 }  // namespace
 
 int run_agent(const AgentOptions& options) {
+  refuse_bad_identity(options);
   listen_to_signals();
   keep_freed_memory();
   const plan::Plan plan = train::read_run_plan(options.run_dir);

@@ -269,7 +269,10 @@ struct GrpcTransport::Impl {
 GrpcTransport::GrpcTransport(const GrpcTransportOptions& options)
     : impl_(std::make_unique<Impl>(options)) {
   gpr_set_log_function(log_of_grpc);
-  grpc::SslServerCredentialsOptions ssl(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  // Who comes to the door has no certificate; the line itself refuses a peer without a name.
+  grpc::SslServerCredentialsOptions ssl(
+      options.door == nullptr ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                              : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY);
   ssl.pem_root_certs = impl_->credentials.authority;
   ssl.pem_key_cert_pairs.push_back(
       {.private_key = impl_->credentials.key, .cert_chain = impl_->credentials.certificate});
@@ -279,6 +282,7 @@ GrpcTransport::GrpcTransport(const GrpcTransportOptions& options)
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
   builder.SetMaxReceiveMessageSize(kMessageBytesMax);
   builder.RegisterService(&impl_->receiver);
+  if (options.door != nullptr) builder.RegisterService(options.door);
   impl_->server = builder.BuildAndStart();
   if (!impl_->server || impl_->port == 0) {
     fail_usage(

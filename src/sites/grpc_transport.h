@@ -14,6 +14,10 @@
 #include "sites/transport/emulated_line.h"
 #include "sites/transport/transport.h"
 
+namespace grpc {
+class Service;
+}
+
 namespace pelago::sites {
 
 struct GrpcTransportOptions {
@@ -23,6 +27,8 @@ struct GrpcTransportOptions {
   int64_t frame_bytes_max = 64 << 20;  // larger frames are refused before memory is taken
   /// The line to a peer, if it is to be emulated.
   std::function<std::optional<LineOptions>(const std::string& peer)> emulated_line;
+  /// Answers callers that have no certificate yet; outlives the transport. Null: there are none.
+  grpc::Service* door = nullptr;
 };
 
 class GrpcTransport final : public Transport {

@@ -1,5 +1,6 @@
-// Many sites from one command on one machine: the coordinator runs in this process, each site's
-// agent is a child process. Agents that die are started again; none outlives this process.
+// Many sites from one command: the coordinator runs in this process. On one machine each site's
+// agent is a child process that joins with its token as one on another host would; agents that die
+// are started again, and none outlives this process.
 #pragma once
 
 #include <atomic>
@@ -12,6 +13,7 @@
 #include "plan/fleet.h"
 #include "plan/job.h"
 #include "plan/plan.h"
+#include "sites/join/join_token.h"
 #include "train/messages.h"
 #include "train/run_folder.h"
 
@@ -56,11 +58,15 @@ struct ManySitesCallbacks {
   std::function<void(const train::EvaluationReport&)> on_evaluation;
   std::function<void(const std::string& name, const std::string& fields_json)> on_event;
   std::function<void(const LineReport&)> on_line;  // about once a heartbeat and site
+  /// Once, where people start the agents: sites may join at this address.
+  std::function<void(const std::string& address)> on_listening;
 };
 
 struct ManySitesOptions {
   bool resume = false;  // from the newest checkpoint that every site has; none is a Failure
   std::string listen = "127.0.0.1:0";  // the coordinator's address; port 0: any free one
+  bool starts_agents = true;           // false: people start them, on any host
+  TokenTerms tokens;                   // of the join tokens that are made
 };
 
 /// Runs the whole plan. stop_requests: 0 go on; 1 all sites stop at a common quiet step with a

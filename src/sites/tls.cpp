@@ -3,12 +3,14 @@
 #include <openssl/ec.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
+#include <openssl/rand.h>
 #include <openssl/x509.h>
 #include <openssl/x509v3.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <memory>
 
@@ -22,7 +24,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr long kValidS = 365L * 24 * 3600;
 // A site's clock may run behind that of the machine that signs.
 constexpr long kBackdateS = 3600;
 
@@ -35,6 +36,8 @@ struct Freed {
 };
 using Key = std::unique_ptr<EVP_PKEY, Freed<EVP_PKEY_free>>;
 using Certificate = std::unique_ptr<X509, Freed<X509_free>>;
+using Request = std::unique_ptr<X509_REQ, Freed<X509_REQ_free>>;
+using Memory = std::unique_ptr<BIO, Freed<BIO_free>>;
 using File = std::unique_ptr<FILE, Freed<std::fclose>>;
 
 struct Identity {
@@ -86,20 +89,21 @@ void add_extension(X509* certificate, X509* issuer, int nid, const std::string& 
   X509_EXTENSION_free(extension);
 }
 
-/// A key and a certificate for it, signed by `authority`, or by itself if that is null.
-Identity issue(const std::string& name, const Identity* authority) {
-  Identity made;
-  made.key.reset(EVP_EC_gen("P-256"));
-  made.certificate.reset(X509_new());
-  check(made.key && made.certificate, "make a key");
-  X509* certificate = made.certificate.get();
+/// A certificate for this key, signed by `authority`, or by itself if that is null.
+Certificate certify(const std::string& name,
+                    EVP_PKEY* key,
+                    const Identity* authority,
+                    int64_t valid_s = kCertificateValidS) {
+  Certificate made(X509_new());
+  check(made != nullptr, "make a certificate");
+  X509* certificate = made.get();
   X509_set_version(certificate, 2);
   std::unique_ptr<BIGNUM, Freed<BN_free>> serial(BN_new());
   check(BN_rand(serial.get(), 127, BN_RAND_TOP_ANY, BN_RAND_BOTTOM_ANY) == 1, "draw a serial");
   BN_to_ASN1_INTEGER(serial.get(), X509_get_serialNumber(certificate));
   X509_gmtime_adj(X509_getm_notBefore(certificate), -kBackdateS);
-  X509_gmtime_adj(X509_getm_notAfter(certificate), kValidS);
-  X509_set_pubkey(certificate, made.key.get());
+  X509_gmtime_adj(X509_getm_notAfter(certificate), static_cast<long>(valid_s));
+  X509_set_pubkey(certificate, key);
   X509_NAME_add_entry_by_txt(X509_get_subject_name(certificate),
                              "CN",
                              MBSTRING_UTF8,
@@ -121,9 +125,42 @@ Identity issue(const std::string& name, const Identity* authority) {
                   NID_subject_alt_name,
                   fmt::format("DNS:{},DNS:localhost,IP:127.0.0.1", name));
   }
-  EVP_PKEY* signer = authority == nullptr ? made.key.get() : authority->key.get();
+  EVP_PKEY* signer = authority == nullptr ? key : authority->key.get();
   check(X509_sign(certificate, signer, EVP_sha256()) > 0, "sign a certificate");
   return made;
+}
+
+Identity issue(const std::string& name,
+               const Identity* authority,
+               int64_t valid_s = kCertificateValidS) {
+  Identity made;
+  made.key.reset(EVP_EC_gen("P-256"));
+  check(made.key != nullptr, "make a key");
+  made.certificate = certify(name, made.key.get(), authority, valid_s);
+  return made;
+}
+
+std::string pem_of(BIO* memory) {
+  char* text = nullptr;
+  const long num_bytes = BIO_get_mem_data(memory, &text);
+  return {text, static_cast<size_t>(num_bytes)};
+}
+
+std::string pem_of(X509* certificate) {
+  const Memory memory(BIO_new(BIO_s_mem()));
+  check(memory && PEM_write_bio_X509(memory.get(), certificate) == 1, "write a certificate");
+  return pem_of(memory.get());
+}
+
+/// Null unless the text is a request that was signed with the key it is for.
+Request read_request(const std::string& pem) {
+  constexpr size_t kRequestBytesMax = 8 << 10;
+  if (pem.size() > kRequestBytesMax) return nullptr;
+  const Memory memory(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+  Request request(PEM_read_bio_X509_REQ(memory.get(), nullptr, nullptr, nullptr));
+  if (!request) return nullptr;
+  EVP_PKEY* key = X509_REQ_get0_pubkey(request.get());
+  return key != nullptr && X509_REQ_verify(request.get(), key) == 1 ? std::move(request) : nullptr;
 }
 
 Identity open_authority(const fs::path& dir) {
@@ -203,7 +240,88 @@ std::string problem_of(const fs::path& path, X509* authority) {
 
 }  // namespace
 
-void make_certificates(const fs::path& dir, const std::vector<std::string>& sites) {
+std::string make_certificate_request(const fs::path& key_path, const std::string& site) {
+  refuse_bad_name(site);
+  Key key = read_key(key_path);
+  if (!key) {
+    if (fs::exists(key_path))
+      fail("{}: not a key; remove it, a new one is made", key_path.string());
+    key.reset(EVP_EC_gen("P-256"));
+    check(key != nullptr, "make a key");
+    write_key(key_path, key.get());
+  }
+  const Request request(X509_REQ_new());
+  check(request && X509_REQ_set_pubkey(request.get(), key.get()) == 1 &&
+            X509_REQ_sign(request.get(), key.get(), EVP_sha256()) > 0,
+        "make a request for a certificate");
+  const Memory memory(BIO_new(BIO_s_mem()));
+  check(memory && PEM_write_bio_X509_REQ(memory.get(), request.get()) == 1, "write a request");
+  return pem_of(memory.get());
+}
+
+Result<std::string> request_key_hash(const std::string& request_pem) {
+  const Request request = read_request(request_pem);
+  if (!request) {
+    return Error{ErrorCode::kCorrupt, "not a request for a certificate signed with its own key"};
+  }
+  unsigned char* der = nullptr;
+  const int num_bytes = i2d_PUBKEY(X509_REQ_get0_pubkey(request.get()), &der);
+  check(num_bytes > 0, "read a key");
+  std::string hash =
+      sha256_hex({reinterpret_cast<const char*>(der), static_cast<size_t>(num_bytes)});
+  OPENSSL_free(der);
+  return hash;
+}
+
+Result<std::string> sign_request(const fs::path& dir,
+                                 const std::string& request_pem,
+                                 const std::string& site) {
+  refuse_bad_name(site);
+  const Request request = read_request(request_pem);
+  if (!request) {
+    return Error{ErrorCode::kCorrupt, "not a request for a certificate signed with its own key"};
+  }
+  const Identity authority = open_authority(dir);
+  return pem_of(certify(site, X509_REQ_get0_pubkey(request.get()), &authority).get());
+}
+
+std::vector<std::string> renew_certificates(const fs::path& dir, int64_t valid_s) {
+  if (!fs::exists(dir / "ca.key")) {
+    fail_usage("{}: has no ca.key; renew where the certificates were made", dir.string());
+  }
+  const Identity authority = open_authority(dir);
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(dir)) {
+    const std::string name = entry.path().stem().string();
+    if (entry.path().extension() != ".key" || name == "ca") continue;
+    const Key key = read_key(entry.path());
+    if (!key) fail("{}: not a key; remove it and run pelago certs", entry.path().string());
+    // In one move: whoever opens a connection meanwhile reads the old one or the new one.
+    write_file(dir / (name + ".pem"), pem_of(certify(name, key.get(), &authority, valid_s).get()));
+    names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::string sha256_hex(std::string_view bytes) {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned int num_bytes = 0;
+  check(
+      EVP_Digest(bytes.data(), bytes.size(), digest.data(), &num_bytes, EVP_sha256(), nullptr) == 1,
+      "hash");
+  return fmt::format("{:02x}", fmt::join(digest.begin(), digest.begin() + num_bytes, ""));
+}
+
+std::string random_hex(size_t num_bytes) {
+  std::vector<unsigned char> bytes(num_bytes);
+  check(RAND_bytes(bytes.data(), static_cast<int>(num_bytes)) == 1, "draw a secret");
+  return fmt::format("{:02x}", fmt::join(bytes, ""));
+}
+
+void make_certificates(const fs::path& dir,
+                       const std::vector<std::string>& sites,
+                       int64_t valid_s) {
   for (const std::string& site : sites) refuse_bad_name(site);
   std::error_code reason;
   fs::create_directories(dir, reason);
@@ -215,11 +333,24 @@ void make_certificates(const fs::path& dir, const std::vector<std::string>& site
     if (fs::exists(dir / (name + ".pem")) && fs::exists(dir / (name + ".key"))) continue;
     fs::remove(dir / (name + ".pem"));
     fs::remove(dir / (name + ".key"));
-    const Identity made = issue(name, &authority);
+    const Identity made = issue(name, &authority, valid_s);
     write_key(dir / (name + ".key"), made.key.get());
     write_certificate(dir / (name + ".pem"), made.certificate.get());
   }
   sync_to_disk(dir);
+}
+
+std::string problem_of_identity(const fs::path& dir, const std::string& name) {
+  const Certificate authority = read_certificate(dir / "ca.pem");
+  if (!authority) {
+    return fmt::format("{}: cannot be read; run pelago certs", (dir / "ca.pem").string());
+  }
+  const fs::path path = dir / (name + ".pem");
+  std::string problem = problem_of(path, authority.get());
+  if (problem.empty() && !fs::exists(dir / (name + ".key"))) {
+    problem = "has no key beside it; copy NAME.pem and NAME.key from one pelago certs";
+  }
+  return problem.empty() ? "" : fmt::format("{} {}", path.string(), problem);
 }
 
 std::vector<CertificateCheck> check_certificates(const fs::path& dir) {

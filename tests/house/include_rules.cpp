@@ -40,7 +40,7 @@ const std::vector<LibraryRule>& library_rules() {
       {"gRPC and protobuf",
        "(grpc|grpcpp|google/protobuf)/.*|.*\\.pb\\.h",
        "src/sites/(.*/)?grpc_[^/]*\\.cpp"},
-      {"OpenSSL", "openssl/.*", "src/sites/(.*/)?(tls|grpc_[^/]*)\\.cpp"},
+      {"OpenSSL", "openssl/.*", "src/sites/(.*/)?(tls[^/]*|grpc_[^/]*)\\.cpp"},
       {"SQLite", "sqlite3.*", "src/sites/(.*/)?journal\\.cpp"},
       {"toml++", "toml\\+\\+/.*|toml\\.hpp", "src/base/config\\.cpp"},
       {"CLI11", "CLI/.*", "src/cli/.*"},

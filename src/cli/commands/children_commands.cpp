@@ -1,9 +1,7 @@
-// Processes that pelago starts itself: one a site, one a device. Hidden from --help, usable by
-// hand.
+// Processes that pelago starts itself, one a device. Hidden from --help, usable by hand.
 #include <memory>
 
 #include "cli/commands/commands.h"
-#include "cli/many_sites.h"
 #include "train/probe.h"
 #include "train/site_runner.h"
 
@@ -42,35 +40,11 @@ void add_probe_device(CLI::App& app) {
   command->callback([options] { end_with(train::run_probe_device(*options)); });
 }
 
-struct AgentArguments {
-  std::filesystem::path run_dir, certs_dir;
-  std::string site, coordinator;
-  int64_t resume_step = -1;
-};
-
-void add_agent(CLI::App& app) {
-  auto arguments = std::make_shared<AgentArguments>();
-  CLI::App* command = app.add_subcommand("agent", "runs one site of a run")->group("");
-  command->add_option("--run-dir", arguments->run_dir)->required();
-  command->add_option("--site", arguments->site)->required();
-  command->add_option("--coordinator", arguments->coordinator)->required();
-  command->add_option("--certs", arguments->certs_dir)->required();
-  command->add_option("--resume-step", arguments->resume_step);
-  command->callback([arguments] {
-    end_with(run_site_agent(arguments->run_dir,
-                            arguments->site,
-                            arguments->coordinator,
-                            arguments->certs_dir,
-                            arguments->resume_step));
-  });
-}
-
 }  // namespace
 
 void add_children(CLI::App& app, Globals&) {
   add_worker(app);
   add_probe_device(app);
-  add_agent(app);
 }
 
 }  // namespace pelago::cli

@@ -19,6 +19,8 @@ void add_probe(CLI::App& app, Globals& globals);
 void add_data(CLI::App& app, Globals& globals);
 void add_plan(CLI::App& app, Globals& globals);
 void add_train(CLI::App& app, Globals& globals);
+void add_coordinator(CLI::App& app, Globals& globals);
+void add_agent(CLI::App& app, Globals& globals);
 void add_status(CLI::App& app, Globals& globals);
 void add_generate(CLI::App& app, Globals& globals);
 void add_export(CLI::App& app, Globals& globals);

@@ -1,4 +1,5 @@
 // pelago export: the newest good checkpoint of a run as a Hugging Face folder.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -24,7 +25,13 @@ Tensor newest_weights(const std::filesystem::path& run,
                       const plan::JobConfig& job,
                       std::string& source) {
   const plan::Plan plan = train::read_run_plan(run);
-  const auto site_dir = train::RunFolder::at(run).site_dir(plan.sites.front().name);
+  // Where sites are on hosts of their own, a run folder has the checkpoints of one of them.
+  const auto folder = train::RunFolder::at(run);
+  const auto here = std::find_if(plan.sites.begin(), plan.sites.end(), [&](const auto& site) {
+    return train::has_checkpoint(folder.site_dir(site.name) / "checkpoints");
+  });
+  const auto site_dir =
+      folder.site_dir(here == plan.sites.end() ? plan.sites.front().name : here->name);
   const auto checkpoint = train::newest_checkpoint(site_dir, train::identity_of(job));
   source = checkpoint.string();
   if (std::filesystem::exists(checkpoint / "sites.safetensors")) {

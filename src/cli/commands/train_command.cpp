@@ -1,4 +1,5 @@
-// pelago train: from a job and a fleet to a trained, exported model.
+// pelago train: from a job and a fleet to a trained, exported model. pelago coordinator: the same
+// without starting the sites, which join from any host.
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,11 +24,19 @@ namespace pelago::cli {
 namespace {
 
 constexpr double kPlainEvery_s = 10;
+constexpr const char* kStoppedElsewhere =
+    "stopped, with a checkpoint at every site; go on with the same command and --resume, and start "
+    "each site again";
+constexpr const char* kDoneElsewhere =
+    "done; the model is with the sites: pelago export RUN-DIR --out model, at any of them";
 
 struct TrainArguments {
   std::string job, fleet, probe, plan, listen = "127.0.0.1:0";
   std::vector<std::string> overrides;
   bool resume = false, fresh = false, no_probe = false;
+  bool starts_agents = true;
+  double token_hours = 24;
+  int64_t token_uses = 1;
 };
 
 // A signal handler can reach nothing but a global: counted here, read by whoever runs the sites.
@@ -54,7 +63,9 @@ plan::Plan choose_plan(const TrainArguments& arguments,
     plan::check_plan_fits(plan, setup.job, setup.fleet, setup.catalogue, arguments.plan);
     return plan;
   }
-  const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, arguments.no_probe);
+  // A coordinator has none of the devices: what was not measured at the sites is not measured.
+  const bool no_probe = arguments.no_probe || (!arguments.starts_agents && arguments.probe.empty());
+  const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, no_probe);
   if (probe) write_file(folder.path() / "probe.json", plan::to_json(*probe));
   return plan::make_plan(
       setup.job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
@@ -138,13 +149,23 @@ void run_train(const TrainArguments& arguments, const Globals& globals) {
   LiveLine line(STDERR_FILENO);
   bool stopped = false;
   if (plan.sites.size() == 1) {
+    if (!arguments.starts_agents) fail_usage("one site needs no coordinator: pelago train");
     stopped = train_one_site(folder, setup, plan, arguments.resume, view, line);
   } else {
-    const ManySitesStart start_options{.resume = arguments.resume, .listen = arguments.listen};
+    const ManySitesStart start_options{
+        .resume = arguments.resume,
+        .listen = arguments.listen,
+        .starts_agents = arguments.starts_agents,
+        .token_valid_s = static_cast<int64_t>(3600 * arguments.token_hours),
+        .token_uses = arguments.token_uses};
     stopped =
         train_many_sites(folder, setup, plan, start_options, stop_requests, view, line).stopped;
   }
   folder.record_event("summary", summary_json(view, folder.path()));
+  if (!arguments.starts_agents) {
+    std::fprintf(stderr, "%s\n", (stopped ? kStoppedElsewhere : kDoneElsewhere));
+    if (stopped) return;
+  }
   if (stopped && !has_checkpoint(folder, plan)) {
     fail_interrupted("stopped before the first checkpoint; begin again with --fresh");
   }
@@ -158,6 +179,18 @@ void run_train(const TrainArguments& arguments, const Globals& globals) {
   std::printf("%s\n",
               globals.json ? summary_json(view, folder.path()).c_str()
                            : summary_table(view, folder.path()).c_str());
+}
+
+void add_shared(CLI::App& command, TrainArguments& arguments) {
+  command.add_option("job", arguments.job, "job.toml: model, data and training")->required();
+  command.add_option("--fleet", arguments.fleet, "fleet.toml: sites, devices and lines")
+      ->required();
+  command.add_option("--set", arguments.overrides, "override a field, as section.key=value");
+  command.add_option("--plan",
+                     arguments.plan,
+                     "plan.json of `pelago plan --out`, edited or not; nothing is measured then");
+  command.add_flag("--resume", arguments.resume, "go on from the newest good checkpoint");
+  command.add_flag("--fresh", arguments.fresh, "delete the run folder and start anew");
 }
 
 }  // namespace
@@ -174,10 +207,7 @@ void add_train(CLI::App& app, Globals& globals) {
       "  pelago train job.toml --fleet fleet.toml --plan plan.json      as a person edited it\n"
       "  pelago train job.toml --fleet fleet.toml --resume\n"
       "\nCtrl-C saves a checkpoint and leaves; twice leaves at once.\n");
-  command->add_option("job", arguments->job, "job.toml: model, data and training")->required();
-  command->add_option("--fleet", arguments->fleet, "fleet.toml: sites, devices and lines")
-      ->required();
-  command->add_option("--set", arguments->overrides, "override a field, as section.key=value");
+  add_shared(*command, *arguments);
   command->add_option("--probe",
                       arguments->probe,
                       "probe.json of `pelago probe`; else the devices are measured first");
@@ -188,11 +218,33 @@ void add_train(CLI::App& app, Globals& globals) {
                    arguments->listen,
                    "HOST:PORT where the coordinator of several sites listens; port 0: any free one")
       ->capture_default_str();
-  command->add_option("--plan",
-                      arguments->plan,
-                      "plan.json of `pelago plan --out`, edited or not; nothing is measured then");
-  command->add_flag("--resume", arguments->resume, "go on from the newest good checkpoint");
-  command->add_flag("--fresh", arguments->fresh, "delete the run folder and start anew");
+  command->callback([arguments, &globals] { run_train(*arguments, globals); });
+}
+
+void add_coordinator(CLI::App& app, Globals& globals) {
+  auto arguments = std::make_shared<TrainArguments>();
+  arguments->starts_agents = false;
+  CLI::App* command = add_command(
+      app,
+      globals,
+      "coordinator",
+      "hold a run together whose sites are on other hosts",
+      "  pelago coordinator job.toml --fleet fleet.toml --listen 10.0.0.7:4000\n"
+      "  pelago coordinator job.toml --fleet fleet.toml --listen 10.0.0.7:4000 --probe probe.json\n"
+      "  pelago coordinator job.toml --fleet fleet.toml --listen 10.0.0.7:4000 --resume\n"
+      "\nIt makes a join token for each site and waits for all of them: pelago agent --help.\n"
+      "It measures nothing: give a probe.json of the sites, or shares come from the catalogue.\n");
+  add_shared(*command, *arguments);
+  command->add_option("--probe", arguments->probe, "probe.json, measured at the sites");
+  command->add_option("--listen", arguments->listen, "HOST:PORT where sites join")->required();
+  command->add_option("--token-hours", arguments->token_hours, "how long a join token holds")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--token-uses", arguments->token_uses, "machines or folders that a token lets in")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->callback([arguments, &globals] { run_train(*arguments, globals); });
 }
 
