@@ -10,6 +10,9 @@
 //   pelago::cross_entropy       2 N D V forward, 6 N D V with its gradients
 #pragma once
 
+#include <algorithm>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -90,5 +93,32 @@ struct QuantisedVector {
 QuantisedVector quantise(std::span<const float> values, int bits);
 /// out: as many values as were quantised.
 void dequantise(const QuantisedVector& quantised, std::span<float> out);
+
+/// The same for a thin line: kLineBlock values share a scale of one byte, 4.0625 or 8.0625 bits a
+/// value in all. A scale has 3 bits of mantissa and 5 of exponent, code c stands for the f32 whose
+/// upper 12 bits are kLineScaleBase + c: 2^-29 to 7.5, and c = 0 for zero. It is rounded up, so
+/// that no value is clipped unless it is past 52 (4 bits) or 952 (8 bits); what is clipped or too
+/// small counts as rounding error. The range is the same for all, so a block's bytes do not depend
+/// on its neighbours, and no scale or restored value is ever denormal, infinite or not a number.
+inline constexpr int64_t kLineBlock = 128;
+inline constexpr uint32_t kLineScaleBase = 783;
+inline float line_scale(uint8_t code) {
+  return code == 0 ? 0.0F : std::bit_cast<float>((kLineScaleBase + code) << 20);
+}
+/// The least code whose scale is not below this one, within the range. scale >= 0.
+inline uint8_t line_code_above(float scale) {
+  const uint32_t upper = (std::bit_cast<uint32_t>(scale) + 0xFFFFF) >> 20;
+  if (upper <= kLineScaleBase) return scale > 0 ? 1 : 0;
+  return static_cast<uint8_t>(std::min(upper - kLineScaleBase, 255U));
+}
+/// Scales, one a block, then levels as in QuantisedVector.
+constexpr size_t line_bytes(size_t num_values, int bits) {
+  return (num_values + kLineBlock - 1) / kLineBlock +
+         (num_values * static_cast<size_t>(bits) + 7) / 8;
+}
+/// bits: 4 or 8. out: line_bytes() of them. Throws Failure if a value is not finite.
+void quantise_for_line(std::span<const float> values, int bits, std::span<uint8_t> out);
+/// Any bytes of the right number have a meaning.
+void dequantise_from_line(std::span<const uint8_t> bytes, int bits, std::span<float> out);
 
 }  // namespace pelago::chips

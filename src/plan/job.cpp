@@ -208,20 +208,42 @@ void check_exchange(const Section& section, const SitesConfig& sites) {
                                interval,
                                (sites.overlap_steps + 1) * sites.fragments));
   }
-  if (sites.delta_bits != 4 && sites.delta_bits != 8 && sites.delta_bits != 32) {
-    section.refuse(
-        "delta_bits", sites.delta_bits, "must be 4, 8 or 32, where 32 means not quantised");
+  const int bits = sites.delta_bits;
+  if (bits != 2 && bits != 4 && bits != 8 && bits != 32) {
+    section.refuse("delta_bits",
+                   bits,
+                   "must be 2 (thin: the largest values alone), 4, 8 or 32 (not quantised)");
   }
 }
 
+// A later key may still change each of these.
+void start_from_method(const std::string& method, SitesConfig& sites) {
+  if (method == "streaming") return;
+  sites.fragments = 1;
+  sites.overlap_steps = 0;
+  sites.merge_alpha = 0;
+  if (method == "diloco") {
+    sites.outer_lr = 0.7;
+    return;
+  }
+  sites.inner_steps = 1;
+  sites.delta_bits = 32;
+  sites.outer_lr = 1;
+  sites.outer_momentum = 0;
+}
+
 void read_sites(const Section& section, SitesConfig& sites) {
+  section.take_word("method", sites.method, {"streaming", "diloco", "sync"});
+  start_from_method(sites.method, sites);
   section.take_between("inner_steps", sites.inner_steps, 1, kCountMax);
   section.take_between("fragments", sites.fragments, 1, 10'000);
-  section.take_between("overlap_steps", sites.overlap_steps, 1, kCountMax);
+  section.take_between("overlap_steps", sites.overlap_steps, 0, kCountMax);
   section.take("delta_bits", sites.delta_bits);
   section.take_between("merge_alpha", sites.merge_alpha, 0, 1);
   section.take_positive("outer_lr", sites.outer_lr);
   section.take_below_one("outer_momentum", sites.outer_momentum);
+  section.take_word("combine", sites.combine, {"mean", "direction"});
+  section.take_between("error_decay", sites.error_decay, 0, 1);
   section.take_positive("grace_s", sites.grace_s);
   section.take_positive("heartbeat_s", sites.heartbeat_s);
   if (section.checks()) check_exchange(section, sites);
@@ -254,6 +276,12 @@ void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
 }
 
 }  // namespace
+
+double delta_bytes(double values, int bits) {
+  if (bits == 32) return 4 * values;
+  // Thin: 130 bytes for 4096 values. By block: a scale of one byte for 128 values.
+  return bits == 2 ? values * 130 / 4096 : values * bits / 8 + values / 128;
+}
 
 double TrainConfig::learning_rate(int64_t step, int64_t num_steps) const {
   if (step < warmup_steps) {

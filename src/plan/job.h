@@ -54,18 +54,32 @@ struct TrainConfig {
   double learning_rate(int64_t step, int64_t num_steps) const;  // step: 0 for the first
 };
 
+/// How the sites agree on one set of weights. docs/FILES.md says which values make which published
+/// method.
 struct SitesConfig {
+  // What the fields below start from; each may still be set. "streaming": P fragments, staggered,
+  // overlapped (arXiv:2501.18512). "diloco": all at once, waited for (arXiv:2311.08105). "sync":
+  // weights averaged after every step and waited for, what synchronous training costs on this line.
+  std::string method = "streaming";
   int64_t inner_steps =
       24;  // H: steps after which every fragment was exchanged once (arXiv:2501.18512)
   int64_t fragments = 4;      // P
-  int64_t overlap_steps = 1;  // tau: steps between snapshot and merge; the line works meanwhile
-  int delta_bits = 4;         // 4, 8 or 32
-  double merge_alpha = 0.5;   // share of the local weights that the merge keeps
-  double outer_lr = 0.4;      // Nesterov (arXiv:2501.18512)
+  int64_t overlap_steps = 1;  // tau: steps between snapshot and merge; the line works meanwhile; 0:
+                              // the chips wait
+  int delta_bits = 4;  // 32; 8 or 4, by block; 2: thin, the largest 1 in 37 (arXiv:2508.15706)
+  double merge_alpha = 0.5;  // share of the local weights that the merge keeps
+  double outer_lr = 0.4;     // Nesterov (arXiv:2501.18512)
   double outer_momentum = 0.9;
+  std::string combine = "mean";  // of deltas; "direction": their mean direction at their mean
+                                 // length (RDA, arXiv:2604.21428)
+  double error_decay = 1;  // of what quantising left over, this much goes out next time; thin lines
+                           // may let old error fade (0.95 in arXiv:2508.15706)
   double grace_s = 10;     // how long an exchange waits for a late site before it goes on without
   double heartbeat_s = 1;  // a site silent for five of these is taken for dead
 };
+
+/// Bytes on the line of so many values of a delta, at 2 (thin), 4, 8 or 32 bits.
+double delta_bytes(double values, int bits);
 
 struct JobConfig {
   std::string name = "run";  // the run folder is runs/NAME

@@ -117,6 +117,8 @@ void each_field(Visitor& visit, P& exchange) {
   visit("merge_alpha", exchange.merge_alpha);
   visit("outer_lr", exchange.outer_lr);
   visit("outer_momentum", exchange.outer_momentum);
+  visit("combine", exchange.combine);
+  visit("error_decay", exchange.error_decay);
   visit("grace_s", exchange.grace_s);
   visit("heartbeat_s", exchange.heartbeat_s);
 }
@@ -167,14 +169,18 @@ void check_exchange(const Plan& plan, const std::string& name) {
                exchange.fragments);
   }
   const int64_t interval = exchange.inner_steps / exchange.fragments;
-  if (exchange.overlap_steps < 1 || exchange.overlap_steps >= interval) {
-    fail_usage("{}: exchange: overlap_steps = {} must be between 1 and {}",
+  if (exchange.overlap_steps < 0 || exchange.overlap_steps >= interval) {
+    fail_usage("{}: exchange: overlap_steps = {} must be between 0 and {}",
                name,
                exchange.overlap_steps,
                interval - 1);
   }
-  if (exchange.delta_bits != 4 && exchange.delta_bits != 8 && exchange.delta_bits != 32) {
-    fail_usage("{}: exchange: delta_bits = {} must be 4, 8 or 32", name, exchange.delta_bits);
+  const int bits = exchange.delta_bits;
+  if (bits != 2 && bits != 4 && bits != 8 && bits != 32) {
+    fail_usage("{}: exchange: delta_bits = {} must be 2, 4, 8 or 32", name, bits);
+  }
+  if (exchange.combine != "mean" && exchange.combine != "direction") {
+    fail_usage("{}: exchange: combine = \"{}\" must be mean or direction", name, exchange.combine);
   }
 }
 

@@ -101,14 +101,34 @@ TEST_CASE("tau that reaches the next exchange is refused with an H that would do
   CHECK(refusal_with("sites.overlap_steps=5").empty());
 }
 
-TEST_CASE("bits other than 4, 8 and 32 are refused") {
-  for (const int bits : {0, 2, 5, 16, 64, -4}) {
+TEST_CASE("bits other than 2, 4, 8 and 32 are refused") {
+  for (const int bits : {0, 1, 5, 16, 64, -4}) {
     contains(refusal_with(fmt::format("sites.delta_bits={}", bits)),
-             fmt::format("delta_bits = {} must be 4, 8 or 32", bits));
+             fmt::format("delta_bits = {} must be 2 (thin: the largest values alone), 4, 8", bits));
   }
-  for (const int bits : {4, 8, 32}) {
+  for (const int bits : {2, 4, 8, 32}) {
     CHECK(refusal_with(fmt::format("sites.delta_bits={}", bits)).empty());
   }
+}
+
+TEST_CASE("a method sets what its paper has, and a key of its own wins over it") {
+  const auto sites_of = [](const std::vector<std::string>& overrides) {
+    return job_from(kSmallest, overrides).sites;
+  };
+  const SitesConfig plain = sites_of({"sites.method=diloco"});
+  CHECK(plain.fragments == 1);
+  CHECK(plain.overlap_steps == 0);
+  CHECK(plain.merge_alpha == 0);
+  CHECK(plain.outer_lr == 0.7);
+  const SitesConfig sync = sites_of({"sites.method=sync"});
+  CHECK(sync.inner_steps == 1);
+  CHECK(sync.delta_bits == 32);
+  CHECK(sync.outer_lr == 1);
+  CHECK(sync.outer_momentum == 0);
+  const SitesConfig mixed = sites_of({"sites.method=diloco", "sites.outer_lr=0.5"});
+  CHECK(mixed.outer_lr == 0.5);
+  CHECK(mixed.merge_alpha == 0);
+  CHECK(sites_of({}).fragments == 4);
 }
 
 TEST_CASE("a word outside its list is refused with the list and the nearest") {
@@ -144,7 +164,10 @@ TEST_CASE("every number out of its range is refused by name and value") {
       {"data.sequence_length=1", "sequence_length = 1 must be between 2"},
       {"sites.inner_steps=0", "inner_steps = 0 must be between 1"},
       {"sites.fragments=0", "fragments = 0 must be between 1"},
-      {"sites.overlap_steps=0", "overlap_steps = 0 must be between 1"},
+      {"sites.overlap_steps=-1", "overlap_steps = -1 must be between 0"},
+      {"sites.method=federated", "method = \"federated\" must be one of streaming, diloco, sync"},
+      {"sites.combine=median", "combine = \"median\" must be one of mean, direction"},
+      {"sites.error_decay=1.01", "error_decay = 1.01 must be between 0 and 1"},
       {"sites.merge_alpha=1.1", "merge_alpha = 1.1 must be between 0 and 1"},
       {"sites.outer_lr=0", "outer_lr = 0 must be greater than 0"},
       {"sites.outer_momentum=1", "outer_momentum = 1 must be at least 0"},

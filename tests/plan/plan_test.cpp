@@ -206,9 +206,11 @@ TEST_CASE("a plan whose parts do not fit together is refused") {
            "inner_steps = 23 must be a multiple of fragments = 4");
   contains(refusal_after([](Json& json) { json["exchange"]["fragments"] = 0; }), "fragments = 0");
   contains(refusal_after([](Json& json) { json["exchange"]["overlap_steps"] = 6; }),
-           "overlap_steps = 6 must be between 1 and 5");
+           "overlap_steps = 6 must be between 0 and 5");
   contains(refusal_after([](Json& json) { json["exchange"]["delta_bits"] = 3; }),
-           "delta_bits = 3 must be 4, 8 or 32");
+           "delta_bits = 3 must be 2, 4, 8 or 32");
+  contains(refusal_after([](Json& json) { json["exchange"]["combine"] = "median"; }),
+           "combine = \"median\" must be mean or direction");
 }
 
 /// The fixed plan's first site with a second device, in a stage of its own or beside the first.

@@ -1,15 +1,12 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
 
 #include "base/rng.h"
-#include "chips/kernels.h"
 #include "sites/exchange/fragment_exchange.h"
 #include "sites/exchange/global_state.h"
-#include "sites/exchange/slice_codec.h"
 
 namespace pelago::sites {
 namespace {
@@ -26,22 +23,23 @@ struct Exchanged {
   std::vector<std::unique_ptr<FragmentExchange>> members;
 };
 
-Exchanged exchange(int bits,
-                   const std::vector<int64_t>& tokens,
+Exchanged exchange(const ExchangeSpec& shared,
                    const std::vector<float>& global,
                    const std::vector<std::vector<float>>& locals,
-                   const std::vector<std::vector<float>>& errors) {
+                   const std::vector<std::vector<float>>& errors,
+                   const std::vector<size_t>& arrival = {}) {
   Exchanged done;
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    done.members.push_back(std::make_unique<FragmentExchange>(
-        ExchangeSpec{.bits = bits, .member_idx = static_cast<int64_t>(i), .tokens = tokens},
-        global,
-        locals[i],
-        errors[i]));
+  const size_t count = shared.tokens.size();
+  for (size_t i = 0; i < count; ++i) {
+    ExchangeSpec spec = shared;
+    spec.member_idx = static_cast<int64_t>(i);
+    done.members.push_back(std::make_unique<FragmentExchange>(spec, global, locals[i], errors[i]));
   }
+  std::vector<size_t> order = arrival;
+  for (size_t i = 0; order.size() < count; ++i) order.push_back(i);
   const auto each_pair = [&](auto&& visit) {
-    for (size_t from = 0; from < tokens.size(); ++from) {
-      for (size_t to = 0; to < tokens.size(); ++to) {
+    for (const size_t from : order) {
+      for (const size_t to : order) {
         if (from != to) visit(from, to);
       }
     }
@@ -59,6 +57,14 @@ Exchanged exchange(int bits,
   return done;
 }
 
+Exchanged exchange(int bits,
+                   const std::vector<int64_t>& tokens,
+                   const std::vector<float>& global,
+                   const std::vector<std::vector<float>>& locals,
+                   const std::vector<std::vector<float>>& errors) {
+  return exchange(ExchangeSpec{.bits = bits, .tokens = tokens}, global, locals, errors);
+}
+
 bool same_bits(std::span<const float> a, std::span<const float> b) {
   return hash_fragment(a, {}) == hash_fragment(b, {});
 }
@@ -68,13 +74,13 @@ TEST_CASE("slices cover a fragment without gap, in whole blocks, for any number 
     for (int64_t num_members = 1; num_members <= 5; ++num_members) {
       CAPTURE(num_values);
       CAPTURE(num_members);
-      const std::vector<train::Fragment> slices = cut_slices(num_values, num_members);
+      const std::vector<train::Fragment> slices = cut_slices(num_values, num_members, 128);
       REQUIRE(static_cast<int64_t>(slices.size()) == num_members);
       CHECK(slices.front().begin == 0);
       CHECK(slices.back().end == num_values);
       for (size_t i = 0; i + 1 < slices.size(); ++i) {
         CHECK(slices[i].end == slices[i + 1].begin);
-        CHECK((slices[i].end % chips::kQuantBlock == 0 || slices[i].end == num_values));
+        CHECK((slices[i].end % 128 == 0 || slices[i].end == num_values));
       }
     }
   }
@@ -82,7 +88,7 @@ TEST_CASE("slices cover a fragment without gap, in whole blocks, for any number 
 
 TEST_CASE("two, three and five sites hold the same bits after an exchange, at any width") {
   for (const size_t num_members : {2U, 3U, 5U}) {
-    for (const int bits : {4, 8, 32}) {
+    for (const int bits : {2, 4, 8, 32}) {
       CAPTURE(num_members);
       CAPTURE(bits);
       const std::vector<float> global = random_values(777, 1);
@@ -118,17 +124,52 @@ TEST_CASE("a site without tokens changes nothing") {
   for (const float value : done.members[0]->mean()) CHECK(value == 1.0F);
 }
 
-TEST_CASE("at 4 bits the sum of what was agreed on converges to the sum of the true means") {
+TEST_CASE("kept errors lose nothing: agreed + owed is the true sum, at every width, for rounds") {
+  constexpr size_t kNumValues = 5000;
+  const std::vector<float> global(kNumValues, 0.0F);
+  const std::vector<int64_t> tokens{3000, 1000, 500};
+  for (const int bits : {2, 4, 8, 32}) {
+    CAPTURE(bits);
+    std::vector<std::vector<float>> errors(3, std::vector<float>(kNumValues, 0.0F));
+    std::vector<double> agreed(kNumValues, 0.0), truth(kNumValues, 0.0);
+    for (uint64_t round = 0; round < 20; ++round) {
+      std::vector<std::vector<float>> locals;
+      for (uint64_t i = 0; i < 3; ++i) {
+        locals.push_back(random_values(kNumValues, 100 * i + round, 1e-2));
+      }
+      const Exchanged done = exchange(bits, tokens, global, locals, errors);
+      for (size_t i = 0; i < kNumValues; ++i) {
+        agreed[i] += static_cast<double>(done.members[0]->mean()[i]);
+        for (size_t site = 0; site < 3; ++site) {
+          truth[i] -=
+              static_cast<double>(tokens[site]) / 4500.0 * static_cast<double>(locals[site][i]);
+        }
+      }
+      for (size_t site = 0; site < 3; ++site) {
+        errors[site].assign(done.members[site]->new_error().begin(),
+                            done.members[site]->new_error().end());
+      }
+    }
+    for (size_t i = 0; i < kNumValues; ++i) {
+      double owed = 0;
+      for (size_t site = 0; site < 3; ++site) {
+        owed += static_cast<double>(tokens[site]) / 4500.0 * static_cast<double>(errors[site][i]);
+      }
+      REQUIRE(agreed[i] + owed == doctest::Approx(truth[i]).epsilon(1e-4).scale(1e-2));
+    }
+  }
+}
+
+TEST_CASE("at 4 bits the gap between what was agreed and the true sum does not grow") {
   constexpr size_t kNumValues = 512;
   const std::vector<float> global(kNumValues, 0.0F);
   std::vector<std::vector<float>> errors(2, std::vector<float>(kNumValues, 0.0F));
-  const std::vector<int64_t> tokens{3000, 1000};
   std::vector<double> agreed(kNumValues, 0.0), truth(kNumValues, 0.0);
   double first_gap = 0;
   for (uint64_t round = 0; round < 50; ++round) {
     const std::vector<std::vector<float>> locals{random_values(kNumValues, 100 + round),
                                                  random_values(kNumValues, 200 + round)};
-    const Exchanged done = exchange(4, tokens, global, locals, errors);
+    const Exchanged done = exchange(4, {3000, 1000}, global, locals, errors);
     double gap = 0;
     for (size_t i = 0; i < kNumValues; ++i) {
       agreed[i] += done.members[0]->mean()[i];
@@ -148,8 +189,59 @@ TEST_CASE("at 4 bits the sum of what was agreed on converges to the sum of the t
   CHECK(first_gap > 0.01);  // 4 bits do lose something
 }
 
-TEST_CASE("two sites send 0.5625 bytes a parameter at 4 bits") {
-  constexpr size_t kNumValues = 64 * 100;
+TEST_CASE("the order in which slices arrive changes no bit of the mean or of what is owed") {
+  const std::vector<float> global = random_values(20'000, 1, 0.02);
+  std::vector<std::vector<float>> locals, errors;
+  for (uint64_t i = 0; i < 4; ++i) {
+    locals.push_back(random_values(20'000, 10 + i, 0.02));
+    errors.push_back(random_values(20'000, 20 + i, 1e-4));
+  }
+  for (const int bits : {2, 4, 8, 32}) {
+    for (const MergeRule rule : {MergeRule::kMean, MergeRule::kDirection}) {
+      CAPTURE(bits);
+      const ExchangeSpec spec{.bits = bits, .tokens = {400, 300, 200, 100}, .rule = rule};
+      const Exchanged first = exchange(spec, global, locals, errors, {0, 1, 2, 3});
+      const Exchanged other = exchange(spec, global, locals, errors, {2, 0, 3, 1});
+      for (size_t i = 0; i < 4; ++i) {
+        CHECK(same_bits(first.members[0]->mean(), other.members[i]->mean()));
+        CHECK(same_bits(first.members[i]->new_error(), other.members[i]->new_error()));
+      }
+    }
+  }
+}
+
+TEST_CASE("merged by direction, orthogonal deltas keep their length, equal ones their value") {
+  std::vector<float> global(512, 0.0F), none(512, 0.0F);
+  std::vector<float> one(512, 0.0F), two(512, 0.0F);
+  for (size_t i = 0; i < 512; ++i) (i % 2 == 0 ? one : two)[i] = -1.0F;
+  const ExchangeSpec spec{.bits = 32, .tokens = {1, 1}, .rule = MergeRule::kDirection};
+  const auto length = [](std::span<const float> values) {
+    double sum = 0;
+    for (const float x : values) sum += static_cast<double>(x) * static_cast<double>(x);
+    return std::sqrt(sum);
+  };
+  const Exchanged orthogonal = exchange(spec, global, {one, two}, {none, none});
+  // A slice is merged on its own: 256 values, of which each site changed 128.
+  CHECK(length(orthogonal.members[0]->mean().first(256)) == doctest::Approx(std::sqrt(128.0)));
+  const Exchanged equal = exchange(spec, global, {one, one}, {none, none});
+  CHECK(equal.members[1]->mean()[0] == doctest::Approx(1.0));
+  std::vector<float> opposite = one;
+  for (float& x : opposite) x = -x;
+  const Exchanged cancelled = exchange(spec, global, {one, opposite}, {none, none});
+  for (const float x : cancelled.members[0]->mean()) CHECK(x == 0.0F);
+}
+
+TEST_CASE("with decay a kept error counts less, without it whole") {
+  const std::vector<float> zeros(256, 0.0F), owed(256, 1.0F);
+  for (const double decay : {1.0, 0.5}) {
+    const ExchangeSpec spec{.bits = 32, .tokens = {1, 1}, .error_decay = decay};
+    const Exchanged done = exchange(spec, zeros, {zeros, zeros}, {owed, owed});
+    CHECK(done.members[0]->mean()[3] == doctest::Approx(decay));
+  }
+}
+
+TEST_CASE("two sites send 0.508 byte a parameter at 4 bits") {
+  constexpr size_t kNumValues = 128 * 100;
   const std::vector<float> global(kNumValues, 0.0F), none(kNumValues, 0.0F);
   const Exchanged done = exchange(4,
                                   {1, 1},
@@ -158,20 +250,7 @@ TEST_CASE("two sites send 0.5625 bytes a parameter at 4 bits") {
                                   {none, none});
   const size_t num_bytes =
       done.members[0]->delta_slice(1).size() + done.members[0]->mean_slice()->size();
-  CHECK(static_cast<double>(num_bytes) / kNumValues == doctest::Approx(0.5625));
-}
-
-TEST_CASE("a slice of wrong length or with a scale not finite is refused") {
-  std::vector<float> out(128), sent(128);
-  std::string payload = encode_slice(random_values(128, 5), 4, sent);
-  CHECK(decode_slice(payload, 4, out));
-  CHECK(same_bits(out, sent));
-  CHECK_FALSE(decode_slice(payload + "x", 4, out));
-  CHECK_FALSE(decode_slice(payload.substr(1), 4, out));
-  CHECK_FALSE(decode_slice("", 4, out));
-  const float bad = std::numeric_limits<float>::quiet_NaN();
-  std::memcpy(payload.data(), &bad, sizeof bad);
-  CHECK_FALSE(decode_slice(payload, 4, out));
+  CHECK(static_cast<double>(num_bytes) / kNumValues == doctest::Approx(0.5078125));
 }
 
 TEST_CASE("a delta that is not finite is never sent") {

@@ -46,7 +46,7 @@ void SimulatedRun::start(Site& site) {
   MemberOptions member;
   member.site = site.name;
   member.schedule = options_.schedule;
-  member.bits = options_.bits;
+  member.exchange.bits = options_.bits;
   member.tokens_per_step = 100 * (1 + (site.name.back() - '0'));
   member.heartbeat_s = 0.5;
   member.hello.incarnation = static_cast<uint64_t>(site.num_starts);

@@ -75,45 +75,80 @@ HWY_INLINE void unpack_nibbles(const uint8_t* bytes, int8_t* levels) {
   }
 }
 
+/// One block's levels as bytes, by its scale; a scale of zero makes zeros.
+HWY_INLINE void write_block(const float* block, float scale, int bits, uint8_t* bytes) {
+  HWY_ALIGN int8_t levels[kBlock];
+  if (scale > 0) {
+    round_block(block, scale, bits == 4 ? 7.0F : 127.0F, levels);
+  } else {
+    std::fill(levels, levels + kBlock, int8_t{0});
+  }
+  if (bits == 4) {
+    pack_nibbles(levels, bytes);
+  } else {
+    std::memcpy(bytes, levels, kBlock);
+  }
+}
+
+HWY_INLINE void read_block(const uint8_t* bytes, float scale, int bits, float* values) {
+  HWY_ALIGN int8_t levels[kBlock];
+  if (bits == 4) {
+    unpack_nibbles(bytes, levels);
+  } else {
+    std::memcpy(levels, bytes, kBlock);
+  }
+  const auto factor = hn::Set(WideTag(), scale);
+  for (size_t i = 0; i < kBlock; i += wide_lanes()) {
+    const auto wide = hn::PromoteTo(SignedTag(), hn::LoadU(ByteTag(), levels + i));
+    store_wide(hn::Mul(hn::ConvertTo(WideTag(), wide), factor), values + i);
+  }
+}
+
+size_t block_bytes(int bits) { return kBlock * static_cast<size_t>(bits) / 8; }
+
 }  // namespace
 
 uint32_t quantise_range(
     const float* values, size_t num_blocks, int bits, float* scales, uint8_t* payload) {
   const float largest_level = bits == 4 ? 7.0F : 127.0F;
-  HWY_ALIGN int8_t levels[kBlock];
   uint32_t largest = 0;
   for (size_t block = 0; block < num_blocks; ++block, values += kBlock) {
     const uint32_t magnitude = largest_bits(values);
     largest = std::max(largest, magnitude);
     scales[block] = std::bit_cast<float>(magnitude) / largest_level;
-    if (scales[block] > 0) {
-      round_block(values, scales[block], largest_level, levels);
-    } else {
-      std::fill(levels, levels + kBlock, int8_t{0});
-    }
-    if (bits == 4) {
-      pack_nibbles(levels, payload + block * kBlock / 2);
-    } else {
-      std::memcpy(payload + block * kBlock, levels, kBlock);
-    }
+    write_block(values, scales[block], bits, payload + block * block_bytes(bits));
   }
   return largest;
 }
 
 void dequantise_range(
     const uint8_t* payload, const float* scales, size_t num_blocks, int bits, float* values) {
-  HWY_ALIGN int8_t levels[kBlock];
   for (size_t block = 0; block < num_blocks; ++block, values += kBlock) {
-    if (bits == 4) {
-      unpack_nibbles(payload + block * kBlock / 2, levels);
-    } else {
-      std::memcpy(levels, payload + block * kBlock, kBlock);
-    }
-    const auto scale = hn::Set(WideTag(), scales[block]);
-    for (size_t i = 0; i < kBlock; i += wide_lanes()) {
-      const auto wide = hn::PromoteTo(SignedTag(), hn::LoadU(ByteTag(), levels + i));
-      store_wide(hn::Mul(hn::ConvertTo(WideTag(), wide), scale), values + i);
-    }
+    read_block(payload + block * block_bytes(bits), scales[block], bits, values);
+  }
+}
+
+uint32_t quantise_line_range(
+    const float* values, size_t num_blocks, int bits, uint8_t* codes, uint8_t* payload) {
+  static_assert(kLineBlock == 2 * kQuantBlock);
+  const float largest_level = bits == 4 ? 7.0F : 127.0F;
+  uint32_t largest = 0;
+  for (size_t block = 0; block < num_blocks; ++block, values += 2 * kBlock) {
+    const uint32_t magnitude = std::max(largest_bits(values), largest_bits(values + kBlock));
+    largest = std::max(largest, magnitude);
+    codes[block] = line_code_above(std::bit_cast<float>(magnitude) / largest_level);
+    const float scale = line_scale(codes[block]);
+    write_block(values, scale, bits, payload + 2 * block * block_bytes(bits));
+    write_block(values + kBlock, scale, bits, payload + (2 * block + 1) * block_bytes(bits));
+  }
+  return largest;
+}
+
+void dequantise_line_range(
+    const uint8_t* payload, const uint8_t* codes, size_t num_blocks, int bits, float* values) {
+  for (size_t block = 0; block < 2 * num_blocks; ++block, values += kBlock) {
+    const float scale = line_scale(codes[block / 2]);
+    read_block(payload + block * block_bytes(bits), scale, bits, values);
   }
 }
 
@@ -126,6 +161,8 @@ namespace pelago::chips::cpu {
 namespace {
 HWY_EXPORT(quantise_range);
 HWY_EXPORT(dequantise_range);
+HWY_EXPORT(quantise_line_range);
+HWY_EXPORT(dequantise_line_range);
 }  // namespace
 
 uint32_t quantise_blocks(
@@ -136,6 +173,16 @@ uint32_t quantise_blocks(
 void dequantise_blocks(
     const uint8_t* payload, const float* scales, size_t num_blocks, int bits, float* values) {
   HWY_DYNAMIC_DISPATCH(dequantise_range)(payload, scales, num_blocks, bits, values);
+}
+
+uint32_t quantise_line_blocks(
+    const float* values, size_t num_blocks, int bits, uint8_t* codes, uint8_t* payload) {
+  return HWY_DYNAMIC_DISPATCH(quantise_line_range)(values, num_blocks, bits, codes, payload);
+}
+
+void dequantise_line_blocks(
+    const uint8_t* payload, const uint8_t* codes, size_t num_blocks, int bits, float* values) {
+  HWY_DYNAMIC_DISPATCH(dequantise_line_range)(payload, codes, num_blocks, bits, values);
 }
 
 }  // namespace pelago::chips::cpu

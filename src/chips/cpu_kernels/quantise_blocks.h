@@ -19,4 +19,12 @@ uint32_t quantise_blocks(
 void dequantise_blocks(
     const uint8_t* payload, const float* scales, size_t num_blocks, int bits, float* values);
 
+/// The same in blocks of kLineBlock with scales of one byte: codes [num_blocks], payload
+/// [num_blocks
+/// * 128 * bits / 8].
+uint32_t quantise_line_blocks(
+    const float* values, size_t num_blocks, int bits, uint8_t* codes, uint8_t* payload);
+void dequantise_line_blocks(
+    const uint8_t* payload, const uint8_t* codes, size_t num_blocks, int bits, float* values);
+
 }  // namespace pelago::chips::cpu

@@ -97,4 +97,44 @@ void dequantise(const QuantisedVector& quantised, std::span<float> out) {
   }
 }
 
+void quantise_for_line(std::span<const float> values, int bits, std::span<uint8_t> out) {
+  PELAGO_ASSERT(bits == 4 || bits == 8, "the config knows the widths there are");
+  PELAGO_ASSERT(out.size() == line_bytes(values.size(), bits), "the receiver has room");
+  constexpr auto kWide = static_cast<size_t>(kLineBlock);
+  const size_t num_whole = values.size() / kWide;
+  uint8_t* codes = out.data();
+  uint8_t* payload = codes + (values.size() + kWide - 1) / kWide;
+  uint32_t largest = cpu::quantise_line_blocks(values.data(), num_whole, bits, codes, payload);
+  if (const auto rest = values.subspan(num_whole * kWide); !rest.empty()) {
+    std::array<float, kWide> block{};
+    std::array<uint8_t, kWide> bytes{};
+    std::copy(rest.begin(), rest.end(), block.begin());
+    largest = std::max(
+        largest, cpu::quantise_line_blocks(block.data(), 1, bits, codes + num_whole, bytes.data()));
+    std::memcpy(payload + payload_bytes(num_whole * kWide, bits),
+                bytes.data(),
+                payload_bytes(rest.size(), bits));
+  }
+  if (largest >= cpu::kInfinityBits) refuse_non_finite(values);
+}
+
+void dequantise_from_line(std::span<const uint8_t> bytes, int bits, std::span<float> out) {
+  PELAGO_ASSERT(bits == 4 || bits == 8, "the config knows the widths there are");
+  PELAGO_ASSERT(bytes.size() == line_bytes(out.size(), bits), "the door of the wire checks sizes");
+  constexpr auto kWide = static_cast<size_t>(kLineBlock);
+  const size_t num_whole = out.size() / kWide;
+  const uint8_t* codes = bytes.data();
+  const uint8_t* payload = codes + (out.size() + kWide - 1) / kWide;
+  cpu::dequantise_line_blocks(payload, codes, num_whole, bits, out.data());
+  if (const auto rest = out.subspan(num_whole * kWide); !rest.empty()) {
+    std::array<float, kWide> block{};
+    std::array<uint8_t, kWide> last{};
+    std::memcpy(last.data(),
+                payload + payload_bytes(num_whole * kWide, bits),
+                payload_bytes(rest.size(), bits));
+    cpu::dequantise_line_blocks(last.data(), codes + num_whole, 1, bits, block.data());
+    std::copy_n(block.begin(), rest.size(), rest.begin());
+  }
+}
+
 }  // namespace pelago::chips

@@ -131,11 +131,6 @@ void refuse_overload(const HostLoad& load, const Plan& plan) {
       plan.emulation_slowdown);
 }
 
-/// Bytes of so many quantised values: the levels, and one f32 scale for every 64 of them.
-double quantised_bytes(double values, int bits) {
-  return values * bits / 8 + (bits == 32 ? 0 : 4 * values / 64);
-}
-
 }  // namespace
 
 void refuse_large_model(const std::string& site, const SiteProblem& problem, const JobConfig& job) {
@@ -185,7 +180,7 @@ void check_lines(Plan& plan) {
   for (const SitePlan& site : plan.sites) step_s = std::max(step_s, site.predicted_step_s);
   const auto num_sites = static_cast<double>(plan.sites.size());
   const double fragment_bytes =
-      quantised_bytes(static_cast<double>(plan.num_parameters), exchange.delta_bits) /
+      delta_bytes(static_cast<double>(plan.num_parameters), exchange.delta_bits) /
       static_cast<double>(exchange.fragments);
   const double interval_s =
       step_s * static_cast<double>(exchange.inner_steps) / static_cast<double>(exchange.fragments);

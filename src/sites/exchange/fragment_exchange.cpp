@@ -1,9 +1,9 @@
 #include "sites/exchange/fragment_exchange.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
-#include "chips/kernels.h"
 #include "sites/exchange/slice_codec.h"
 
 namespace pelago::sites {
@@ -16,14 +16,22 @@ std::span<T> part(std::span<T> values, const train::Fragment& range) {
                         static_cast<size_t>(range.end - range.begin));
 }
 
+double product(std::span<const float> a, std::span<const float> b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  }
+  return sum;
+}
+
 }  // namespace
 
-std::vector<train::Fragment> cut_slices(int64_t num_values, int64_t num_members) {
-  const int64_t num_blocks = (num_values + chips::kQuantBlock - 1) / chips::kQuantBlock;
+std::vector<train::Fragment> cut_slices(int64_t num_values, int64_t num_members, int64_t unit) {
+  const int64_t num_units = (num_values + unit - 1) / unit;
   std::vector<train::Fragment> slices;
   for (int64_t idx = 0; idx < num_members; ++idx) {
     const auto edge = [&](int64_t i) {
-      return std::min(num_values, num_blocks * i / num_members * chips::kQuantBlock);
+      return std::min(num_values, num_units * i / num_members * unit);
     };
     slices.push_back({.begin = edge(idx), .end = edge(idx + 1)});
   }
@@ -36,7 +44,8 @@ FragmentExchange::FragmentExchange(const ExchangeSpec& spec,
                                    std::span<const float> kept_error)
     : spec_(spec),
       slices_(cut_slices(static_cast<int64_t>(global.size()),
-                         static_cast<int64_t>(spec.tokens.size()))),
+                         static_cast<int64_t>(spec.tokens.size()),
+                         slice_unit(spec.bits))),
       delta_payloads_(spec.tokens.size()),
       deltas_(spec.tokens.size()),
       means_here_(spec.tokens.size(), false),
@@ -45,7 +54,10 @@ FragmentExchange::FragmentExchange(const ExchangeSpec& spec,
   PELAGO_ASSERT(local.size() == global.size() && kept_error.size() == global.size(),
                 "a fragment has one length");
   // new_error_ first holds the delta, then what rounding lost of it.
-  for (size_t i = 0; i < global.size(); ++i) new_error_[i] = (global[i] - local[i]) + kept_error[i];
+  const auto decay = static_cast<float>(spec.error_decay);
+  for (size_t i = 0; i < global.size(); ++i) {
+    new_error_[i] = (global[i] - local[i]) + decay * kept_error[i];
+  }
   std::vector<float> sent;
   for (size_t idx = 0; idx < slices_.size(); ++idx) {
     const std::span<float> delta = part(std::span(new_error_), slices_[idx]);
@@ -60,12 +72,44 @@ FragmentExchange::FragmentExchange(const ExchangeSpec& spec,
   sum_my_slice();
 }
 
-float FragmentExchange::weight(int64_t member_idx) const {
+double FragmentExchange::weight(int64_t member_idx) const {
   const int64_t total = std::accumulate(spec_.tokens.begin(), spec_.tokens.end(), int64_t{0});
   // Nobody has trained: equal weights keep the mean defined; the deltas are then all zero.
-  if (total == 0) return static_cast<float>(1.0 / static_cast<double>(num_members()));
-  return static_cast<float>(static_cast<double>(spec_.tokens[index(member_idx)]) /
-                            static_cast<double>(total));
+  if (total == 0) return 1.0 / static_cast<double>(num_members());
+  return static_cast<double>(spec_.tokens[index(member_idx)]) / static_cast<double>(total);
+}
+
+std::vector<float> FragmentExchange::coefficients() const {
+  const auto count = static_cast<size_t>(num_members());
+  std::vector<float> result(count);
+  for (size_t i = 0; i < count; ++i) {
+    result[i] = static_cast<float>(weight(static_cast<int64_t>(i)));
+  }
+  if (spec_.rule == MergeRule::kMean) return result;
+  double mean_norm = 0;
+  std::vector<double> norms(count);
+  for (size_t i = 0; i < count; ++i) {
+    norms[i] = std::sqrt(product(deltas_[i], deltas_[i]));
+    mean_norm += static_cast<double>(result[i]) * norms[i];
+  }
+  // The squared length of the weighted mean of directions, from products of pairs.
+  double square = 0;
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t j = 0; j < count; ++j) {
+      if (norms[i] == 0 || norms[j] == 0) continue;
+      const double cosine = product(deltas_[i], deltas_[j]) / (norms[i] * norms[j]);
+      square += static_cast<double>(result[i]) * static_cast<double>(result[j]) * cosine;
+    }
+  }
+  // Directions that cancel out have no mean direction: then the plain mean, which is near zero.
+  constexpr double kSquareMin = 1e-6;
+  if (!(square > kSquareMin) || !std::isfinite(mean_norm)) return result;
+  const double stretch = mean_norm / std::sqrt(square);
+  for (size_t i = 0; i < count; ++i) {
+    if (norms[i] == 0) continue;  // adds nothing whatever it counts
+    result[i] = static_cast<float>(static_cast<double>(result[i]) * stretch / norms[i]);
+  }
+  return result;
 }
 
 std::string FragmentExchange::delta_slice(int64_t member_idx) const {
@@ -90,18 +134,18 @@ void FragmentExchange::sum_my_slice() {
     if (!has_delta(idx)) return;
   }
   std::vector<float> sum(static_cast<size_t>(mine.end - mine.begin), 0.0F);
-  for (int64_t idx = 0; idx < num_members(); ++idx) {
-    const float member_weight = weight(idx);
-    const std::vector<float>& delta = deltas_[index(idx)];
-    for (size_t i = 0; i < sum.size(); ++i) sum[i] += member_weight * delta[i];
+  const std::vector<float> shares = coefficients();
+  for (size_t idx = 0; idx < shares.size(); ++idx) {
+    const std::vector<float>& delta = deltas_[idx];
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += shares[idx] * delta[i];
   }
   const std::span<float> mean = part(std::span(mean_), mine);
   mean_slice_ = encode_slice(sum, spec_.bits, mean);
   means_here_[index(spec_.member_idx)] = true;
   // Without tokens this member's deltas count for nothing, so nothing can come back through them.
-  const float my_weight = weight(spec_.member_idx);
-  if (my_weight == 0.0F) return;
-  const float inverse = 1.0F / my_weight;
+  const float my_share = shares[index(spec_.member_idx)];
+  if (my_share == 0.0F) return;
+  const float inverse = 1.0F / my_share;
   const std::span<float> error = part(std::span(new_error_), mine);
   for (size_t i = 0; i < sum.size(); ++i) error[i] += inverse * (sum[i] - mean[i]);
 }

@@ -6,11 +6,12 @@
 //      them in site order in f32, weighted by tokens / all tokens, and quantises the mean.
 //   3. Everybody gets every slice of the mean. A member takes its own slice through the same
 //      quantise and dequantise, so that all hold the same bits.
-// The mean is quantised with the bits of the deltas: at 4 bits two sites send 0.5 byte a parameter
-// and round plus one f32 scale per 64 values, 0.5625 in all. What that second rounding lost belongs
-// to the member that summed the slice: divided by its weight it joins that member's new error, and
-// so comes back whole with the next exchange. Nothing outside changes until new_error() is taken:
-// an exchange that is given up is simply destroyed.
+// The mean is quantised with the bits of the deltas: at 4 bits two sites send 0.508 byte a
+// parameter and round, scales included. What that second rounding lost belongs to the member that
+// summed the slice: divided by its coefficient it joins that member's new error, and so comes back
+// whole with the next exchange. Only that member computes the mean, the others take its bytes, so
+// it may use any arithmetic. Nothing outside changes until new_error() is taken: an exchange that
+// is given up is simply destroyed.
 #pragma once
 
 #include <cstdint>
@@ -24,14 +25,27 @@
 
 namespace pelago::sites {
 
-/// The ranges of a fragment of num_values, one a member, whole quantisation blocks, equal but for a
-/// block. A slice may be empty if there are more members than blocks.
-std::vector<train::Fragment> cut_slices(int64_t num_values, int64_t num_members);
+/// The ranges of a fragment of num_values, one a member, cut at multiples of `unit` values, equal
+/// but for one unit. A slice may be empty if there are more members than units.
+std::vector<train::Fragment> cut_slices(int64_t num_values, int64_t num_members, int64_t unit);
+
+/// How the deltas of a slice become one.
+enum class MergeRule {
+  kMean,  // weighted by tokens (Streaming DiLoCo, arXiv:2501.18512)
+  // Weighted mean of the directions, stretched to the weighted mean of the norms (RDA of Decoupled
+  // DiLoCo, arXiv:2604.21428). Deltas of different data are nearly orthogonal, so their mean
+  // shrinks as 1/sqrt(sites); this does not.
+  kDirection,
+};
 
 struct ExchangeSpec {
-  int bits = 4;                 // 4, 8 or 32
+  int bits = 4;                 // 2 (thin), 4, 8 or 32
   int64_t member_idx = 0;       // mine, in site order
   std::vector<int64_t> tokens;  // of each member, in site order: the weights
+  MergeRule rule = MergeRule::kMean;
+  // Of the kept error, this much goes into the delta. Below 1 old error fades, in place of outer
+  // momentum (SparseLoCo, arXiv:2508.15706: 0.95); at 1 nothing is ever lost.
+  double error_decay = 1;
 };
 
 class FragmentExchange {
@@ -64,7 +78,8 @@ class FragmentExchange {
 
  private:
   static size_t index(int64_t member_idx) { return static_cast<size_t>(member_idx); }
-  float weight(int64_t member_idx) const;
+  double weight(int64_t member_idx) const;
+  std::vector<float> coefficients() const;  // of each delta in the mean of my slice
   void sum_my_slice();
 
   ExchangeSpec spec_;

@@ -30,7 +30,7 @@ double exchange_limit_s(const plan::Plan& plan) {
   }
   const double values = static_cast<double>(plan.num_parameters) /
                         static_cast<double>(std::max<int64_t>(plan.exchange.fragments, 1));
-  const double megabits = 2 * values * (plan.exchange.delta_bits + 0.5) / 1e6;  // 0.5: the scales
+  const double megabits = 8 * 2 * plan::delta_bytes(values, plan.exchange.delta_bits) / 1e6;
   return std::max({30.0, 3 * plan.exchange.grace_s, 4 * megabits / slowest_mbit_s});
 }
 

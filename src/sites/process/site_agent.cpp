@@ -27,7 +27,12 @@ MemberOptions member_options(const SiteAgentOptions& options) {
   MemberOptions member;
   member.site = site.name;
   member.schedule = schedule_of(options.plan);
-  member.bits = exchange.delta_bits;
+  member.exchange = {
+      .bits = exchange.delta_bits,
+      .member_idx = -1,
+      .tokens = {},
+      .rule = exchange.combine == "direction" ? MergeRule::kDirection : MergeRule::kMean,
+      .error_decay = exchange.error_decay};
   member.outer = {.lr = exchange.outer_lr, .momentum = exchange.outer_momentum};
   member.tokens_per_step = site.batch_sequences * options.plan.sequence_length;
   member.heartbeat_s = exchange.heartbeat_s;

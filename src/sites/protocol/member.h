@@ -33,7 +33,7 @@ namespace pelago::sites {
 struct MemberOptions {
   std::string site;
   train::ExchangeSchedule schedule;
-  int bits = 4;
+  ExchangeSpec exchange;  // all but member and tokens
   OuterOptions outer;
   int64_t tokens_per_step = 0;
   double heartbeat_s = 1;

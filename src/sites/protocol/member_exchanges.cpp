@@ -58,7 +58,9 @@ void Member::take(const std::string& from, const Begin& begin) {
 }
 
 void Member::start_work(int64_t exchange, Record& record) {
-  ExchangeSpec spec{.bits = options_.bits, .member_idx = -1, .tokens = {}};
+  ExchangeSpec spec = options_.exchange;
+  spec.member_idx = -1;
+  spec.tokens.clear();
   for (const MemberShare& member : record.begin->members) {
     if (member.site == options_.site) spec.member_idx = static_cast<int64_t>(spec.tokens.size());
     spec.tokens.push_back(member.tokens);
