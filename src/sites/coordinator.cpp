@@ -13,11 +13,13 @@ Coordinator::Coordinator(const RoundOptions& options,
                          Journal& journal,
                          const Clock& clock,
                          CoordinatorCallbacks callbacks)
-    : rounds_(options),
+    : rounds_(options, journal.load()),
       transport_(&transport),
       journal_(&journal),
       clock_(&clock),
-      callbacks_(std::move(callbacks)) {}
+      callbacks_(std::move(callbacks)) {
+  for (const auto& [site, address] : rounds_.addresses()) transport_->set_address(site, address);
+}
 
 void Coordinator::poll(double timeout_s) {
   // What has piled up is taken in one go, but never for so long that the clock is not looked at.
@@ -62,7 +64,8 @@ void Coordinator::take_report(const std::string& site, const Report& report) {
     } else {
       nlohmann::json fields = nlohmann::json::parse(report.json);
       fields["site"] = site;
-      record(report.name, fields.dump());
+      note_journal(journal_->record_event(report.name, fields.dump()));
+      announce(report.name, fields.dump());
     }
   } catch (const std::exception& error) {  // a report that cannot be read must not end the run
     log_warn("refused from={} reason=\"{}\"", site, error.what());
@@ -70,30 +73,25 @@ void Coordinator::take_report(const std::string& site, const Report& report) {
 }
 
 void Coordinator::carry_out(const RoundOutput& output) {
-  const bool has_begun = rounds_.phase() != RoundMachine::RunPhase::kGathering;
-  if (has_begun && !has_forgotten_) {
-    has_forgotten_ = true;
-    journal_->forget_from(rounds_.first_logged());
-  }
+  // Durable before anyone hears of it.
+  note_journal(journal_->record(output.writes, output.commits, output.events));
   for (const Commit& commit : output.commits) {
-    note_journal(journal_->record_commit(commit));
     nlohmann::json members = nlohmann::json::array();
     for (const MemberShare& member : commit.members) members.push_back(member.site);
-    record("commit",
-           nlohmann::json{{"exchange", commit.exchange},
-                          {"epoch", commit.epoch},
-                          {"members", members},
-                          {"hash", commit.hash}}
-               .dump());
+    announce("commit",
+             nlohmann::json{{"exchange", commit.exchange},
+                            {"epoch", commit.epoch},
+                            {"members", members},
+                            {"hash", commit.hash}}
+                 .dump());
   }
-  for (const auto& [name, fields] : output.events) record(name, fields);
+  for (const auto& [name, fields] : output.events) announce(name, fields);
   for (const auto& [site, message] : output.messages) {
     transport_->send(site, encode(kCoordinatorName, message));
   }
 }
 
-void Coordinator::record(const std::string& name, const std::string& fields_json) {
-  if (name != "commit") note_journal(journal_->record_event(name, fields_json));
+void Coordinator::announce(const std::string& name, const std::string& fields_json) {
   log_debug("event name={} fields={}", name, fields_json);
   if (callbacks_.on_event) callbacks_.on_event(name, fields_json);
 }

@@ -1,5 +1,7 @@
 // The coordinator: RoundMachine joined to a transport, the clock and the journal. It moves no
-// weights. Single-threaded: everything, callbacks included, happens inside poll().
+// weights. Made on the journal of a run whose coordinator has died, it goes on with that run: the
+// sites train on meanwhile and hear of it by its next answer. Single-threaded: everything,
+// callbacks included, happens inside poll().
 #pragma once
 
 #include <filesystem>
@@ -39,7 +41,7 @@ class Coordinator {
   void take(const Arrival& arrival);
   void take_report(const std::string& site, const Report& report);
   void carry_out(const RoundOutput& output);
-  void record(const std::string& name, const std::string& fields_json);
+  void announce(const std::string& name, const std::string& fields_json);
   void note_journal(const Status& written);
 
   RoundMachine rounds_;
@@ -47,7 +49,6 @@ class Coordinator {
   Journal* journal_;
   const Clock* clock_;
   CoordinatorCallbacks callbacks_;
-  bool has_forgotten_ = false;      // commits that a resumed run will make again
   bool journal_is_behind_ = false;  // the disk is full: training goes on, records wait in memory
 };
 

@@ -114,6 +114,7 @@ std::string verify_file(const fs::path& path, const json& expected) {
 
 std::string to_json(const TrainState& state) {
   return json({{"step", state.step},
+               {"data_step", state.data_step},
                {"tokens", state.tokens},
                {"seed", state.seed},
                {"adam_steps", state.adam_steps},
@@ -130,6 +131,7 @@ TrainState train_state_from_json(const std::string& text, const std::string& nam
   try {
     const json value = json::parse(text);
     value.at("step").get_to(state.step);
+    state.data_step = value.value("data_step", state.step);
     value.at("tokens").get_to(state.tokens);
     value.at("seed").get_to(state.seed);
     value.at("adam_steps").get_to(state.adam_steps);
@@ -141,7 +143,7 @@ TrainState train_state_from_json(const std::string& text, const std::string& nam
   } catch (const json::exception& error) {
     fail("{}: not the state of a checkpoint: {}", name, error.what());
   }
-  if (state.step < 0 || state.adam_steps < 0) fail("{}: step is negative", name);
+  if (state.step < 0 || state.data_step < 0 || state.adam_steps < 0) fail("{}: a step is negative", name);
   return state;
 }
 

@@ -5,7 +5,7 @@
 //   weights.safetensors    "master" f32 [N], in the order of parameter_specs()
 //   optimizer.safetensors  "m", "v" f32 [N]
 //   sites.safetensors      (many sites) "global", "outer_momentum", "kept_error" f32 [N]
-//   state.json             TrainState: the data position is the step, and every random draw is a
+//   state.json             TrainState: the data position is data_step, and every random draw is a
 //                          function of the seed, so nothing else is needed to go on bit for bit
 #pragma once
 
@@ -20,8 +20,10 @@
 namespace pelago::train {
 
 struct TrainState {
-  int64_t step = 0;    // completed steps
-  int64_t tokens = 0;  // trained by this site so far
+  int64_t step = 0;       // completed steps
+  int64_t data_step = 0;  // of the site's lane, that the next step reads: the step, unless starts
+                          // of this site were lost on the way
+  int64_t tokens = 0;     // trained by this site so far
   uint64_t seed = 0;
   int64_t adam_steps = 0;        // updates applied: less than step if some were skipped
   double loss_scale = 0;         // fp16 chips; 0: not yet chosen

@@ -52,6 +52,8 @@ struct SiteRunOptions {
   bool start_from_shared =
       false;  // a joining site: rank 0 takes its weights from local_weights(), Adam starts anew
   int64_t start_step = 0;  // with start_from_shared: completed steps to count from
+  /// Added to a step to find its samples: a site that lost starts reads on where it had got to.
+  int64_t data_shift = 0;
 };
 
 class SiteRunner {

@@ -46,8 +46,13 @@ class StartedRun {
   }
   void ready(const std::string& site, int64_t epoch = -1, const std::string& hash = "") {
     SiteStatus status = this->status(site, SitePhase::kTraining);
-    status.exchanges.push_back(
-        {.exchange = 0, .tokens = 100, .begun_epoch = epoch, .hash = hash, .missing = {}});
+    status.exchanges.push_back({.exchange = 0,
+                                .tokens = 100,
+                                .data_begin = 0,
+                                .data_end = 4,
+                                .begun_epoch = epoch,
+                                .hash = hash,
+                                .missing = {}});
     say(site, status);
   }
   /// Lets time pass; the sites in `alive` send heartbeats.
@@ -168,7 +173,7 @@ TEST_CASE("a site with another plan is refused, and told what differs") {
   hello.plan_hash = "another";
   run.say("b", hello);
   REQUIRE(run.said<Refused>() != nullptr);
-  CHECK(run.said<Refused>()->reason.find("plan.json (another)") != std::string::npos);
+  CHECK(run.said<Refused>()->reason.find("plan.json (another, not plan)") != std::string::npos);
   CHECK(run.said<Refused>()->exit_code == kExitUsage);
 }
 

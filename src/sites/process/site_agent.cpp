@@ -155,6 +155,7 @@ void SiteAgent::start_workers(const StartWorkers& start) {
   run.run_dir = options_.run_dir;
   run.site_dir = site_dir_;
   run.site_idx = options_.site_idx;
+  run.data_shift = start.data_step - start.step;
   if (start.mode == StartMode::kResume) {
     const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
     read_site_checkpoint(checkpoint, *state_);

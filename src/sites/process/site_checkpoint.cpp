@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "chips/torch.h"
 #include "model/safetensors.h"
@@ -95,7 +96,11 @@ std::vector<CheckpointOffer> offer_checkpoints(const fs::path& checkpoints_dir,
     try {
       const model::SafetensorsFile file(path);
       const auto hash = file.metadata().find("hash");
-      if (hash != file.metadata().end()) offers.push_back({.step = step, .hash = hash->second});
+      if (hash == file.metadata().end()) continue;
+      const fs::path state = train::checkpoint_path(checkpoints_dir, step) / "state.json";
+      const train::TrainState counters =
+          train::train_state_from_json(read_text_file(state), state.string());
+      offers.push_back({.step = step, .hash = hash->second, .data_step = counters.data_step});
     } catch (const Failure& failure) {
       log_warn("checkpoint left out step={} reason=\"{}\"", step, failure.what());
       problems.push_back(fmt::format("checkpoint of step {} left out: {}", step, failure.what()));

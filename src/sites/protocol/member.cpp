@@ -96,7 +96,8 @@ void Member::take(const std::string& from, const Welcome& welcome) {
   status_changed_ = true;
   if (welcome.mode != StartMode::kJoin) {
     status_.phase = SitePhase::kStarting;
-    act(StartWorkers{.mode = welcome.mode, .step = welcome.start_step});
+    act(StartWorkers{
+        .mode = welcome.mode, .step = welcome.start_step, .data_step = welcome.data_step});
     return;
   }
   // Of each fragment, the newest exchange before the first that this site takes part in.
@@ -222,7 +223,8 @@ void Member::believe(int64_t fragment, Fetching& fetching) {
   if (status_.phase == SitePhase::kCatchingUp && fetches_.empty()) {
     state_->set_sent_steps(welcome_->start_step);
     status_.phase = SitePhase::kStarting;
-    act(StartWorkers{.mode = StartMode::kJoin, .step = welcome_->start_step});
+    act(StartWorkers{
+        .mode = StartMode::kJoin, .step = welcome_->start_step, .data_step = welcome_->data_step});
   }
   settle_all();
 }
@@ -240,6 +242,8 @@ void Member::tell_status() {
   for (const auto& [exchange, record] : records_) {
     status_.exchanges.push_back({.exchange = exchange,
                                  .tokens = record.tokens,
+                                 .data_begin = record.data_begin,
+                                 .data_end = record.data_end,
                                  .begun_epoch = record.begin ? record.begin->epoch : -1,
                                  .hash = record.outcome ? record.outcome->hash : "",
                                  .missing = missing(record)});

@@ -53,6 +53,7 @@ struct KnowAddress {
 struct StartWorkers {
   StartMode mode = StartMode::kFresh;
   int64_t step = 0;
+  int64_t data_step = 0;  // of the lane, that the first step reads
 };
 struct LetTrain {};
 /// The fragment's global weights are those the workers wait for.
@@ -96,10 +97,12 @@ class Member {
   struct Record {
     std::span<const float> local;
     int64_t tokens = 0;
+    int64_t data_begin = 0, data_end = 0;
     std::optional<Begin> begin;
     std::unique_ptr<FragmentExchange> work;  // null: not begun, or not a member
     bool mean_sent = false;
     std::optional<FragmentOutcome> outcome;
+    int64_t noted_epoch = -1;  // in which my delta was taken, as far as I know
     double progress_s = 0;
   };
   struct Fetching {
@@ -134,6 +137,7 @@ class Member {
   void progress(int64_t exchange, Record& record);
   void want_missing(int64_t exchange, Record& record);
   void settle(int64_t exchange, Record& record);  // applies or fetches if the commit is known
+  void note_taken(const Commit& commit);
   void settle_all();
   const Commit* newest_commit(int64_t fragment) const;
   void forget_lost(const Begin& begin);

@@ -28,9 +28,13 @@ MemberActions Member::on_snapshot(int64_t exchange, std::span<const float> local
   PELAGO_ASSERT(is_possible(exchange), "the workers follow the schedule");
   const int64_t fragment = fragment_of(exchange);
   const int64_t sent_step = state_->sent_steps()[static_cast<size_t>(fragment)];
+  PELAGO_ASSERT(welcome_.has_value(), "workers start after the welcome");
   Record& record = records_[exchange];
   record.local = local;
   record.tokens = (snapshot_step(exchange) - sent_step) * options_.tokens_per_step;
+  const int64_t shift = welcome_->data_step - welcome_->start_step;
+  record.data_begin = sent_step + shift;
+  record.data_end = snapshot_step(exchange) + shift;
   status_changed_ = true;
   settle_all();
   return take_actions();
@@ -186,6 +190,7 @@ void Member::take(const std::string& from, const Commit& commit) {
   Commit& known = known_commits_[commit.exchange];
   if (known.epoch > commit.epoch) return refuse(from, "commit of an old epoch");
   known = commit;
+  note_taken(commit);
   const auto fetching = fetches_.find(fragment);
   if (fetching != fetches_.end()) {
     if (!commit.donors.empty()) fetching->second.donors = commit.donors;
@@ -225,6 +230,20 @@ void Member::settle_all() {
   });
 }
 
+// My delta is in that mean, whatever I made of it: only what rounding lost is still owed. Told with
+// every commit of the fragment, so that a site that missed this one does not send its tokens again.
+void Member::note_taken(const Commit& commit) {
+  const auto found = records_.find(commit.taken_exchange);
+  if (found == records_.end()) return;
+  Record& record = found->second;
+  const bool is_that = record.outcome && record.begin->epoch == commit.taken_epoch;
+  if (!is_that || record.noted_epoch == commit.taken_epoch) return;
+  record.noted_epoch = commit.taken_epoch;
+  state_->keep_error(fragment_of(commit.taken_exchange),
+                     record.work->new_error(),
+                     snapshot_step(commit.taken_exchange));
+}
+
 void Member::settle(int64_t exchange, Record& record) {
   const int64_t fragment = fragment_of(exchange);
   const Commit* newest = newest_commit(fragment);
@@ -236,8 +255,6 @@ void Member::settle(int64_t exchange, Record& record) {
   const bool is_mine =
       commit.exchange == exchange && record.outcome && record.begin->epoch == commit.epoch;
   if (is_mine) {
-    // My delta is in the mean, whatever I made of it: only what rounding lost is still owed.
-    state_->keep_error(fragment, record.work->new_error(), snapshot_step(exchange));
     if (record.outcome->hash == commit.hash) {
       state_->apply(fragment, exchange, *record.outcome);
       ++status_.num_commits;

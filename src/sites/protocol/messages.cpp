@@ -17,8 +17,8 @@ NLOHMANN_JSON_SERIALIZE_ENUM(StartMode,
                               {StartMode::kResume, "resume"},
                               {StartMode::kJoin, "join"}})
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SiteAddress, site, address)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MemberShare, site, address, tokens)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointOffer, step, hash)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MemberShare, site, address, tokens, data_begin, data_end)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointOffer, step, hash, data_step)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hello,
                                    incarnation,
                                    wire_version,
@@ -29,7 +29,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hello,
                                    address,
                                    checkpoints)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Heartbeat, incarnation)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ReadyExchange, exchange, tokens, begun_epoch, hash, missing)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
+    ReadyExchange, exchange, tokens, data_begin, data_end, begun_epoch, hash, missing)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SiteStatus,
                                    incarnation,
                                    sequence,
@@ -47,11 +48,12 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SiteStatus,
                                    exchanged_values)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Report, name, json)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
-    Welcome, incarnation, mode, start_step, first_exchange, first_logged, donors)
+    Welcome, incarnation, mode, start_step, data_step, first_exchange, first_logged, donors)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Refused, incarnation, reason, exit_code)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(AllowTraining, incarnation)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Begin, exchange, epoch, members)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Commit, exchange, epoch, members, hash, donors)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
+    Commit, exchange, epoch, members, hash, donors, taken_exchange, taken_epoch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StopAt, step)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Slice, exchange, epoch, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Want, exchange, epoch, of_mean)

@@ -26,13 +26,16 @@ struct MemberShare {
   std::string site;
   std::string address;
   int64_t tokens = 0;  // behind its delta: the weight
+  // The data steps of its lane that the delta contains, [begin, end): leases/token_ledger.h.
+  int64_t data_begin = 0, data_end = 0;
 };
 
 // From a site to the coordinator.
 
 struct CheckpointOffer {
   int64_t step = 0;
-  std::string hash;  // of the global weights in it: only equal ones fit together
+  std::string hash;       // of the global weights in it: only equal ones fit together
+  int64_t data_step = 0;  // of the site's lane that the next step would read
 };
 /// A site asks to be taken in. The hashes must be those of every other site.
 struct Hello {
@@ -52,9 +55,10 @@ enum class SitePhase { kCatchingUp, kStarting, kReady, kTraining, kFinished };
 struct ReadyExchange {
   int64_t exchange = 0;
   int64_t tokens = 0;
-  int64_t begun_epoch = -1;          // the newest Begin it knows for this exchange
-  std::string hash;                  // of the outcome, once the whole mean is here; else empty
-  std::vector<std::string> missing;  // members whose pieces have not come
+  int64_t data_begin = 0, data_end = 0;  // data steps in the delta
+  int64_t begun_epoch = -1;              // the newest Begin it knows for this exchange
+  std::string hash;                      // of the outcome, once the whole mean is here; else empty
+  std::vector<std::string> missing;      // members whose pieces have not come
 };
 /// Everything the coordinator needs to know of a site, whenever it changes and every heartbeat.
 struct SiteStatus {
@@ -84,6 +88,7 @@ struct Welcome {
   uint64_t incarnation = 0;
   StartMode mode = StartMode::kFresh;
   int64_t start_step = 0;
+  int64_t data_step = 0;       // the lease: its lane from this data step on, as long as it lives
   int64_t first_exchange = 0;  // that this site may take part in
   int64_t first_logged = 0;    // the coordinator knows the hash of every commit from here on
   std::vector<SiteAddress> donors;
@@ -110,6 +115,11 @@ struct Commit {
   std::vector<MemberShare> members;
   std::string hash;
   std::vector<SiteAddress> donors;
+  // For whom this is sent: the newest exchange of this fragment that took its delta, and the epoch
+  // in which it did; -1: none since this start. A site that missed that commit learns here that it
+  // must not send those tokens again.
+  int64_t taken_exchange = -1;
+  int64_t taken_epoch = -1;
 };
 struct StopAt {
   int64_t step = 0;

@@ -15,6 +15,31 @@ int64_t RoundMachine::fragment_of(int64_t exchange) const {
                                 : exchange - num_regular;
 }
 
+int64_t RoundMachine::snapshot_step(int64_t exchange) const {
+  return exchange < options_.schedule.num_regular() ? (exchange + 1) * options_.schedule.interval()
+                                                    : options_.schedule.num_steps;
+}
+
+// Its data steps must be those of the site's lease, up to the snapshot, and none that this fragment
+// has had: a site that missed the commit of its own delta must hear of it first.
+bool RoundMachine::is_good_delta(const Site& site, const ReadyExchange& held) {
+  const bool is_possible =
+      held.exchange >= 0 &&
+      held.exchange < options_.schedule.num_regular() + options_.schedule.num_fragments;
+  if (is_possible && commits_.contains(held.exchange)) return true;  // it waits for the commit
+  const int64_t shift = site.welcome->data_step - site.welcome->start_step;
+  const bool is_of_lease = is_possible && held.tokens >= 0 && held.data_begin >= 0 &&
+                           held.data_begin <= held.data_end &&
+                           held.data_end == snapshot_step(held.exchange) + shift;
+  if (!is_of_lease) {
+    ++num_refused_;
+    return false;
+  }
+  return ledger_.num_spent(lane_of(site),
+                           fragment_of(held.exchange),
+                           {.begin = held.data_begin, .end = held.data_end}) == 0;
+}
+
 const ReadyExchange* RoundMachine::ready(const Site& site, int64_t exchange) const {
   if (!is_live(site) || !site.status) return nullptr;
   for (const ReadyExchange& held : site.status->exchanges) {
@@ -25,7 +50,8 @@ const ReadyExchange* RoundMachine::ready(const Site& site, int64_t exchange) con
 
 // A site still starting is not waited for: one that dies at each start would hold up the others.
 bool RoundMachine::is_awaited(const Site& site, int64_t exchange) const {
-  if (!is_live(site) || site.welcome->first_exchange > exchange || !site.status) return false;
+  if (!is_live(site) || site.welcome->first_exchange > exchange) return false;
+  if (!site.status) return site.is_unheard;
   return site.status->phase == SitePhase::kTraining || site.status->phase == SitePhase::kReady;
 }
 
@@ -72,8 +98,11 @@ void RoundMachine::begin(int64_t exchange, Exchange& state) {
   for (const Site& site : sites_) {
     const ReadyExchange* held = ready(site, exchange);
     if (held == nullptr || state.left_out.contains(site.name)) continue;
-    next.members.push_back(
-        {.site = site.name, .address = site.hello.address, .tokens = held->tokens});
+    next.members.push_back({.site = site.name,
+                            .address = site.hello.address,
+                            .tokens = held->tokens,
+                            .data_begin = held->data_begin,
+                            .data_end = held->data_end});
   }
   state.begun_s = now_s_;
   if (next.members.empty()) {  // whoever was ready has died: gather anew
@@ -121,18 +150,41 @@ void RoundMachine::leave_out_late(int64_t exchange, Exchange& state) {
 }
 
 bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
-  std::map<std::string, int64_t> num_holders;  // by hash
   for (const MemberShare& member : begun.members) {
     const ReadyExchange* held = ready(*find(member.site), exchange);
     if (held->begun_epoch != begun.epoch || held->hash.empty()) return false;
-    ++num_holders[held->hash];
   }
   if (!stop_is_known()) return false;
+  Made made{.commit = agreed(exchange, begun), .incarnations = {}};
+  for (const MemberShare& member : begun.members) {
+    made.incarnations[member.site] = find(member.site)->incarnation;
+  }
+  const auto [kept, is_new] = commits_.emplace(exchange, std::move(made));
+  PELAGO_ASSERT(is_new, "an exchange is committed once");
+  const Commit& commit = kept->second.commit;
+  for (const SiteAddress& donor : commit.donors) find(donor.site)->held.insert(exchange);
+  ++num_commits_;
+  while (commits_.contains(next_exchange_)) ++next_exchange_;
+  spend(commit);
+  keep_commit(kept->second);
+  out_.commits.push_back(commit);
+  for (Site& site : sites_) {
+    if (is_live(site)) send(site, for_site(kept->second, site));
+  }
+  return true;
+}
+
+// What most members hold. Those that hold something else are no donors.
+Commit RoundMachine::agreed(int64_t exchange, const Begin& begun) {
   Commit commit{.exchange = exchange,
                 .epoch = begun.epoch,
                 .members = begun.members,
                 .hash = {},
                 .donors = {}};
+  std::map<std::string, int64_t> num_holders;  // by hash
+  for (const MemberShare& member : begun.members) {
+    ++num_holders[ready(*find(member.site), exchange)->hash];
+  }
   for (const MemberShare& member : begun.members) {
     const std::string& hash = ready(*find(member.site), exchange)->hash;
     if (commit.hash.empty() || num_holders[hash] > num_holders[commit.hash]) commit.hash = hash;
@@ -145,18 +197,12 @@ bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
       record("hash_differs", json{{"site", member.site}, {"exchange", exchange}}.dump());
     }
   }
-  PELAGO_ASSERT(commits_.emplace(exchange, commit).second, "an exchange is committed once");
-  for (const SiteAddress& donor : commit.donors) find(donor.site)->held.insert(exchange);
-  ++num_commits_;
-  while (commits_.contains(next_exchange_)) ++next_exchange_;
-  out_.commits.push_back(commit);
-  send_live(commit);
-  return true;
+  return commit;
 }
 
-const Commit* RoundMachine::newest_commit(int64_t fragment) const {
-  for (auto commit = commits_.rbegin(); commit != commits_.rend(); ++commit) {
-    if (fragment_of(commit->first) == fragment) return &commit->second;
+const RoundMachine::Made* RoundMachine::newest_commit(int64_t fragment) const {
+  for (auto made = commits_.rbegin(); made != commits_.rend(); ++made) {
+    if (fragment_of(made->first) == fragment) return &made->second;
   }
   return nullptr;
 }
@@ -165,34 +211,50 @@ const Commit* RoundMachine::newest_commit(int64_t fragment) const {
 bool RoundMachine::may_hold(const Site& site, const Commit& commit) const {
   const double silence_s = site.dead ? now_s_ - site.died_s : 0;
   if (silence_s > kSilentHeartbeats * options_.heartbeat_s) return false;
-  if (site.held.contains(commit.exchange)) return true;
+  if (site.is_unheard || site.held.contains(commit.exchange)) return true;
   const auto fragment = static_cast<size_t>(fragment_of(commit.exchange));
   return site.status && site.status->applied[fragment] >= commit.exchange;
 }
 
-Commit RoundMachine::with_donors(Commit commit, const Site& without) const {
+// With those that can give it away, and with what of the site's own deltas has been taken.
+Commit RoundMachine::for_site(const Made& made, const Site& site) const {
+  Commit commit = made.commit;
   commit.donors.clear();
-  for (const Site& site : sites_) {
-    if (&site != &without && is_live(site) && may_hold(site, commit)) {
-      commit.donors.push_back({.site = site.name, .address = site.hello.address});
+  for (const Site& donor : sites_) {
+    if (&donor != &site && is_live(donor) && may_hold(donor, commit)) {
+      commit.donors.push_back({.site = donor.name, .address = donor.hello.address});
     }
+  }
+  const int64_t fragment = fragment_of(commit.exchange);
+  for (auto taken = commits_.rbegin(); taken != commits_.rend(); ++taken) {
+    if (fragment_of(taken->first) != fragment) continue;
+    const auto member = taken->second.incarnations.find(site.name);
+    if (member == taken->second.incarnations.end() || member->second != site.incarnation) continue;
+    commit.taken_exchange = taken->first;
+    commit.taken_epoch = taken->second.commit.epoch;
+    break;
   }
   return commit;
 }
 
+// If a fragment's newest commit is held, so is every older one.
 void RoundMachine::revoke_lost() {
   if (std::none_of(sites_.begin(), sites_.end(), [&](const Site& site) { return trains(site); })) {
     return;  // nobody could do it again
   }
-  for (auto next = commits_.begin(); next != commits_.end();) {
-    const auto commit = next++;
-    const bool is_kept = std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) {
-      return may_hold(site, commit->second);
-    });
-    if (is_kept) continue;
-    record("commit_lost", json{{"exchange", commit->first}}.dump());
-    next_exchange_ = std::min(next_exchange_, commit->first);
-    commits_.erase(commit);
+  for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
+    while (const Made* newest = newest_commit(fragment)) {
+      const int64_t exchange = newest->commit.exchange;
+      const bool is_kept = std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+        return may_hold(site, newest->commit);
+      });
+      if (is_kept) break;
+      record("commit_lost", json{{"exchange", exchange}}.dump());
+      next_exchange_ = std::min(next_exchange_, exchange);
+      commits_.erase(exchange);
+      out_.writes.push_back({.key = fmt::format("commit/{}", exchange), .value = {}});
+      count_again();
+    }
   }
 }
 
@@ -212,6 +274,7 @@ void RoundMachine::decide_stop() {
 bool RoundMachine::stop_is_known() const {
   if (!stop_step_) return true;
   return std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+    if (is_live(site) && site.is_unheard) return false;
     const bool trains = is_live(site) && site.status && site.status->phase == SitePhase::kTraining;
     return !trains || site.status->stop_step == *stop_step_;
   });

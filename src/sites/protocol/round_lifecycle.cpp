@@ -28,6 +28,7 @@ void RoundMachine::start_if_gathered() {
   const auto is_here = [](const Site& site) { return site.incarnation != 0 && !site.dead; };
   if (stop_requested_) {
     phase_ = RunPhase::kOver;
+    keep_run();
     for (Site& site : sites_) {
       if (is_here(site)) dismiss(site, "the run was stopped before it began", kExitDone);
     }
@@ -58,9 +59,12 @@ void RoundMachine::start_if_gathered() {
   }
   first_logged_ = next_exchange_;
   phase_ = RunPhase::kStarting;
+  go_back();
+  keep_run();
   record("run_starting", json{{"step", start_step_}, {"resumed", options_.resume}}.dump());
   for (Site& site : sites_) {
     site.welcome = first_welcome(site);
+    keep_site(site);
     send(site, *site.welcome);
   }
 }
@@ -68,6 +72,7 @@ void RoundMachine::start_if_gathered() {
 void RoundMachine::allow_if_ready() {
   if (stop_requested_) {
     phase_ = RunPhase::kOver;
+    keep_run();
     send_live(Release{});
     return;
   }
@@ -76,6 +81,7 @@ void RoundMachine::allow_if_ready() {
   });
   if (!all_ready) return;
   phase_ = RunPhase::kTraining;
+  keep_run();
   record("run_started", json{{"step", start_step_}}.dump());
   for (Site& site : sites_) send(site, AllowTraining{site.incarnation});
 }
@@ -88,6 +94,10 @@ bool RoundMachine::trains(const Site& site) const {
 }
 
 void RoundMachine::finish_if_done() {
+  const bool all_heard = std::none_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+    return is_live(site) && site.is_unheard;
+  });
+  if (!all_heard) return;
   if (std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) { return trains(site); })) {
     forsaken_s_.reset();
     return;
@@ -103,6 +113,7 @@ void RoundMachine::finish_if_done() {
     return;
   }
   phase_ = RunPhase::kOver;
+  keep_run();
   record("run_over", json{{"commits", num_commits_}}.dump());
   send_live(Release{});
 }

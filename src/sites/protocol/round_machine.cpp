@@ -11,13 +11,16 @@ namespace pelago::sites {
 
 using nlohmann::json;
 
-RoundMachine::RoundMachine(RoundOptions options) : options_(std::move(options)) {
+RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
+    : options_(std::move(options)),
+      ledger_(options_.sites.size(), options_.schedule.num_fragments) {
   PELAGO_ASSERT(!options_.sites.empty(), "the plan has a site");
   PELAGO_ASSERT(options_.schedule.num_fragments > 0, "sites that never exchange need no rounds");
   for (const std::string& name : options_.sites) {
     sites_.emplace_back();
     sites_.back().name = name;
   }
+  restore(known);
 }
 
 RoundMachine::Site* RoundMachine::find(const std::string& name) {
@@ -63,7 +66,11 @@ RoundOutput RoundMachine::on_message(const std::string& from,
   } else if (const auto* status = std::get_if<SiteStatus>(&message)) {
     take_status(*site, *status);
   } else if (const auto* heartbeat = std::get_if<Heartbeat>(&message)) {
-    if (heartbeat->incarnation == site->incarnation) hear(*site);
+    if (heartbeat->incarnation == site->incarnation) {
+      hear(*site);
+    } else if (site->incarnation != 0) {
+      ++num_refused_;  // of an earlier start
+    }
     out_.messages.emplace_back(from, Alive{});
   } else if (!std::holds_alternative<Report>(message)) {
     ++num_refused_;  // only sites say the rest to each other
@@ -83,8 +90,9 @@ RoundOutput RoundMachine::on_tick(double now_s) {
   now_s_ = now_s;
   // If this process itself did not run for a while, nobody else is to blame for the silence.
   const double own_gap_s = ticked_s_ ? now_s - *ticked_s_ : 0;
-  ticked_s_ = now_s;
   for (Site& site : sites_) {
+    // Nobody can have spoken to this coordinator before it began.
+    if (!ticked_s_ && site.is_unheard) site.heard_s = now_s;
     if (site.incarnation == 0 || site.dead) continue;
     if (own_gap_s > 2 * options_.heartbeat_s) site.heard_s += own_gap_s;
     if (now_s - site.heard_s > kSilentHeartbeats * options_.heartbeat_s) {
@@ -93,6 +101,7 @@ RoundOutput RoundMachine::on_tick(double now_s) {
       mark_dead(site, "its connection broke");
     }
   }
+  ticked_s_ = now_s;
   advance();
   return take_output();
 }
@@ -103,6 +112,7 @@ RoundOutput RoundMachine::request_stop(double now_s) {
     stop_requested_ = true;
     record("stop_requested", "{}");
     decide_stop();
+    keep_run();
   }
   advance();
   return take_output();
@@ -118,6 +128,7 @@ void RoundMachine::hear(Site& site) {
 
 void RoundMachine::mark_dead(Site& site, const std::string& why) {
   site.dead = true;
+  site.is_unheard = false;
   site.died_s = now_s_;
   site.lost_s.reset();
   if (is_finished(site)) return;
@@ -125,7 +136,7 @@ void RoundMachine::mark_dead(Site& site, const std::string& why) {
 }
 
 void RoundMachine::take_hello(Site& site, const Hello& hello) {
-  if (hello.incarnation == 0) {
+  if (hello.incarnation == 0 || site.past.contains(hello.incarnation)) {
     ++num_refused_;
     return;
   }
@@ -135,18 +146,24 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
     return;
   }
   if (refuse_mismatch(site, hello)) return;
+  const LaneAccount before = account(site.name);
+  site.returned_steps = before.returned + before.in_hand;
+  if (site.incarnation != 0) site.past.insert(site.incarnation);
   site.incarnation = hello.incarnation;
   site.hello = hello;
   site.status.reset();
   site.held.clear();
   site.welcome.reset();
+  site.is_unheard = false;
   site.dead = false;  // it is another start; the one that was lost does not return
   hear(site);
   record("site_joined", json{{"site", site.name}, {"address", hello.address}}.dump());
   answer_hello(site);
+  if (phase_ != RunPhase::kGathering) keep_site(site);
 }
 
 void RoundMachine::answer_hello(Site& site) {
+  const bool was_welcome = site.welcome.has_value();
   if (phase_ == RunPhase::kOver) {
     dismiss(site, "the run is over", kExitDone);
   } else if (site.welcome) {
@@ -157,47 +174,59 @@ void RoundMachine::answer_hello(Site& site) {
   } else if (phase_ == RunPhase::kTraining) {
     welcome_joiner(site);
   }
+  if (!was_welcome && site.welcome) keep_site(site);
 }
 
 Welcome RoundMachine::first_welcome(const Site& site) const {
-  return Welcome{.incarnation = site.incarnation,
-                 .mode = start_mode_,
-                 .start_step = start_step_,
-                 .first_exchange = first_logged_,
-                 .first_logged = first_logged_,
-                 .donors = {}};
+  Welcome welcome{.incarnation = site.incarnation,
+                  .mode = start_mode_,
+                  .start_step = start_step_,
+                  .data_step = start_step_,
+                  .first_exchange = first_logged_,
+                  .first_logged = first_logged_,
+                  .donors = {}};
+  for (const CheckpointOffer& offer : site.hello.checkpoints) {
+    const bool is_it = start_mode_ == StartMode::kResume && offer.step == start_step_;
+    if (is_it) welcome.data_step = offer.data_step;
+  }
+  return welcome;
 }
 
+// Everything that differs, so that one look mends it.
 bool RoundMachine::refuse_mismatch(Site& site, const Hello& hello) {
-  struct Difference {
+  struct Fact {
     const char* what;
     std::string mine, theirs;
   };
   for (const Site& other : sites_) {
-    if (other.incarnation == 0 || &other == &site) continue;
+    // Before the start is decided a site may come again with other files.
+    const bool is_self = &other == &site;
+    if (other.incarnation == 0 || (is_self && phase_ == RunPhase::kGathering)) continue;
     const Hello& known = other.hello;
-    const Difference differences[] = {
+    const Fact facts[] = {
         {"wire version", std::to_string(hello.wire_version), std::to_string(known.wire_version)},
         {"plan.json", hello.plan_hash, known.plan_hash},
         {"tokenizer", hello.tokenizer_hash, known.tokenizer_hash},
         {"dataset", hello.dataset_hash, known.dataset_hash},
         {"initial weights", hello.weights_hash, known.weights_hash}};
-    for (const Difference& difference : differences) {
-      if (difference.mine == difference.theirs) continue;
-      const std::string reason =
-          fmt::format("site {}: its {} ({}) is not that of site {} ({}); give both the same files",
-                      site.name,
-                      difference.what,
-                      difference.mine,
-                      other.name,
-                      difference.theirs);
-      ++num_refused_;
-      record("site_refused", json{{"site", site.name}, {"reason", reason}}.dump());
-      out_.messages.emplace_back(
-          site.name,
-          Refused{.incarnation = hello.incarnation, .reason = reason, .exit_code = kExitUsage});
-      return true;
+    std::string differing;
+    for (const Fact& fact : facts) {
+      if (fact.mine == fact.theirs) continue;
+      differing += fmt::format(
+          "{}{} ({}, not {})", differing.empty() ? "" : ", ", fact.what, fact.mine, fact.theirs);
     }
+    if (differing.empty()) continue;
+    const std::string reason =
+        fmt::format("site {}: other than {}: its {}; give both the same files",
+                    site.name,
+                    is_self ? "at its first start" : "site " + other.name,
+                    differing);
+    ++num_refused_;
+    record("site_refused", json{{"site", site.name}, {"reason", reason}}.dump());
+    out_.messages.emplace_back(
+        site.name,
+        Refused{.incarnation = hello.incarnation, .reason = reason, .exit_code = kExitUsage});
+    return true;
   }
   return false;
 }
@@ -210,7 +239,11 @@ void RoundMachine::welcome_joiner(Site& site) {
   int64_t first = next_exchange_;
   const auto is_begun = [&](int64_t exchange) {
     const auto found = exchanges_.find(exchange);
-    return commits_.contains(exchange) ||
+    const auto fragment = static_cast<size_t>(fragment_of(exchange));
+    const bool is_applied = std::any_of(sites_.begin(), sites_.end(), [&](const Site& holder) {
+      return is_live(holder) && holder.status && holder.status->applied[fragment] >= exchange;
+    });
+    return commits_.contains(exchange) || is_applied ||
            (found != exchanges_.end() && found->second.begin.has_value());
   };
   const int64_t num_regular = options_.schedule.num_regular();
@@ -223,18 +256,20 @@ void RoundMachine::welcome_joiner(Site& site) {
       .incarnation = site.incarnation,
       .mode = StartMode::kJoin,
       .start_step = std::max(start_step_, options_.schedule.first_step_after(first - 1)),
+      .data_step = ledger_.next_data_step(lane_of(site)),
       .first_exchange = first,
       .first_logged = first_logged_,
       .donors = {}};
   for (const Site& donor : sites_) {
-    const bool has_state = is_live(donor) && donor.status && (trains(donor) || is_finished(donor));
+    const bool has_state =
+        is_live(donor) && (donor.is_unheard || trains(donor) || is_finished(donor));
     if (has_state) welcome.donors.push_back({.site = donor.name, .address = donor.hello.address});
   }
   if (welcome.donors.empty()) return;  // advance() then finds that no site is left
   site.welcome = welcome;
   send(site, welcome);
   for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
-    if (const Commit* commit = newest_commit(fragment)) send(site, with_donors(*commit, site));
+    if (const Made* newest = newest_commit(fragment)) send(site, for_site(*newest, site));
   }
 }
 
@@ -254,6 +289,7 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
     return;
   }
   hear(site);
+  site.is_unheard = false;
   if (site.status && status.sequence <= site.status->sequence) return;
   const bool becomes_ready = status.phase == SitePhase::kReady &&
                              (!site.status || site.status->phase != SitePhase::kReady);
@@ -264,10 +300,13 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
     if (is_old) ++num_refused_;
   }
   site.status = status;
+  std::erase_if(site.status->exchanges,
+                [&](const ReadyExchange& held) { return !is_good_delta(site, held); });
   if (status.wants_stop && !stop_requested_) {
     stop_requested_ = true;
     record("stop_requested", json{{"site", site.name}}.dump());
     decide_stop();
+    keep_run();
   }
   if (becomes_ready && phase_ == RunPhase::kTraining) {
     allow(site);
@@ -286,9 +325,10 @@ void RoundMachine::answer_gaps(Site& site) {
   if (status.phase == SitePhase::kReady) allow(site);
   if (stop_step_ && status.stop_step != *stop_step_) send(site, StopAt{*stop_step_});
   for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
-    const Commit* commit = newest_commit(fragment);
-    if (commit != nullptr && status.applied[static_cast<size_t>(fragment)] < commit->exchange) {
-      send(site, with_donors(*commit, site));
+    const Made* newest = newest_commit(fragment);
+    const int64_t applied = status.applied[static_cast<size_t>(fragment)];
+    if (newest != nullptr && applied < newest->commit.exchange) {
+      send(site, for_site(*newest, site));
     }
   }
   for (const auto& [exchange, state] : exchanges_) {

@@ -12,6 +12,11 @@
 //     is taken back, and the exchange is done again among those that are left. A holder that was
 //     only silent and comes back is found out by its hash at the fragment's next commit.
 //   - Whatever a site missed it is sent again when its next status shows the gap.
+//   - The coordinator may die at any moment. What it decided was durable before anyone heard of it,
+//     so the next one goes on from there (round_state.cpp): exchanges that were in flight begin
+//     again in epochs of its own term, and sites not heard yet are waited for as if they had been.
+//   - A delta counts with the data steps in it (leases/token_ledger.h). One that would spend a data
+//     step twice does not take part.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +27,9 @@
 #include <utility>
 #include <vector>
 
+#include "sites/leases/token_ledger.h"
 #include "sites/protocol/messages.h"
+#include "sites/state/state_store.h"
 #include "train/messages.h"
 
 namespace pelago::sites {
@@ -37,14 +44,18 @@ struct RoundOptions {
 };
 
 struct RoundOutput {
-  std::vector<Commit> commits;  // to be journalled before any message is sent
+  std::vector<StateWrite> writes;  // to be durable, together, before any message is sent
+  std::vector<Commit> commits;     // of these: for the journal's readers
   std::vector<std::pair<std::string, std::string>> events;  // name, JSON fields
   std::vector<std::pair<std::string, Message>> messages;    // to a site
 };
 
 class RoundMachine {
  public:
-  explicit RoundMachine(RoundOptions options);
+  /// known: what an earlier coordinator of this run made durable; empty: there was none. Goes on
+  /// with that run, or, if options.resume is set, goes back to a checkpoint of it. Throws Failure
+  /// if known cannot be read.
+  explicit RoundMachine(RoundOptions options, const DurableState& known = {});
 
   RoundOutput on_message(const std::string& from, const Message& message, double now_s);
   /// The connection from a site broke. It is dead unless it is heard again within a heartbeat.
@@ -55,9 +66,10 @@ class RoundMachine {
   RoundOutput request_stop(double now_s);
 
   enum class RunPhase {
-    kGathering,  // waiting for every site's hello; nothing is decided, any site may come or go
+    kGathering,  // waiting for every site's hello; nothing is decided, any site may come or go, and
+                 // a coordinator that dies leaves nothing behind but its term
     kStarting,  // the start is decided, workers start; a site that starts again gets the same start
-    kTraining,  // exchanges happen; a site that starts again must join
+    kTraining,  // exchanges happen; a site that starts again must join and gets a new lease
     kOver,      // every site that lives has finished; only Release is sent
   };
   RunPhase phase() const { return phase_; }
@@ -68,6 +80,12 @@ class RoundMachine {
   int64_t num_differing() const { return num_differing_; }
   int64_t num_refused() const { return num_refused_; }
   int64_t start_step() const { return start_step_; }
+  /// Where the sites of an earlier coordinator were last heard: it may speak to them at once.
+  std::vector<std::pair<std::string, std::string>> addresses() const;
+  /// How many coordinators of this run there were before.
+  int64_t term() const { return term_; }
+  /// What became of a site's lane so far, in data steps.
+  LaneAccount account(const std::string& site) const;
   /// The first exchange of this run; earlier ones belong to the checkpoint it went on from.
   int64_t first_logged() const { return first_logged_; }
   const std::optional<SiteStatus>& status(const std::string& site) const;
@@ -76,10 +94,13 @@ class RoundMachine {
   struct Site {
     std::string name;
     uint64_t incarnation = 0;  // 0: never heard of
+    std::set<uint64_t> past;   // incarnations of earlier starts: they are refused
     Hello hello;
     std::optional<Welcome> welcome;  // absent: not taken in
     std::optional<SiteStatus> status;
-    std::set<int64_t> held;  // commits that this start of the site held when they were made
+    bool is_unheard = false;     // known from an earlier coordinator, has not spoken to this one
+    int64_t returned_steps = 0;  // data steps read by starts that died, and given back
+    std::set<int64_t> held;      // commits that this start of the site held when they were made
     bool dead = false;
     double died_s = 0;
     double heard_s = 0;
@@ -93,8 +114,15 @@ class RoundMachine {
     std::set<std::string> left_out;  // for not holding it in time, in an earlier epoch
   };
 
+  struct Made {
+    Commit commit;
+    std::map<std::string, uint64_t> incarnations;  // of its members
+  };
+
   // A site silent for so many heartbeats is dead.
   static constexpr double kSilentHeartbeats = 5;
+  // A coordinator of a later term has higher epochs, and a person can read both in the number.
+  static constexpr int64_t kTermEpochs = 1'000'000'000;
 
   Site* find(const std::string& name);
   const ReadyExchange* ready(const Site& site, int64_t exchange) const;
@@ -106,6 +134,9 @@ class RoundMachine {
   Welcome first_welcome(const Site& site) const;
   bool is_awaited(const Site& site, int64_t exchange) const;
   int64_t fragment_of(int64_t exchange) const;
+  int64_t snapshot_step(int64_t exchange) const;
+  size_t lane_of(const Site& site) const { return static_cast<size_t>(&site - sites_.data()); }
+  bool is_good_delta(const Site& site, const ReadyExchange& held);
 
   void take_hello(Site& site, const Hello& hello);
   void take_status(Site& site, const SiteStatus& status);
@@ -118,6 +149,16 @@ class RoundMachine {
   void allow(Site& site);
   void dismiss(Site& site, const std::string& reason, int exit_code);
 
+  // round_state.cpp
+  void restore(const DurableState& known);
+  void restore_site(Site& site, const std::string& value);
+  void go_back();
+  void keep_run();
+  void keep_site(const Site& site);
+  void keep_commit(const Made& made);
+  void spend(const Commit& commit);
+  void count_again();
+
   void advance();
   void start_if_gathered();
   void allow_if_ready();
@@ -126,11 +167,12 @@ class RoundMachine {
   bool is_due(int64_t exchange, const Exchange& state) const;
   void begin(int64_t exchange, Exchange& state);
   void leave_out_late(int64_t exchange, Exchange& state);
-  const Commit* newest_commit(int64_t fragment) const;
+  const Made* newest_commit(int64_t fragment) const;
   bool may_hold(const Site& site, const Commit& commit) const;
-  Commit with_donors(Commit commit, const Site& without) const;
+  Commit for_site(const Made& made, const Site& site) const;
   void revoke_lost();
   bool commit_if_held(int64_t exchange, const Begin& begin);
+  Commit agreed(int64_t exchange, const Begin& begun);
   void decide_stop();
   bool stop_is_known() const;
   void finish_if_done();
@@ -144,9 +186,12 @@ class RoundMachine {
   RunPhase phase_ = RunPhase::kGathering;
   std::vector<Site> sites_;                // plan order
   std::map<int64_t, Exchange> exchanges_;  // begun or gathering
-  std::map<int64_t, Commit> commits_;      // by exchange, of this run
+  std::map<int64_t, Made> commits_;        // by exchange, from first_logged_ on
+  std::map<int64_t, Made> earlier_;        // of the course that this run was resumed from
+  TokenLedger ledger_;                     // follows from commits_ and earlier_
   int64_t next_exchange_ = 0;  // the first that is not committed, as long as they come in order
   int64_t first_logged_ = 0;
+  int64_t term_ = 0;
   int64_t epoch_ = 0;
   int64_t start_step_ = 0;
   StartMode start_mode_ = StartMode::kFresh;

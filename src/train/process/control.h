@@ -23,6 +23,7 @@ struct WorkerSetup {
   std::string resume_from;  // a checkpoint's folder; empty: fresh weights
   bool start_from_shared = false;
   int64_t start_step = 0;
+  int64_t data_shift = 0;  // data step less step
   int plan_idx = 0;        // which of the run's plans (run_folder.h)
   int slot_idx = -1;       // snapshot to go on from, before all else; -1: none
   bool examine = false;    // do not train: open the device, ask it what it must know, and end

@@ -122,8 +122,9 @@ RankRun::RankRun(const WorkerOptions& options,
   collective_ = &links_->control();
   RankLinks links = links_->rank_links();
   links.pulse = &board.pulse(static_cast<size_t>(options.rank));
-  trainer_ = std::make_unique<Trainer>(
-      trainer_options(job_, plan_, options.site_idx), *device_, links, samples_);
+  TrainerOptions training = trainer_options(job_, plan_, options.site_idx);
+  training.data_shift = setup.data_shift;
+  trainer_ = std::make_unique<Trainer>(std::move(training), *device_, links, samples_);
   snapshots_ = std::make_unique<Snapshots>(shared_,
                                            *trainer_,
                                            static_cast<size_t>(options.rank),
@@ -368,7 +369,9 @@ std::string RankRun::write_checkpoint(const fs::path& dir, const HostState& stat
   const Status optimizer = model::try_write_safetensors(
       dir / "optimizer.safetensors", {{"m", view_of(state.m)}, {"v", view_of(state.v)}});
   if (!optimizer) return optimizer.error().message;
-  const Status counters = try_write_file(dir / "state.json", to_json(state_) + "\n");
+  TrainState now = state_;
+  now.data_step = state_.step + setup_.data_shift;
+  const Status counters = try_write_file(dir / "state.json", to_json(now) + "\n");
   return counters ? "" : counters.error().message;
 }
 

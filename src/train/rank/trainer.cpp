@@ -175,7 +175,8 @@ void Trainer::take_shares(const plan::SitePlan& site) {
 void Trainer::store_gradient(std::span<float> out) const { shards_->write_gradient(out); }
 
 std::vector<int64_t> Trainer::windows_of_step(int64_t step_idx) const {
-  int64_t first = step_idx * options_.batch_sequences + options_.site.first_sequence;
+  int64_t first =
+      (step_idx + options_.data_shift) * options_.batch_sequences + options_.site.first_sequence;
   for (size_t i = 0; i < place_.pipeline_idx; ++i) first += options_.site.pipelines[i].sequences;
   std::vector<int64_t> windows(static_cast<size_t>(own_pipeline().sequences));
   for (int64_t& window : windows) window = order_.sequence_of(first++);

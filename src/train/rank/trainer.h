@@ -57,7 +57,8 @@ struct TrainerOptions {
   plan::SitePlan site;          // pipelines of the ranks
   int64_t batch_sequences = 0;  // all sites, a step: the run's sample counter moves by this
   int64_t sequence_length = 0;
-  int64_t num_steps = 0;  // of the run, for the schedule of the learning rate
+  int64_t num_steps = 0;   // of the run, for the schedule of the learning rate
+  int64_t data_shift = 0;  // added to a step to find its samples
   StepTamper tamper = {};
 };
 TrainerOptions trainer_options(const plan::JobConfig& job, const plan::Plan& plan, int site_idx);

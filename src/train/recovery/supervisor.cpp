@@ -89,6 +89,7 @@ void Supervisor::start_workers(const WorkerSetup& setup) {
   full.rendezvous_dir = rendezvous_dir_.string();
   full.plan_idx = plan_idx_;
   full.check_data = num_starts_ == 1;
+  full.data_shift = options_.data_shift;
   full.sent_exchange = exchanges_.sent;
   full.saved_step = saved_step_;
   full.evaluated_step = evaluated_step_;

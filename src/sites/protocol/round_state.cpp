@@ -1,0 +1,183 @@
+// What outlives a coordinator: the run's start and stop, the last start of each site with its
+// lease, every commit. The rest follows from these and from what the sites say next:
+//   - A site known here is waited for as long as a live one would be, though it has not spoken yet:
+//     until then it may hold commits, and no exchange begins without it before the grace is over.
+//   - Exchanges in flight begin again, in an epoch of this term: nobody has changed its weights.
+//   - Answers that were lost with the old coordinator are asked for by the next status.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "sites/protocol/round_machine.h"
+
+namespace pelago::sites {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr const char* kRunKey = "run";
+constexpr const char* kTermKey = "term";
+constexpr const char* kSitePrefix = "site/";
+constexpr const char* kCommitPrefix = "commit/";
+
+bool has_prefix(const std::string& key, const std::string& prefix) {
+  return key.compare(0, prefix.size(), prefix) == 0;
+}
+
+json json_of(const Message& message) { return json::parse(encode(kCoordinatorName, message).head); }
+
+template <typename T>
+T message_of(const json& value) {
+  const Frame frame{.from = kCoordinatorName,
+                    .kind = static_cast<uint32_t>(Message(T{}).index()),
+                    .head = value.dump(),
+                    .payload = {}};
+  const Result<Message> message = decode(frame);
+  if (!message) fail("{}", message.error().message);
+  return std::get<T>(*message);
+}
+
+}  // namespace
+
+void RoundMachine::restore(const DurableState& known) {
+  try {
+    if (const auto term = known.find(kTermKey); term != known.end()) {
+      term_ = json::parse(term->second).get<int64_t>() + 1;
+    }
+    for (const auto& [key, value] : known) {
+      if (!has_prefix(key, kCommitPrefix)) continue;
+      const json kept = json::parse(value);
+      Made made{.commit = message_of<Commit>(kept.at("commit")), .incarnations = {}};
+      kept.at("incarnations").get_to(made.incarnations);
+      const int64_t exchange = made.commit.exchange;
+      earlier_.emplace(exchange, std::move(made));
+    }
+    const auto run = known.find(kRunKey);
+    if (run != known.end() && !options_.resume) {
+      const json kept = json::parse(run->second);
+      phase_ = static_cast<RunPhase>(kept.at("phase").get<int>());
+      start_mode_ = static_cast<StartMode>(kept.at("start_mode").get<int>());
+      start_step_ = kept.at("start_step");
+      first_logged_ = kept.at("first_logged");
+      stop_requested_ = kept.at("stop_requested");
+      if (kept.contains("stop_step")) stop_step_ = kept.at("stop_step").get<int64_t>();
+      const auto first = earlier_.lower_bound(first_logged_);
+      commits_.insert(first, earlier_.end());
+      earlier_.erase(first, earlier_.end());
+      num_commits_ = static_cast<int64_t>(commits_.size());
+      next_exchange_ = first_logged_;
+      while (commits_.contains(next_exchange_)) ++next_exchange_;
+      for (Site& site : sites_) {
+        if (const auto kept_site = known.find(kSitePrefix + site.name); kept_site != known.end()) {
+          restore_site(site, kept_site->second);
+        }
+      }
+    }
+  } catch (const json::exception& error) {
+    fail("the coordinator's state cannot be read: {}; start from a checkpoint with --resume",
+         error.what());
+  }
+  epoch_ = term_ * kTermEpochs;
+  out_.writes.push_back({.key = kTermKey, .value = std::to_string(term_)});
+  count_again();
+  if (phase_ == RunPhase::kGathering || term_ == 0) return;
+  record("coordinator_restarted", json{{"term", term_}, {"commits", num_commits_}}.dump());
+}
+
+void RoundMachine::restore_site(Site& site, const std::string& value) {
+  const json kept = json::parse(value);
+  site.hello = message_of<Hello>(kept.at("hello"));
+  site.incarnation = site.hello.incarnation;
+  site.is_unheard = true;
+  site.returned_steps = kept.at("returned_steps");
+  kept.at("past").get_to(site.past);
+  if (kept.contains("welcome")) site.welcome = message_of<Welcome>(kept.at("welcome"));
+  for (const auto& [exchange, made] : commits_) {
+    const auto member = made.incarnations.find(site.name);
+    const bool was_member = member != made.incarnations.end() && member->second == site.incarnation;
+    const std::vector<SiteAddress>& donors = made.commit.donors;
+    const bool was_donor =
+        was_member && std::any_of(donors.begin(), donors.end(), [&](const SiteAddress& donor) {
+          return donor.site == site.name;
+        });
+    if (was_donor) site.held.insert(exchange);
+  }
+}
+
+// The start is decided: commits of an earlier course from here on are forgotten, and their data
+// steps are to be read again.
+void RoundMachine::go_back() {
+  const auto first = earlier_.lower_bound(first_logged_);
+  for (auto given_up = first; given_up != earlier_.end(); ++given_up) {
+    out_.writes.push_back(
+        {.key = fmt::format("{}{}", kCommitPrefix, given_up->first), .value = {}});
+  }
+  earlier_.erase(first, earlier_.end());
+  count_again();
+}
+
+void RoundMachine::keep_run() {
+  json run{{"phase", static_cast<int>(phase_)},
+           {"start_mode", static_cast<int>(start_mode_)},
+           {"start_step", start_step_},
+           {"first_logged", first_logged_},
+           {"stop_requested", stop_requested_}};
+  if (stop_step_) run["stop_step"] = *stop_step_;
+  if (phase_ == RunPhase::kGathering) return;  // nothing is decided
+  out_.writes.push_back({.key = kRunKey, .value = run.dump()});
+}
+
+void RoundMachine::keep_site(const Site& site) {
+  json kept{
+      {"hello", json_of(site.hello)}, {"returned_steps", site.returned_steps}, {"past", site.past}};
+  if (site.welcome) kept["welcome"] = json_of(*site.welcome);
+  out_.writes.push_back({.key = kSitePrefix + site.name, .value = kept.dump()});
+}
+
+void RoundMachine::keep_commit(const Made& made) {
+  const json kept{{"commit", json_of(made.commit)}, {"incarnations", made.incarnations}};
+  out_.writes.push_back(
+      {.key = fmt::format("{}{}", kCommitPrefix, made.commit.exchange), .value = kept.dump()});
+}
+
+void RoundMachine::spend(const Commit& commit) {
+  for (const MemberShare& member : commit.members) {
+    const Site* site = find(member.site);
+    if (site == nullptr) continue;  // of an earlier plan
+    ledger_.spend(lane_of(*site),
+                  fragment_of(commit.exchange),
+                  {.begin = member.data_begin, .end = member.data_end});
+  }
+}
+
+void RoundMachine::count_again() {
+  ledger_ = TokenLedger(sites_.size(), options_.schedule.num_fragments);
+  for (const auto* course : {&earlier_, &commits_}) {
+    for (const auto& [exchange, made] : *course) spend(made.commit);
+  }
+}
+
+std::vector<std::pair<std::string, std::string>> RoundMachine::addresses() const {
+  std::vector<std::pair<std::string, std::string>> addresses;
+  for (const Site& site : sites_) {
+    if (site.incarnation != 0) addresses.emplace_back(site.name, site.hello.address);
+  }
+  return addresses;
+}
+
+LaneAccount RoundMachine::account(const std::string& name) const {
+  const Site& site = *const_cast<RoundMachine*>(this)->find(name);
+  int64_t begin = ledger_.next_data_step(lane_of(site)), read_end = 0;
+  if (site.welcome) {
+    begin = site.welcome->data_step;
+    const int64_t steps = site.status ? site.status->completed_steps : 0;
+    read_end = begin + steps - site.welcome->start_step;
+  }
+  LaneAccount account = ledger_.account(lane_of(site), begin, read_end);
+  account.returned += site.returned_steps;
+  if (site.dead) account.returned += std::exchange(account.in_hand, 0);
+  return account;
+}
+
+}  // namespace pelago::sites
