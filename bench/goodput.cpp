@@ -1,0 +1,184 @@
+// How much of a long line does the transport fill? Payload bytes a second that it brings to the
+// other end over what iperf3 brings with as many streams, on the same packet-level line: the two
+// take turns, medians of three.
+#include <sys/wait.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/clock.h"
+#include "base/files.h"
+#include "bench/report.h"
+#include "sites/grpc_transport.h"
+#include "sites/tls.h"
+#include "tests/wan/packet_line.h"
+
+namespace pelago::bench {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kTurns = 3;
+constexpr double kSeconds = 8;
+constexpr int64_t kFrameBytes =
+    1'250'000;  // a fragment's slice of 10 M parameters at 4 bits, P = 2
+
+struct Case {
+  std::string rate_mbit, loss_percent;
+  double rtt_ms;
+};
+const std::map<std::string, Case>& cases() {
+  static const std::map<std::string, Case> table = {
+      {"thin100", {"100", "0.1", 60}},
+      {"thin20", {"20", "0.1", 60}},
+      {"lossy", {"100", "1", 60}},
+      {"clean200", {"200", "0.01", 30}},
+      {"uneven", {"100:20", "0.1", 60}},
+  };
+  return table;
+}
+
+double median_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+std::string output_of(const std::string& command) {
+  std::FILE* pipe = ::popen(command.c_str(), "r");
+  if (pipe == nullptr) fail("cannot start {}", command);
+  std::string out;
+  char buffer[4096];
+  while (const size_t got = std::fread(buffer, 1, sizeof buffer, pipe)) out.append(buffer, got);
+  if (::pclose(pipe) != 0) fail("{}: {}", command, out);
+  return out;
+}
+
+std::unique_ptr<sites::GrpcTransport> open_end(const fs::path& certs,
+                                               const std::string& name,
+                                               const std::string& listen,
+                                               int num_streams) {
+  sites::GrpcTransportOptions options;
+  options.name = name;
+  options.certs_dir = certs;
+  options.listen = listen;
+  (void)num_streams;
+  return std::make_unique<sites::GrpcTransport>(options);
+}
+
+// The far end: counts what comes and tells the bytes and seconds when nothing more does.
+int receive_all(const fs::path& certs, const std::string& listen, int num_streams) {
+  const auto end = open_end(certs, "b", listen, num_streams);
+  double first_s = 0, last_s = 0;
+  int64_t num_bytes = 0;
+  while (true) {
+    const auto arrival = end->receive(first_s == 0 ? 20 : 3);
+    if (!arrival) break;
+    if (!arrival->frame) continue;
+    if (arrival->frame->kind == 9) break;
+    last_s = steady_now_s();
+    // The first frame starts the clock and does not count.
+    if (first_s == 0) {
+      first_s = last_s;
+    } else {
+      num_bytes += static_cast<int64_t>(arrival->frame->payload.size());
+    }
+  }
+  if (num_bytes == 0) fail("nothing came");
+  fmt::print("{}\n", static_cast<double>(num_bytes) * 8e-6 / (last_s - first_s));
+  return kExitDone;
+}
+
+int send_all(const fs::path& certs, const std::string& to, const std::string& listen, int streams) {
+  const auto end = open_end(certs, "a", listen, streams);
+  end->set_address("b", to);
+  std::string noise(kFrameBytes, '\0');
+  uint64_t state = 1;
+  for (char& byte : noise) {
+    state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+    byte = static_cast<char>(state >> 56U);
+  }
+  const double until_s = steady_now_s() + kSeconds;
+  while (steady_now_s() < until_s) {
+    if (end->num_queued("b") < 4) {
+      end->send("b", {.from = "a", .kind = 1, .head = "{}", .payload = noise});
+    } else {
+      sleep_until_s(steady_now_s() + 0.002);
+    }
+  }
+  end->send("b", {.from = "a", .kind = 9, .head = "{}", .payload = ""});
+  end->flush(20);
+  sleep_until_s(steady_now_s() + 1);
+  return kExitDone;
+}
+
+double transport_mbit_s(wan::PacketLine& line, const fs::path& certs, int streams, bool back) {
+  const std::string self = program_path().string();
+  const int from = back ? 1 : 0, to = back ? 0 : 1;
+  const std::string words =
+      fmt::format("{} --certs {} --streams {}", self, certs.string(), streams);
+  const std::string sender = fmt::format("{}{} --send {}:4700 --listen {}:0",
+                                         line.at(from),
+                                         words,
+                                         line.address(to),
+                                         line.address(from));
+  const std::string receiver =
+      fmt::format("{}{} --receive {}:4700", line.at(to), words, line.address(to));
+  return std::stod(output_of(fmt::format("({} >&2 &) ; {}", sender, receiver)));
+}
+
+double iperf_mbit_s(wan::PacketLine& line, int streams, bool back) {
+  const int from = back ? 1 : 0, to = back ? 0 : 1;
+  output_of(line.at(to) + "iperf3 -s -1 -D >/dev/null; sleep 0.3");
+  const auto json = nlohmann::json::parse(output_of(fmt::format(
+      "{}iperf3 -c {} -P {} -t {} -J", line.at(from), line.address(to), streams, kSeconds)));
+  return json["end"]["sum_received"]["bits_per_second"].get<double>() * 1e-6;
+}
+
+void measure(Report& report, int streams) {
+  if (const auto obstacle = wan::PacketLine::obstacle()) fail_usage("goodput: {}", *obstacle);
+  const Case& chosen = cases().at(report.case_name);
+  const fs::path certs = fs::temp_directory_path() / fmt::format("pelago-goodput-{}", ::getpid());
+  sites::make_certificates(certs, {"a", "b"});
+  wan::PacketLine line({.num_sites = 2,
+                        .rate_mbit = chosen.rate_mbit,
+                        .rtt_ms = chosen.rtt_ms,
+                        .loss_percent = chosen.loss_percent});
+  const bool back = report.case_name == "uneven";
+  std::vector<double> ours, theirs, ratios;
+  for (int turn = 0; turn < kTurns; ++turn) {
+    theirs.push_back(iperf_mbit_s(line, streams, back));
+    ours.push_back(transport_mbit_s(line, certs, streams, back));
+    ratios.push_back(ours.back() / theirs.back());
+    std::fprintf(stderr, "turn %d: %.2f Mbit/s, iperf3 %.2f\n", turn, ours.back(), theirs.back());
+  }
+  fs::remove_all(certs);
+  report.metrics["transport_mbit_s"] = median_of(ours);
+  report.metrics["iperf3_mbit_s"] = median_of(theirs);
+  report.metrics["streams"] = streams;
+  report.ratio = median_of(ratios);
+  report.target = 0.90;
+}
+
+}  // namespace
+}  // namespace pelago::bench
+
+int main(int argc, char** argv) {
+  using namespace pelago::bench;
+  std::vector<std::string> names;
+  for (const auto& [name, chosen] : cases()) names.push_back(name);
+  std::iter_swap(names.begin(), std::find(names.begin(), names.end(), "thin100"));
+  Program program("goodput", "How much of a long line does the transport fill?", names);
+  int streams = 4;
+  std::string certs, to, receive_at, listen = "127.0.0.1:0";
+  program.options().add_option("--streams", streams, "parallel streams, of iperf3 too");
+  // For the two ends, which this program starts in namespaces of their own.
+  program.options().add_option("--certs", certs)->group("");
+  program.options().add_option("--send", to)->group("");
+  program.options().add_option("--listen", listen)->group("");
+  program.options().add_option("--receive", receive_at)->group("");
+  return program.run(argc, argv, [&](Report& report) {
+    if (!receive_at.empty()) std::exit(receive_all(certs, receive_at, streams));
+    if (!to.empty()) std::exit(send_all(certs, to, listen, streams));
+    measure(report, streams);
+  });
+}
