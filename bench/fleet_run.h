@@ -32,17 +32,20 @@ inline double median(std::vector<double> values) {
 /// runs of a benchmark.
 class FleetBench {
  public:
-  explicit FleetBench(const std::string& job_toml)
+  explicit FleetBench(const std::string& job_toml, int vocab_size = 8192)
       : shared_(fs::temp_directory_path() / "pelago-bench"),
         folder_(shared_ / std::to_string(::getpid())) {
     fs::create_directories(folder_);
     write_file(folder_ / "job.toml", job_toml);
-    if (!fs::exists(shared_ / "data" / "dataset.json")) {
+    const std::string data = fmt::format("data-{}", vocab_size);
+    if (!fs::exists(shared_ / data / "dataset.json")) {
       call(
-          "data build --from /usr/include --glob '*.h,*.hpp' --out ../data --max-mb 8 "
-          "--vocab-size 8192 --quiet");
+          fmt::format("data build --from /usr/include --glob '*.h,*.hpp' --out ../{} --max-mb 8 "
+                      "--vocab-size {} --quiet",
+                      data,
+                      vocab_size));
     }
-    fs::create_directory_symlink("../data", folder_ / "data");
+    fs::create_directory_symlink("../" + data, folder_ / "data");
   }
   FleetBench(const FleetBench&) = delete;
   FleetBench& operator=(const FleetBench&) = delete;

@@ -70,6 +70,11 @@ double rounding_of(c10::ScalarType dtype) {
   return dtype == at::kBFloat16 ? 0x1p-8 : dtype == at::kHalf ? 0x1p-11 : 0x1p-24;
 }
 
+Tensor on_host(const Values& values, at::IntArrayRef sizes, c10::ScalarType dtype) {
+  return at::from_blob(const_cast<double*>(values.data()), sizes, at::TensorOptions(at::kDouble))
+      .to(dtype);
+}
+
 double largest_difference(const Tensor& answer, const Values& truth) {
   const Tensor host = answer.cpu().to(at::kDouble).contiguous();
   const std::span found(host.data_ptr<double>(), static_cast<size_t>(host.numel()));
@@ -102,7 +107,7 @@ KnownAnswerTest::KnownAnswerTest(Device& device) : device_(&device) {
     add_matmul(dtype);
     if (dtype == training || dtype == at::kFloat) continue;
     try {
-      questions_.back().ask(questions_.back().inputs);
+      ask(questions_.back());
     } catch (const c10::Error&) {
       questions_.pop_back();  // CPUs have no fp16 matmul in libtorch 1.13
     }
@@ -114,12 +119,10 @@ KnownAnswerTest::KnownAnswerTest(Device& device) : device_(&device) {
   }
 }
 
-Tensor KnownAnswerTest::on_device(const Values& values,
-                                  at::IntArrayRef sizes,
-                                  c10::ScalarType dtype) const {
-  const Tensor host =
-      at::from_blob(const_cast<double*>(values.data()), sizes, at::TensorOptions(at::kDouble));
-  return host.to(dtype).to(device_->torch_device());
+Tensor KnownAnswerTest::ask(const Question& question) const {
+  std::vector<Tensor> inputs;
+  for (const Tensor& input : question.inputs) inputs.push_back(input.to(device_->torch_device()));
+  return question.ask(inputs);
 }
 
 void KnownAnswerTest::add_matmul(c10::ScalarType dtype) {
@@ -131,7 +134,7 @@ void KnownAnswerTest::add_matmul(c10::ScalarType dtype) {
       {"matmul",
        dtype,
        bound,
-       {on_device(left, {kRows, kInner}, dtype), on_device(right, {kInner, kColumns}, dtype)},
+       {on_host(left, {kRows, kInner}, dtype), on_host(right, {kInner, kColumns}, dtype)},
        matmul(left, right),
        [](const std::vector<Tensor>& inputs) { return at::mm(inputs[0], inputs[1]); }});
 }
@@ -139,7 +142,7 @@ void KnownAnswerTest::add_matmul(c10::ScalarType dtype) {
 void KnownAnswerTest::add_rows(c10::ScalarType dtype) {
   const Values rows = made_up("rows", kFewRows * kColumns);
   const Values weight = made_up("weight", kColumns);
-  const Tensor x = on_device(rows, {kFewRows, kColumns}, dtype);  // [61,331]
+  const Tensor x = on_host(rows, {kFewRows, kColumns}, dtype);  // [61,331]
   // 16 bits: the result's rounding and that of a chip's intermediate results. f32: exp and 1/sqrt
   // of chips are good to some 2^-20.
   const double bound = dtype == at::kFloat ? 1e-5 : 4 * rounding_of(dtype);
@@ -153,7 +156,7 @@ void KnownAnswerTest::add_rows(c10::ScalarType dtype) {
   questions_.push_back({"rms_norm",
                         dtype,
                         bound,
-                        {x, on_device(weight, {kColumns}, dtype)},
+                        {x, on_host(weight, {kColumns}, dtype)},
                         reference::rms_norm(rows, weight, kEps),
                         [](const auto& inputs) { return rms_norm(inputs[0], inputs[1], kEps); }});
 }
@@ -164,7 +167,7 @@ void KnownAnswerTest::add_attention(c10::ScalarType dtype) {
   const Values k = made_up("k", size_of(kHeads.key_heads));
   const Values v = made_up("v", size_of(kHeads.key_heads));
   const auto put = [&](const Values& values, int64_t heads) {
-    return on_device(values, {1, kHeads.tokens, heads, kHeads.head_dim}, dtype);
+    return on_host(values, {1, kHeads.tokens, heads, kHeads.head_dim}, dtype);
   };
   // Scores of up to 2 and their exponentials are rounded to 16 bits where a chip composes attention
   // of other operators.
@@ -182,7 +185,7 @@ std::vector<KnownAnswer> KnownAnswerTest::run() {
   const at::NoGradGuard no_grad;
   std::vector<KnownAnswer> answers;
   for (const Question& question : questions_) {
-    const Tensor answer = question.ask(question.inputs);
+    const Tensor answer = ask(question);
     answers.push_back({.op = question.op,
                        .dtype = question.dtype,
                        .difference = largest_difference(answer, question.truth),

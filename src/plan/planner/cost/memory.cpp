@@ -157,13 +157,15 @@ MemoryPlan stage_memory(const ModelSizes& sizes, const StageShape& shape, const 
   const HeadBytes head = shape.has_head ? head_bytes(sizes, block, load) : HeadBytes{};
   memory.activations = in_flight * kept + head.kept;
 
-  // Recomputing makes again what was not kept, and then goes backward through it.
+  // Recomputing makes again what was not kept, before a head the two tensors handed on included,
+  // and then goes backward through it.
   const double forward = shape.recompute ? block_forward_peak(block, attention)
                                          : block.stream + block.normed + attention;
   const double backward =
-      block_backward_peak(block, attention) + (shape.recompute ? block.kept() : 0);
-  // Messages that arrive early, one each way, and one on its way out.
-  const double border = load.is_alone ? 0 : 3 * block.stream;
+      block_backward_peak(block, attention) +
+      (shape.recompute ? block.kept() + (shape.has_head ? 2 * block.stream : 0) : 0);
+  // Messages come and go while little else is held; one may arrive early.
+  const double border = load.is_alone ? 0 : block.stream;
   const double embedding = shape.has_embedding ? 2 * block.stream : 0;  // rows' gradients in f32
   const double adamw = load.has_fused_kernels ? 0 : 8 * values * load.optimizer_share;
   const double computing =

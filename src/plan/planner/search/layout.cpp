@@ -13,9 +13,10 @@ namespace pelago::plan {
 
 namespace {
 
-constexpr int64_t kDevicesFew = 24;            // up to so many, every layout is looked at...
-constexpr int64_t kLayoutsMax = 20'000;        // ... unless there are more than this
-constexpr size_t kPlayedThrough = 12;          // of the best by the closed form
+constexpr int64_t kDevicesFew = 24;        // up to so many, every layout is looked at...
+constexpr int64_t kLayoutsMax = 20'000;    // ... unless there are more than this
+constexpr int64_t kPlayedThroughFew = 96;  // of the best by the closed form, few devices
+constexpr int64_t kPlayedThroughMany = 12;
 constexpr int64_t kSequencesPlayed = 400'000;  // in all of them together
 
 /// What a more intricate layout must gain to be worth its moving parts.
@@ -235,8 +236,10 @@ std::vector<int64_t> slices_to_try(const SiteProblem& problem, const SiteLayout*
 std::optional<SiteLayout> best_of(const SiteProblem& problem,
                                   const std::vector<std::vector<int64_t>>& all_widths,
                                   const std::vector<int64_t>& slices) {
-  const auto num_played = static_cast<size_t>(std::clamp<int64_t>(
-      kSequencesPlayed / std::max<int64_t>(problem.batch, 1), 1, kPlayedThrough));
+  const int64_t most_played =
+      problem.num_devices() <= kDevicesFew ? kPlayedThroughFew : kPlayedThroughMany;
+  const auto num_played = static_cast<size_t>(
+      std::clamp<int64_t>(kSequencesPlayed / std::max<int64_t>(problem.batch, 1), 1, most_played));
   std::vector<Estimate> estimates;
   for (const std::vector<int64_t>& widths : all_widths) {
     Shortlist shortlist(all_widths.size() == 1 ? num_played : (num_played + 2) / 3);
