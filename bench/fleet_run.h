@@ -108,15 +108,15 @@ class FleetBench {
     return steps;
   }
 
-  /// Tokens a second of one run: of its median step, the first two left out, since memory is mapped
-  /// and pipelines meet then.
+  /// Tokens a second of one run: of its median step, the first left out, since memory is mapped and
+  /// pipelines meet then.
   double tokens_a_second(const std::string& fleet,
                          double slowdown,
                          int64_t steps,
                          const std::string& more = "") const {
     std::vector<double> rates;
     for (const auto& step : steps_of(train(fleet, slowdown, steps, more)["run"])) {
-      if (step["step"].get<int64_t>() < 3) continue;
+      if (step["step"].get<int64_t>() < 2) continue;
       rates.push_back(step["tokens"].get<double>() / step["step_s"].get<double>());
     }
     if (rates.empty()) fail("the run of {} has no steps to measure", fleet);
