@@ -1,0 +1,44 @@
+// How long an exchange waits for a late site before it goes on without. A fixed time is wrong both
+// ways: too long on a fast line, where every chip then waits, too short on a slow one, where a site
+// is left out for nothing. Two measured things decide instead:
+//   slack     a fragment is due tau steps after its snapshot. What its transfer leaves of that time
+//             can be waited away without any chip noticing (Decoupled DiLoCo, arXiv:2604.21428).
+//   lateness  how far behind the first site the others usually are, median and median deviation:
+//             a site within its usual lateness is not late.
+// The window is the larger of the two, within the job's bounds. Pure: time comes in.
+#pragma once
+
+#include <cstddef>
+#include <deque>
+
+namespace pelago::sites {
+
+struct GraceOptions {
+  double min_s = 0.2;         // scheduling and one lost packet on a long line
+  double max_s = 10;          // sites.grace_s: also the window until enough has been measured
+  double deviations = 4;      // median deviations beyond the median that still count as usual
+  size_t exchanges_min = 4;   // before the measurements count
+  size_t exchanges_max = 32;  // older ones are forgotten
+};
+
+/// One exchange, as the coordinator saw it.
+struct ExchangeTimes {
+  double transfer_s = 0;   // from Begin to the last outcome
+  double available_s = 0;  // tau steps of the fastest member
+  double lateness_s = 0;   // from the first member's snapshot to the last one's that came
+};
+
+class GraceWindow {
+ public:
+  explicit GraceWindow(const GraceOptions& options) : options_(options) {}
+  /// After each commit. An exchange that left a site out counts with the lateness of those in it.
+  void observe(const ExchangeTimes& times);
+  /// From the first snapshot of an exchange on, this long.
+  double seconds() const;
+
+ private:
+  GraceOptions options_;
+  std::deque<ExchangeTimes> exchanges_;  // the newest last
+};
+
+}  // namespace pelago::sites
