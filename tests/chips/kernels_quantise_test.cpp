@@ -37,6 +37,30 @@ TEST_CASE("every byte and number of 4 and 8 bits equals the plain twin's, at odd
   }
 }
 
+TEST_CASE("for the line too every byte is the plain twin's, whatever the magnitude of a block") {
+  for (const int bits : {4, 8}) {
+    for (const size_t num_values : {1, 63, 64, 65, 127, 128, 129, 1001, 64000}) {
+      CAPTURE(bits);
+      CAPTURE(num_values);
+      std::vector<float> values = random_values(num_values);
+      for (size_t i = 0; i < num_values; ++i) {
+        values[i] *= std::ldexp(1.0F, 12 * (static_cast<int>(i / 128 % 11) - 7));
+      }
+      std::vector<uint8_t> bytes(line_bytes(num_values, bits));
+      quantise_for_line(values, bits, bytes);
+      CHECK(bytes == reference::quantise_for_line(values, bits));
+      std::vector<float> out(num_values);
+      dequantise_from_line(bytes, bits, out);
+      for (size_t i = 0; i < num_values; ++i) {
+        const float scale = line_scale(bytes[i / 128]);
+        const float most = scale * (bits == 4 ? 7.0F : 127.0F);
+        const float within = std::min(std::max(values[i], -most), most);
+        REQUIRE(std::abs(out[i] - within) <= 0.5001F * scale);
+      }
+    }
+  }
+}
+
 TEST_CASE("a restored value is within half a level of the original") {
   const std::vector<float> values = random_values(1000);
   for (const int bits : {4, 8}) {

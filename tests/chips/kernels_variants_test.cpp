@@ -167,7 +167,11 @@ TEST_CASE("every instruction set sums squares and quantises to the same bits") {
       const QuantisedVector best = quantise(numbers, bits);
       std::vector<float> best_out(5003), out(5003);
       dequantise(best, best_out);
+      std::vector<uint8_t> best_line(line_bytes(5003, bits)), line(best_line.size());
+      quantise_for_line(numbers, bits, best_line);
       const OnlyTarget only(target);
+      quantise_for_line(numbers, bits, line);
+      CHECK(line == best_line);
       const QuantisedVector quantised = quantise(numbers, bits);
       CHECK(quantised.payload == best.payload);
       CHECK(quantised.scales == best.scales);

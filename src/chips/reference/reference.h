@@ -74,5 +74,6 @@ double sum_of_squares(const Values& values);
 /// 4 or 8 bits, one value after the other.
 QuantisedVector quantise(std::span<const float> values, int bits);
 void dequantise(const QuantisedVector& quantised, std::span<float> out);
+std::vector<uint8_t> quantise_for_line(std::span<const float> values, int bits);
 
 }  // namespace pelago::chips::reference

@@ -73,4 +73,28 @@ void dequantise(const QuantisedVector& quantised, std::span<float> out) {
   }
 }
 
+std::vector<uint8_t> quantise_for_line(std::span<const float> values, int bits) {
+  constexpr auto kWide = static_cast<size_t>(kLineBlock);
+  const float largest_level = bits == 4 ? 7 : 127;
+  const size_t num_scales = (values.size() + kWide - 1) / kWide;
+  std::vector<uint8_t> result(line_bytes(values.size(), bits));
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint8_t& code = result[i / kWide];
+    if (i % kWide == 0) {
+      const auto block = values.subspan(i, std::min(kWide, values.size() - i));
+      const float wanted = largest_magnitude(block) / largest_level;
+      // The least code that will do, found by trying.
+      code = wanted > 0 ? 1 : 0;
+      while (code != 0 && code < 255 && line_scale(code) < wanted) ++code;
+    }
+    const float scale = line_scale(code);
+    const float quotient = scale > 0 ? values[i] / scale : 0;
+    const auto level = static_cast<int>(
+        std::nearbyint(std::min(std::max(quotient, -largest_level), largest_level)));
+    uint8_t& byte = result[num_scales + (bits == 8 ? i : i / 2)];
+    byte = static_cast<uint8_t>(bits == 8 ? level : byte | (level & 15) << (i % 2 * 4));
+  }
+  return result;
+}
+
 }  // namespace pelago::chips::reference
