@@ -44,7 +44,8 @@ void Coordinator::take(const Arrival& arrival) {
     log_warn("refused from={} reason=\"{}\"", arrival.peer, message.error().message);
     return;
   }
-  if (const auto* hello = std::get_if<Hello>(&*message)) {
+  const auto* hello = std::get_if<Hello>(&*message);
+  if (hello != nullptr && rounds_.may_answer(arrival.peer, *hello)) {
     transport_->set_address(arrival.peer, hello->address);
   }
   if (const auto* report = std::get_if<Report>(&*message)) take_report(arrival.peer, *report);

@@ -82,6 +82,7 @@ class StartedRun {
     for (const MemberShare& member : members) names += member.site;
     return names;
   }
+  double now_s() const { return now_s_; }
   RoundMachine& rounds() { return rounds_; }
   const RoundOutput& last() const { return last_; }
 
@@ -171,6 +172,7 @@ TEST_CASE("a site with another plan is refused, and told what differs") {
   Hello hello = StartedRun::hello();
   hello.incarnation = 2;
   hello.plan_hash = "another";
+  run.rounds().on_lost("b", run.now_s());
   run.say("b", hello);
   REQUIRE(run.said<Refused>() != nullptr);
   CHECK(run.said<Refused>()->reason.find("plan.json (another, not plan)") != std::string::npos);
@@ -182,6 +184,9 @@ TEST_CASE("a site that starts anew joins at the next exchange not yet begun") {
   for (const char* site : {"a", "b", "c"}) run.ready(site);
   Hello hello = StartedRun::hello();
   hello.incarnation = 2;
+  run.say("c", hello);
+  CHECK(run.said<Welcome>() == nullptr);  // its earlier start is still heard
+  run.rounds().on_lost("c", run.now_s());
   run.say("c", hello);
   REQUIRE(run.said<Welcome>() != nullptr);
   CHECK(run.said<Welcome>()->mode == StartMode::kJoin);

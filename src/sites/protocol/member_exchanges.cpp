@@ -209,12 +209,13 @@ const Commit* Member::newest_commit(int64_t fragment) const {
 // An exchange that begins again after its commit: whoever held the outcome has died with it, and
 // with every later one of that fragment.
 void Member::forget_lost(const Begin& begin) {
-  const auto known = known_commits_.find(begin.exchange);
-  if (known == known_commits_.end() || known->second.epoch >= begin.epoch) return;
   const int64_t fragment = fragment_of(begin.exchange);
-  std::erase_if(known_commits_, [&](const auto& entry) {
-    return entry.first >= begin.exchange && fragment_of(entry.first) == fragment;
+  // This site may have missed the commit itself and know only of later ones.
+  const size_t num_lost = std::erase_if(known_commits_, [&](const auto& entry) {
+    return entry.first >= begin.exchange && fragment_of(entry.first) == fragment &&
+           entry.second.epoch < begin.epoch;
   });
+  if (num_lost == 0) return;
   // A site that catches up still needs the fragment, from whoever will hold it.
   if (status_.phase != SitePhase::kCatchingUp) fetches_.erase(fragment);
 }

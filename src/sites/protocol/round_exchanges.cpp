@@ -207,10 +207,10 @@ const RoundMachine::Made* RoundMachine::newest_commit(int64_t fragment) const {
   return nullptr;
 }
 
-// A silent site keeps what it holds for a while: it may only be cut off.
+// A silent site keeps what it holds: it may only be cut off.
 bool RoundMachine::may_hold(const Site& site, const Commit& commit) const {
   const double silence_s = site.dead ? now_s_ - site.died_s : 0;
-  if (silence_s > kSilentHeartbeats * options_.heartbeat_s) return false;
+  if (silence_s > options_.absence_s) return false;
   if (site.is_unheard || site.held.contains(commit.exchange)) return true;
   const auto fragment = static_cast<size_t>(fragment_of(commit.exchange));
   return site.status && site.status->applied[fragment] >= commit.exchange;
@@ -237,6 +237,18 @@ Commit RoundMachine::for_site(const Made& made, const Site& site) const {
   return commit;
 }
 
+// It was too long away: what it holds may no longer be what was committed.
+void RoundMachine::expel(Site& site) {
+  const LaneAccount before = account(site.name);
+  site.returned_steps = before.returned;
+  site.past.insert(std::exchange(site.incarnation, 0));
+  site.welcome.reset();
+  site.status.reset();
+  site.held.clear();
+  record("site_expelled", json{{"site", site.name}}.dump());
+  keep_site(site);
+}
+
 // If a fragment's newest commit is held, so is every older one.
 void RoundMachine::revoke_lost() {
   if (std::none_of(sites_.begin(), sites_.end(), [&](const Site& site) { return trains(site); })) {
@@ -249,6 +261,9 @@ void RoundMachine::revoke_lost() {
         return may_hold(site, newest->commit);
       });
       if (is_kept) break;
+      for (Site& site : sites_) {
+        if (site.dead && site.welcome) expel(site);
+      }
       record("commit_lost", json{{"exchange", exchange}}.dump());
       next_exchange_ = std::min(next_exchange_, exchange);
       commits_.erase(exchange);

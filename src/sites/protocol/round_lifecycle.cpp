@@ -97,7 +97,10 @@ void RoundMachine::finish_if_done() {
   const bool all_heard = std::none_of(sites_.begin(), sites_.end(), [&](const Site& site) {
     return is_live(site) && site.is_unheard;
   });
-  if (!all_heard) return;
+  if (!all_heard) {
+    forsaken_s_.reset();
+    return;
+  }
   if (std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) { return trains(site); })) {
     forsaken_s_.reset();
     return;
@@ -105,9 +108,12 @@ void RoundMachine::finish_if_done() {
   const bool any_finished =
       std::any_of(sites_.begin(), sites_.end(), [](const Site& site) { return is_finished(site); });
   if (!any_finished) {
-    // A site that only could not be heard for a while may yet come back.
+    // A site that only could not be heard for a while may yet come back, with all that it holds.
+    const bool any_silent = std::any_of(
+        sites_.begin(), sites_.end(), [](const Site& site) { return site.dead && site.welcome; });
     if (!forsaken_s_) forsaken_s_ = now_s_;
-    if (now_s_ - *forsaken_s_ > kSilentHeartbeats * options_.heartbeat_s) {
+    if (now_s_ - *forsaken_s_ >
+        (any_silent ? options_.absence_s : kSilentHeartbeats * options_.heartbeat_s)) {
       failure_ = "no site is left that trains; go on from the newest checkpoint with --resume";
     }
     return;

@@ -123,6 +123,7 @@ void RoundMachine::hear(Site& site) {
   site.lost_s.reset();
   if (!site.dead) return;
   site.dead = false;
+  site.is_unheard = site.welcome && !site.status;
   record("site_returned", json{{"site", site.name}}.dump());
 }
 
@@ -135,14 +136,26 @@ void RoundMachine::mark_dead(Site& site, const std::string& why) {
   record("site_lost", json{{"site", site.name}, {"reason", why}}.dump());
 }
 
+bool RoundMachine::may_answer(const std::string& name, const Hello& hello) const {
+  const Site* site = const_cast<RoundMachine*>(this)->find(name);
+  if (site == nullptr || site->past.contains(hello.incarnation)) return false;
+  return hello.incarnation == site->incarnation || !is_live(*site) || site->lost_s.has_value();
+}
+
 void RoundMachine::take_hello(Site& site, const Hello& hello) {
-  if (hello.incarnation == 0 || site.past.contains(hello.incarnation)) {
+  if (hello.incarnation == 0) {
     ++num_refused_;
     return;
   }
   if (hello.incarnation == site.incarnation) {  // said again: its answer was lost
     hear(site);
     answer_hello(site);
+    return;
+  }
+  // Of two starts of a site the one that is heard is it. An earlier one whose greeting comes late
+  // must not replace it; a later one gets its turn once the other is silent or its line is broken.
+  if (!may_answer(site.name, hello)) {
+    ++num_refused_;
     return;
   }
   if (refuse_mismatch(site, hello)) return;
@@ -286,6 +299,17 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
   if (status.incarnation != site.incarnation || !site.welcome ||
       static_cast<int64_t>(status.applied.size()) != options_.schedule.num_fragments) {
     ++num_refused_;
+    if (site.incarnation == 0 && site.past.contains(status.incarnation)) {
+      out_.messages.emplace_back(
+          site.name,
+          Refused{
+              .incarnation = status.incarnation,
+              .reason = fmt::format("site {}: silent for more than {:.0f} s, the others went on "
+                                    "without what it holds; it must start anew",
+                                    site.name,
+                                    options_.absence_s),
+              .exit_code = kExitTryAgain});
+    }
     return;
   }
   hear(site);

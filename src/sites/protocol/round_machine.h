@@ -10,7 +10,7 @@
 //     weights and goes out with the fragment's next exchange.
 //   - A commit whose every holder has died before anyone else had fetched it is lost with them: it
 //     is taken back, and the exchange is done again among those that are left. A holder that was
-//     only silent and comes back is found out by its hash at the fragment's next commit.
+//     only silent, for longer than anyone should be, must then start anew.
 //   - Whatever a site missed it is sent again when its next status shows the gap.
 //   - The coordinator may die at any moment. What it decided was durable before anyone heard of it,
 //     so the next one goes on from there (round_state.cpp): exchanges that were in flight begin
@@ -40,6 +40,7 @@ struct RoundOptions {
   double grace_s = 10;     // how long ready sites wait for a late one
   double heartbeat_s = 1;  // a site silent for five of these is dead
   double exchange_s = 60;  // longest time from Begin to the last Held; then somebody is left out
+  double absence_s = 60;   // a site silent for so long is not waited for by what only it may hold
   bool resume = false;     // start from the newest checkpoint common to all
 };
 
@@ -80,6 +81,9 @@ class RoundMachine {
   int64_t num_differing() const { return num_differing_; }
   int64_t num_refused() const { return num_refused_; }
   int64_t start_step() const { return start_step_; }
+  /// Whether this greeting decides where the site is found: not that of a start that was replaced,
+  /// or of a second one while the first is heard.
+  bool may_answer(const std::string& site, const Hello& hello) const;
   /// Where the sites of an earlier coordinator were last heard: it may speak to them at once.
   std::vector<std::pair<std::string, std::string>> addresses() const;
   /// How many coordinators of this run there were before.
@@ -168,6 +172,7 @@ class RoundMachine {
   void begin(int64_t exchange, Exchange& state);
   void leave_out_late(int64_t exchange, Exchange& state);
   const Made* newest_commit(int64_t fragment) const;
+  void expel(Site& site);
   bool may_hold(const Site& site, const Commit& commit) const;
   Commit for_site(const Made& made, const Site& site) const;
   void revoke_lost();

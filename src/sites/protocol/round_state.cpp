@@ -88,8 +88,9 @@ void RoundMachine::restore(const DurableState& known) {
 void RoundMachine::restore_site(Site& site, const std::string& value) {
   const json kept = json::parse(value);
   site.hello = message_of<Hello>(kept.at("hello"));
-  site.incarnation = site.hello.incarnation;
-  site.is_unheard = true;
+  // A site that was not taken in, or was expelled, has to greet again.
+  site.incarnation = kept.contains("welcome") ? site.hello.incarnation : 0;
+  site.is_unheard = site.incarnation != 0;
   site.returned_steps = kept.at("returned_steps");
   kept.at("past").get_to(site.past);
   if (kept.contains("welcome")) site.welcome = message_of<Welcome>(kept.at("welcome"));

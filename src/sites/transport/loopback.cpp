@@ -47,6 +47,20 @@ std::unique_ptr<Transport> LoopbackNetwork::open(const std::string& name) {
   return std::make_unique<LoopbackTransport>(*this, name);
 }
 
+std::unique_ptr<Transport> LoopbackNetwork::reopen(const std::string& name) {
+  inboxes_[name].clear();
+  num_opened_.try_emplace(name, 1);
+  return std::make_unique<LoopbackTransport>(*this, name);
+}
+
+void LoopbackNetwork::set_blocked(const std::string& from, const std::string& to, bool is_blocked) {
+  if (is_blocked) {
+    blocked_.emplace(from, to);
+  } else {
+    blocked_.erase({from, to});
+  }
+}
+
 void LoopbackNetwork::cut(const std::string& name) {
   inboxes_.erase(name);
   for (auto& [receiver, inbox] : inboxes_) {
@@ -65,7 +79,8 @@ std::string LoopbackNetwork::address(const std::string& name) const {
 
 void LoopbackNetwork::put(const std::string& to, const std::string& at, Arrival arrival) {
   const auto inbox = inboxes_.find(to);
-  const bool is_lost = rng_.next_uniform() < options_.loss || at != address(to);
+  const bool is_lost = rng_.next_uniform() < options_.loss || at != address(to) ||
+                       blocked_.contains({arrival.peer, to});
   if (inbox == inboxes_.end() || is_lost) {
     ++num_lost_;
     return;

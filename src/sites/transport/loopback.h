@@ -5,7 +5,9 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -29,12 +31,19 @@ class LoopbackNetwork {
   /// An endpoint under this name, in place of an earlier one and at a new address. The network
   /// outlives it.
   std::unique_ptr<Transport> open(const std::string& name);
+  /// The same at the address it had: a coordinator is found where it was.
+  std::unique_ptr<Transport> reopen(const std::string& name);
+  /// Frames that anyone sends under this name go nowhere from now on, one way, or go again.
+  void set_blocked(const std::string& from, const std::string& to, bool is_blocked);
   /// Where the endpoint of this name is now. Frames to an older address are lost.
   std::string address(const std::string& name) const;
   /// Everything on its way to and from it is gone; its peers learn that the connection broke.
   void cut(const std::string& name);
   /// From now on nothing is lost or doubled: what is left must come to an end.
-  void calm() { options_.loss = options_.doubling = 0; }
+  void calm() {
+    options_.loss = options_.doubling = 0;
+    blocked_.clear();
+  }
   int64_t num_lost() const { return num_lost_; }
   int64_t num_doubled() const { return num_doubled_; }
 
@@ -57,8 +66,9 @@ class LoopbackNetwork {
   Rng rng_;
   uint64_t num_flights_ = 0;
   int64_t num_lost_ = 0, num_doubled_ = 0;
-  std::map<std::string, std::vector<Flight>> inboxes_;  // by receiver, unordered
-  std::map<std::string, int64_t> num_opened_;           // by name
+  std::map<std::string, std::vector<Flight>> inboxes_;     // by receiver, unordered
+  std::map<std::string, int64_t> num_opened_;              // by name
+  std::set<std::pair<std::string, std::string>> blocked_;  // from, to
 };
 
 }  // namespace pelago::sites

@@ -1,0 +1,148 @@
+// A whole run of several sites in virtual time: the real protocol on both sides over a network that
+// loses, delays, doubles and cuts, with sites that train at their own pace, die between any two
+// actions and come back, earlier starts that wake up late, and a coordinator that dies too. Workers
+// are replaced by arithmetic: a step moves every local weight by a seeded amount. Everything
+// follows from the seed, so a run that breaks breaks again.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/rng.h"
+#include "sites/protocol/member.h"
+#include "sites/protocol/round_machine.h"
+#include "sites/simulation/faulty_code.h"
+#include "sites/simulation/simulated_coordinator.h"
+#include "sites/simulation/truth.h"
+#include "sites/transport/loopback.h"
+
+namespace pelago::sites {
+
+struct SimulatedRunOptions {
+  int64_t num_sites = 3;
+  int64_t num_values = 1000;
+  int64_t num_crashes = 0;     // of random sites at random moments
+  int64_t num_ghosts = 0;      // crashes after which the old start wakes up beside the new one
+  int64_t num_partitions = 0;  // between two ends, one way or both, steady or on and off
+  int64_t num_coordinator_crashes = 0;
+  bool has_zombie = false;  // a site is frozen for a while and then goes on
+  bool has_frozen_coordinator = false;
+  double restart_s = 3;     // until a crashed site is back
+  double stop_after_s = 0;  // 0: never
+  double disk_s = 0;        // the coordinator's disk takes up to so long
+  int bits = 4;
+  double faults_until_s = 30;
+  double limit_s = 600;  // of virtual time: longer is no progress
+  train::ExchangeSchedule schedule{
+      .inner_steps = 12, .num_fragments = 3, .overlap_steps = 1, .num_steps = 40};
+  LoopbackOptions network = {};
+  const PlantedBug* bug = nullptr;  // outlives the run
+};
+
+/// Draws everything that can go wrong from the seed.
+SimulatedRunOptions any_run(uint64_t seed);
+
+/// Moves as workers do: steps, snapshots, waits for merges, takes them half and half.
+struct SimulatedWorkers {
+  std::vector<float> local, snapshot;
+  int64_t completed_steps = 0;
+  int64_t data_shift = 0;       // data step less step
+  int64_t final_fragment = -1;  // the last exchanges, one after another
+  std::optional<int64_t> waits_for;
+  std::optional<int64_t> stop_step;
+  double next_step_s = 0;
+  bool trains = false;
+  bool has_finished = false;
+};
+
+class SimulatedRun {
+ public:
+  explicit SimulatedRun(const SimulatedRunOptions& options);
+  /// Runs until every site has left. Returns what went wrong, or nothing.
+  std::string run();
+
+  const RoundMachine& rounds() const { return *coordinator_->rounds(); }
+  const SimulatedCoordinator& coordinator() const { return *coordinator_; }
+  const Truth& truth() const { return truth_; }
+  int64_t num_restarts() const { return num_restarts_; }
+  /// Completed steps of each site that ended.
+  const std::vector<int64_t>& last_steps() const { return last_steps_; }
+  const std::vector<std::string>& last_hashes() const { return last_hashes_; }
+  int64_t num_refused() const { return num_refused_ + coordinator_->num_refused(); }
+  double virtual_s() const { return clock_.now_s(); }
+
+ private:
+  struct Site {
+    std::string name;
+    uint64_t incarnation = 0;
+    double step_s = 1;
+    std::unique_ptr<Transport> transport;
+    std::unique_ptr<GlobalState> state;
+    std::unique_ptr<Member> member;  // null: down
+    SimulatedWorkers workers;
+    double workers_ready_s = -1;
+    double heartbeat_s = 0;
+    double restart_s = -1;      // dead until then
+    double frozen_s = -1;       // does nothing until then
+    int64_t actions_left = -1;  // until it dies; -1: it does not
+    bool is_ghost = false;      // an earlier start: hears only what it had before
+    std::vector<Frame> heard_before;
+    double ghost_ends_s = 0;
+    bool has_left = false;
+  };
+  struct Fault {
+    double at_s = 0;
+    enum class Kind { kCrash, kGhost, kPartition, kCoordinator, kFreeze, kFreezeCoordinator } kind;
+  };
+  struct Partition {
+    std::string from, to;
+    double end_s = 0;
+    double flap_s = 0;  // on and off so often; 0: steady
+  };
+
+  // simulated_run.cpp: the world
+  void plan_faults();
+  void strike(const Fault& fault);
+  void flap();
+  bool can_spare(const Site& site) const;
+  void check_end();
+  std::string where() const;
+  void complain(const std::string& what);
+  // simulated_site.cpp: one site
+  void start(Site& site);
+  void crash(Site& site);
+  void haunt(Site& site);
+  void turn(Site& site);
+  void hear(Site& site, const std::string& peer, const Frame& frame);
+  void carry_out(Site& site, MemberActions actions);
+  void act(Site& site, MemberAction& action);
+  void start_workers(Site& site, const StartWorkers& begin);
+  void leave(Site& site, const Leave& leave);
+  void train(Site& site);
+  void take_snapshot(Site& site, int64_t exchange);
+  void take_merge(Site& site, int64_t exchange, int64_t fragment);
+
+  SimulatedRunOptions options_;
+  ManualClock clock_;
+  Rng rng_;
+  LoopbackNetwork network_;
+  FaultyCode faulty_;
+  Truth truth_;
+  std::unique_ptr<SimulatedCoordinator> coordinator_;
+  std::vector<train::Fragment> fragments_;
+  std::vector<Site> sites_;
+  std::vector<std::unique_ptr<Site>> ghosts_;
+  std::vector<Fault> faults_;  // by time, latest first
+  std::vector<Partition> partitions_;
+  uint64_t num_starts_ = 0;
+  int64_t num_restarts_ = 0;
+  int64_t num_refused_ = 0;
+  std::vector<int64_t> last_steps_;
+  std::vector<std::string> last_hashes_;
+};
+
+}  // namespace pelago::sites

@@ -1,0 +1,224 @@
+// One site of a simulated run: the real Member, workers made of arithmetic, and how it dies.
+#include <algorithm>
+#include <utility>
+
+#include "sites/simulation/simulated_run.h"
+
+namespace pelago::sites {
+
+void SimulatedRun::start(Site& site) {
+  site.incarnation = ++num_starts_;
+  site.restart_s = site.workers_ready_s = site.frozen_s = -1;
+  site.actions_left = -1;
+  site.transport = network_.open(site.name);
+  std::vector<float> initial(static_cast<size_t>(options_.num_values));
+  Rng weights = Rng(3).fork("initial");
+  for (float& value : initial) value = static_cast<float>(weights.next_normal());
+  site.member.reset();
+  site.state = std::make_unique<GlobalState>(std::move(initial), fragments_);
+  MemberOptions member;
+  member.site = site.name;
+  member.schedule = options_.schedule;
+  member.exchange.bits = options_.bits;
+  member.tokens_per_step = 100 * (1 + (site.name.back() - '0'));
+  member.heartbeat_s = 0.5;
+  member.hello.incarnation = site.incarnation;
+  member.hello.address = network_.address(site.name);
+  site.transport->set_address(kCoordinatorName, network_.address(kCoordinatorName));
+  site.member = std::make_unique<Member>(member, *site.state);
+  site.workers = SimulatedWorkers{};
+}
+
+void SimulatedRun::crash(Site& site) {
+  if (site.has_left || !site.member) return;
+  num_refused_ += site.member->status().num_refused;
+  site.member.reset();
+  site.transport.reset();
+  if (site.is_ghost) {
+    site.has_left = true;
+    return;
+  }
+  network_.cut(site.name);
+  site.restart_s = clock_.now_s() + options_.restart_s;
+  ++num_restarts_;
+}
+
+// The process hangs and is given up, a new one starts at once, and then the old one goes on.
+void SimulatedRun::haunt(Site& site) {
+  auto ghost = std::make_unique<Site>();
+  ghost->name = site.name;
+  ghost->incarnation = site.incarnation;
+  ghost->step_s = site.step_s;
+  while (auto arrival = site.transport->receive(0)) {
+    if (arrival->frame) ghost->heard_before.push_back(*arrival->frame);
+  }
+  ghost->transport = std::move(site.transport);
+  ghost->state = std::move(site.state);
+  ghost->member = std::move(site.member);
+  ghost->workers = std::move(site.workers);
+  ghost->workers_ready_s = site.workers_ready_s;
+  ghost->is_ghost = true;
+  ghost->frozen_s = clock_.now_s() + 0.2 + 8 * rng_.next_uniform();
+  ghost->ghost_ends_s = ghost->frozen_s + 4;
+  ghosts_.push_back(std::move(ghost));
+  ++num_restarts_;
+  start(site);
+}
+
+void SimulatedRun::turn(Site& site) {
+  const double now_s = clock_.now_s();
+  if (site.has_left || now_s < site.frozen_s) return;
+  if (!site.member) {
+    if (now_s >= site.restart_s) start(site);
+    return;
+  }
+  for (const Frame& frame : std::exchange(site.heard_before, {})) {
+    if (site.member) hear(site, frame.from, frame);
+  }
+  while (site.member && !site.is_ghost) {
+    const std::optional<Arrival> arrival = site.transport->receive(0);
+    if (!arrival) break;
+    if (arrival->frame) hear(site, arrival->peer, *arrival->frame);
+    if (site.has_left) return;
+  }
+  if (!site.member || site.has_left) return;
+  if (now_s - site.heartbeat_s >= 0.5) {
+    site.heartbeat_s = now_s;
+    site.transport->send(kCoordinatorName, encode(site.name, Heartbeat{site.incarnation}));
+  }
+  carry_out(site, site.member->on_tick(now_s));
+  if (site.member && !site.has_left && site.workers_ready_s >= 0 && now_s >= site.workers_ready_s) {
+    site.workers_ready_s = -1;
+    carry_out(site, site.member->on_workers_ready(now_s));
+  }
+  if (site.member && !site.has_left) train(site);
+  if (site.member && site.actions_left == 0) crash(site);
+}
+
+void SimulatedRun::hear(Site& site, const std::string& peer, const Frame& frame) {
+  Result<Message> message = decode(frame);
+  if (!message) return complain(message.error().message);
+  if (faulty_.site_hears && !faulty_.site_hears(site.name, peer, *message)) return;
+  carry_out(site, site.member->on_message(peer, *message, clock_.now_s()));
+}
+
+// A site that is to die does so between two of these.
+void SimulatedRun::carry_out(Site& site, MemberActions actions) {
+  for (MemberAction& action : actions) {
+    if (!site.member || site.has_left) return;
+    if (site.actions_left == 0) return crash(site);
+    if (site.actions_left > 0) --site.actions_left;
+    act(site, action);
+  }
+}
+
+void SimulatedRun::act(Site& site, MemberAction& action) {
+  SimulatedWorkers& workers = site.workers;
+  if (const auto* known = std::get_if<KnowAddress>(&action)) {
+    site.transport->set_address(known->site, known->address);
+  } else if (auto* send = std::get_if<SendMessage>(&action)) {
+    if (faulty_.site_says && !faulty_.site_says(site.name, send->to, send->message)) return;
+    site.transport->send(send->to, encode(site.name, std::move(send->message)));
+  } else if (const auto* begin = std::get_if<StartWorkers>(&action)) {
+    start_workers(site, *begin);
+  } else if (std::holds_alternative<LetTrain>(action)) {
+    workers.trains = true;
+    workers.next_step_s = clock_.now_s() + site.step_s;
+  } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
+    if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
+    take_merge(site, merged->exchange, merged->fragment);
+  } else if (const auto* stop = std::get_if<StopTraining>(&action)) {
+    // A site that waits for the merge of its last step has not yet left that step.
+    const bool can_stop = stop->step > workers.completed_steps ||
+                          (stop->step == workers.completed_steps && workers.waits_for);
+    if (!can_stop) complain(site.name + " is told to stop too late");
+    workers.stop_step = stop->step;
+  } else if (const auto* ends = std::get_if<Leave>(&action)) {
+    leave(site, *ends);
+  }
+}
+
+void SimulatedRun::start_workers(Site& site, const StartWorkers& begin) {
+  SimulatedWorkers& workers = site.workers;
+  workers.completed_steps = begin.step;
+  workers.data_shift = begin.data_step + faulty_.data_ahead - begin.step;
+  workers.local.assign(site.state->global().begin(), site.state->global().end());
+  workers.snapshot = workers.local;
+  site.workers_ready_s = clock_.now_s() + 0.5 + rng_.next_uniform();
+  truth_.on_start(site.name, site.incarnation, begin.step, begin.step + workers.data_shift);
+  if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
+}
+
+void SimulatedRun::leave(Site& site, const Leave& ends) {
+  if (site.is_ghost || ends.exit_code == kExitTryAgain) return crash(site);
+  if (ends.exit_code != 0) return complain(site.name + " left: " + ends.reason);
+  site.has_left = true;
+  num_refused_ += site.member->status().num_refused;
+  if (!site.workers.has_finished) return;
+  last_steps_.push_back(site.workers.completed_steps);
+  last_hashes_.push_back(site.state->hash());
+}
+
+void SimulatedRun::take_snapshot(Site& site, int64_t exchange) {
+  SimulatedWorkers& workers = site.workers;
+  const int64_t num_regular = options_.schedule.num_regular();
+  const int64_t fragment =
+      exchange < num_regular ? exchange % options_.schedule.num_fragments : exchange - num_regular;
+  const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
+  std::copy(workers.local.begin() + range.begin,
+            workers.local.begin() + range.end,
+            workers.snapshot.begin() + range.begin);
+  carry_out(site,
+            site.member->on_snapshot(exchange,
+                                     std::span<const float>(workers.snapshot)
+                                         .subspan(static_cast<size_t>(range.begin),
+                                                  static_cast<size_t>(range.end - range.begin)),
+                                     clock_.now_s()));
+}
+
+void SimulatedRun::take_merge(Site& site, int64_t exchange, int64_t fragment) {
+  SimulatedWorkers& workers = site.workers;
+  const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
+  const float alpha = exchange < options_.schedule.num_regular() ? 0.5F : 0.0F;
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    const auto at = static_cast<size_t>(i);
+    workers.local[at] = alpha * workers.local[at] + (1 - alpha) * site.state->global()[at];
+  }
+  if (workers.waits_for == exchange) workers.waits_for.reset();
+}
+
+void SimulatedRun::train(Site& site) {
+  SimulatedWorkers& workers = site.workers;
+  if (!workers.trains || workers.has_finished || workers.waits_for) return;
+  const bool is_last = workers.completed_steps >= options_.schedule.num_steps;
+  if (workers.stop_step == workers.completed_steps && !is_last) {
+    workers.has_finished = true;
+    return carry_out(site, site.member->on_finished(clock_.now_s()));
+  }
+  if (is_last) {
+    if (++workers.final_fragment == options_.schedule.num_fragments) {
+      workers.has_finished = true;
+      return carry_out(site, site.member->on_finished(clock_.now_s()));
+    }
+    const int64_t exchange = options_.schedule.num_regular() + workers.final_fragment;
+    workers.waits_for = exchange;
+    return take_snapshot(site, exchange);
+  }
+  if (clock_.now_s() < workers.next_step_s) return;
+  workers.next_step_s = clock_.now_s() + site.step_s;
+  if (!site.is_ghost) truth_.on_read(site.name, workers.completed_steps + workers.data_shift);
+  ++workers.completed_steps;
+  Rng noise = Rng(static_cast<uint64_t>(workers.completed_steps)).fork(site.name);
+  for (float& value : workers.local) value += static_cast<float>(0.01 * noise.next_normal());
+  site.member->on_step(workers.completed_steps);
+  const int64_t coming = options_.schedule.merge_after(workers.completed_steps);
+  const int64_t leaving = options_.schedule.snapshot_after(workers.completed_steps);
+  if (leaving >= 0) take_snapshot(site, leaving);
+  if (!site.member || site.has_left) return;
+  const auto& open = site.member->status().exchanges;
+  const bool is_open = std::any_of(
+      open.begin(), open.end(), [&](const ReadyExchange& held) { return held.exchange == coming; });
+  if (coming >= 0 && is_open) workers.waits_for = coming;
+}
+
+}  // namespace pelago::sites

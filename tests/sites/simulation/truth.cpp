@@ -1,0 +1,191 @@
+#include "sites/simulation/truth.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+namespace pelago::sites {
+
+using nlohmann::json;
+
+int64_t Truth::fragment_of(int64_t exchange) const {
+  const int64_t num_regular = schedule_.num_regular();
+  return exchange < num_regular ? exchange % schedule_.num_fragments : exchange - num_regular;
+}
+
+int64_t Truth::snapshot_step(int64_t exchange) const {
+  return exchange < schedule_.num_regular() ? (exchange + 1) * schedule_.interval()
+                                            : schedule_.num_steps;
+}
+
+void Truth::on_start(const std::string& site,
+                     uint64_t incarnation,
+                     int64_t step,
+                     int64_t first_data) {
+  starts_[{site, incarnation}] = {.step = step, .data = first_data};
+}
+
+void Truth::on_writes(const std::vector<StateWrite>& writes) {
+  for (const StateWrite& write : writes) {
+    if (write.key.rfind("site/", 0) == 0) on_site(write.key.substr(5), write.value);
+    if (write.key.rfind("commit/", 0) != 0) continue;
+    if (write.value.empty()) {
+      commits_.erase(std::stoll(write.key.substr(7)));
+      ++num_lost_;
+      continue;
+    }
+    const json kept = json::parse(write.value);
+    const Frame frame{.from = "",
+                      .kind = static_cast<uint32_t>(Message(Commit{}).index()),
+                      .head = kept.at("commit").dump(),
+                      .payload = {}};
+    const Result<Message> commit = decode(frame);
+    if (!commit) return complain(commit.error().message);
+    Made made{.commit = std::get<Commit>(*commit), .incarnations = {}};
+    kept.at("incarnations").get_to(made.incarnations);
+    on_commit(std::move(made));
+  }
+}
+
+void Truth::on_site(const std::string& site, const std::string& value) {
+  const json kept = json::parse(value);
+  const auto incarnation = kept.at("hello").at("incarnation").get<uint64_t>();
+  if (kept.contains("welcome")) {
+    expelled_.erase(incarnation);
+  } else {
+    expelled_.insert(incarnation);
+  }
+  const uint64_t before = std::exchange(taken_in_[site], incarnation);
+  if (before != 0 && before != incarnation) replaced_.insert(before);
+  if (replaced_.contains(incarnation))
+    complain(site + ": a start that was replaced is taken in again");
+}
+
+void Truth::on_commit(Made made) {
+  const Commit& commit = made.commit;
+  const int64_t exchange = commit.exchange;
+  if (commits_.contains(exchange)) {
+    return complain(fmt::format("exchange {} is committed twice", exchange));
+  }
+  if (commit.donors.size() != commit.members.size()) {
+    complain(fmt::format("exchange {}: results differ", exchange));
+  }
+  if (commit.members.empty() || commit.hash.empty()) {
+    complain(fmt::format("exchange {} is committed by nobody", exchange));
+  }
+  for (const MemberShare& member : commit.members) {
+    const uint64_t incarnation = made.incarnations[member.site];
+    if (incarnation != taken_in_[member.site]) {
+      complain(
+          fmt::format("exchange {} takes a delta of {}, which was fenced", exchange, member.site));
+    }
+    const auto start = starts_.find({member.site, incarnation});
+    if (start == starts_.end()) {
+      complain(fmt::format(
+          "exchange {} takes a delta of a start of {} that never was", exchange, member.site));
+      continue;
+    }
+    // What this fragment has had of this start, then where its next delta begins.
+    int64_t begin = start->second.data;
+    for (const auto& [other, earlier] : commits_) {
+      if (fragment_of(other) != fragment_of(exchange)) continue;
+      const auto was = earlier.incarnations.find(member.site);
+      if (was == earlier.incarnations.end() || was->second != incarnation) continue;
+      for (const MemberShare& share : earlier.commit.members) {
+        if (share.site == member.site) begin = std::max(begin, share.data_end);
+      }
+    }
+    const int64_t end = start->second.data + snapshot_step(exchange) - start->second.step;
+    if (member.data_begin != begin || member.data_end != end) {
+      complain(fmt::format("exchange {}: {} gives data steps {}-{}, its delta has {}-{}",
+                           exchange,
+                           member.site,
+                           member.data_begin,
+                           member.data_end,
+                           begin,
+                           end));
+    }
+    const std::set<int64_t> before = spent(member.site, fragment_of(exchange));
+    const auto repeated = before.lower_bound(member.data_begin);
+    if (repeated != before.end() && *repeated < member.data_end) {
+      complain(fmt::format(
+          "exchange {}: data step {} of {} is spent twice", exchange, *repeated, member.site));
+    }
+  }
+  commits_.emplace(exchange, std::move(made));
+}
+
+std::set<int64_t> Truth::spent(const std::string& site, int64_t fragment) const {
+  std::set<int64_t> steps;
+  for (const auto& [exchange, made] : commits_) {
+    if (fragment >= 0 && fragment_of(exchange) != fragment) continue;
+    for (const MemberShare& share : made.commit.members) {
+      for (int64_t step = share.data_begin; share.site == site && step < share.data_end; ++step) {
+        steps.insert(step);
+      }
+    }
+  }
+  return steps;
+}
+
+void Truth::check_held(const std::string& site, uint64_t incarnation, const GlobalState& state) {
+  if (replaced_.contains(incarnation) || expelled_.contains(incarnation)) return;
+  for (size_t fragment = 0; fragment < state.applied().size(); ++fragment) {
+    const int64_t exchange = state.applied()[fragment];
+    if (exchange < 0) continue;
+    const auto made = commits_.find(exchange);
+    if (made == commits_.end()) {
+      return complain(fmt::format("{} applied {} before its commit", site, exchange));
+    }
+    if (state.fragment_hash(static_cast<int64_t>(fragment)) != made->second.commit.hash) {
+      complain(fmt::format("{} holds other weights than were committed", site));
+    }
+  }
+}
+
+void Truth::check_account(const std::string& site, const LaneAccount& account) {
+  const std::set<int64_t> any = spent(site, -1);
+  const auto spent_steps = static_cast<int64_t>(any.size());
+  if (account.spent != spent_steps || account.repeated != 0) {
+    complain(
+        fmt::format("{}: the ledger has {} data steps spent and {} repeated, in truth {} and 0",
+                    site,
+                    account.spent,
+                    account.repeated,
+                    spent_steps));
+  }
+  int64_t partly = 0;
+  for (const int64_t step : any) {
+    for (int64_t fragment = 0; fragment < schedule_.num_fragments; ++fragment) {
+      if (spent(site, fragment).contains(step)) continue;
+      ++partly;
+      break;
+    }
+  }
+  if (account.partly != partly) {
+    complain(fmt::format("{}: the ledger has {} data steps in part of the fragments, in truth {}",
+                         site,
+                         account.partly,
+                         partly));
+  }
+  // Below the last data step spent, where no later lease begins, nothing is passed over in silence.
+  // What lies beyond is still in the lane, whoever had read it.
+  const std::set<int64_t>& read = read_[site];
+  const int64_t end = any.empty() ? 0 : *any.rbegin() + 1;
+  int64_t skipped = 0, unspent = 0;
+  for (int64_t step = 0; step < end; ++step) {
+    if (any.contains(step)) continue;
+    ++unspent;
+    skipped += read.contains(step) ? 0 : 1;
+  }
+  if (skipped > account.lost || unspent > account.lost + account.in_hand + account.returned) {
+    complain(
+        fmt::format("{}: {} data steps are in no commit, {} were never read; the ledger lists {}",
+                    site,
+                    unspent,
+                    skipped,
+                    account.lost));
+  }
+}
+
+}  // namespace pelago::sites

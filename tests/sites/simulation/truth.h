@@ -1,0 +1,70 @@
+// What must hold in every run, judged from outside: from what workers read and what became durable,
+// never from what the protocol code says of itself.
+//   - An exchange has one commit, unless that was taken back.
+//   - Its members are the sites' starts that were not yet replaced, and the data steps it names are
+//     those that went into the members' deltas.
+//   - No data step is in two committed deltas of a fragment; between the deltas of one start no
+//     data step falls out.
+//   - Whoever holds a fragment as of an exchange holds the committed bits.
+//   - At the end the ledger's account is what really happened.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "sites/exchange/global_state.h"
+#include "sites/protocol/round_machine.h"
+
+namespace pelago::sites {
+
+class Truth {
+ public:
+  explicit Truth(const train::ExchangeSchedule& schedule) : schedule_(schedule) {}
+
+  // What happened at a site. first_data: the data step that this start's first step reads.
+  void on_start(const std::string& site, uint64_t incarnation, int64_t step, int64_t first_data);
+  void on_read(const std::string& site, int64_t data_step) { read_[site].insert(data_step); }
+  // What became durable.
+  void on_writes(const std::vector<StateWrite>& writes);
+
+  /// A start that was expelled or replaced may hold what it likes: nobody takes it from there.
+  void check_held(const std::string& site, uint64_t incarnation, const GlobalState& state);
+  void check_account(const std::string& site, const LaneAccount& account);
+  void complain(const std::string& what) {
+    if (complaint_.empty()) complaint_ = what;
+  }
+  const std::string& complaint() const { return complaint_; }
+  int64_t num_commits() const { return static_cast<int64_t>(commits_.size()); }
+  int64_t num_lost_commits() const { return num_lost_; }
+
+ private:
+  struct Start {
+    int64_t step = 0;
+    int64_t data = 0;
+  };
+  struct Made {
+    Commit commit;
+    std::map<std::string, uint64_t> incarnations;
+  };
+  void on_commit(Made made);
+  void on_site(const std::string& site, const std::string& value);
+  int64_t fragment_of(int64_t exchange) const;
+  int64_t snapshot_step(int64_t exchange) const;
+  /// Data steps of a site in committed deltas of the fragment; -1: of any.
+  std::set<int64_t> spent(const std::string& site, int64_t fragment) const;
+
+  train::ExchangeSchedule schedule_;
+  std::map<std::pair<std::string, uint64_t>, Start> starts_;
+  std::set<uint64_t> expelled_;
+  std::set<uint64_t> replaced_;                    // starts that a later one took the place of
+  std::map<std::string, uint64_t> taken_in_;       // the newest start that was made durable
+  std::map<std::string, std::set<int64_t>> read_;  // data steps, by site
+  std::map<int64_t, Made> commits_;                // by exchange
+  int64_t num_lost_ = 0;
+  std::string complaint_;
+};
+
+}  // namespace pelago::sites
