@@ -61,7 +61,7 @@ std::unique_ptr<sites::GrpcTransport> open_end(const fs::path& certs,
   options.name = name;
   options.certs_dir = certs;
   options.listen = listen;
-  (void)num_streams;
+  options.num_streams = num_streams;
   return std::make_unique<sites::GrpcTransport>(options);
 }
 
@@ -106,23 +106,24 @@ int send_all(const fs::path& certs, const std::string& to, const std::string& li
     }
   }
   end->send("b", {.from = "a", .kind = 9, .head = "{}", .payload = ""});
-  end->flush(20);
-  sleep_until_s(steady_now_s() + 1);
+  end->flush(5);
   return kExitDone;
 }
 
-double transport_mbit_s(wan::PacketLine& line, const fs::path& certs, int streams, bool back) {
+double transport_mbit_s(
+    wan::PacketLine& line, const fs::path& certs, int streams, bool back, int port) {
   const std::string self = program_path().string();
   const int from = back ? 1 : 0, to = back ? 0 : 1;
   const std::string words =
       fmt::format("{} --certs {} --streams {}", self, certs.string(), streams);
-  const std::string sender = fmt::format("{}{} --send {}:4700 --listen {}:0",
+  const std::string sender = fmt::format("{}{} --send {}:{} --listen {}:0",
                                          line.at(from),
                                          words,
                                          line.address(to),
+                                         port,
                                          line.address(from));
   const std::string receiver =
-      fmt::format("{}{} --receive {}:4700", line.at(to), words, line.address(to));
+      fmt::format("{}{} --receive {}:{}", line.at(to), words, line.address(to), port);
   return std::stod(output_of(fmt::format("({} >&2 &) ; {}", sender, receiver)));
 }
 
@@ -147,7 +148,7 @@ void measure(Report& report, int streams) {
   std::vector<double> ours, theirs, ratios;
   for (int turn = 0; turn < kTurns; ++turn) {
     theirs.push_back(iperf_mbit_s(line, streams, back));
-    ours.push_back(transport_mbit_s(line, certs, streams, back));
+    ours.push_back(transport_mbit_s(line, certs, streams, back, 4700 + turn));
     ratios.push_back(ours.back() / theirs.back());
     std::fprintf(stderr, "turn %d: %.2f Mbit/s, iperf3 %.2f\n", turn, ours.back(), theirs.back());
   }

@@ -1,7 +1,9 @@
-// The real line between sites: frames as chunks over gRPC streams with mutual TLS. One stream and
-// one sending thread a peer and direction. A peer is believed to be who its certificate says, and
-// nobody else. Where a line is emulated, the sending thread holds each frame back until it would
-// have arrived.
+// The real line between sites: frames as chunks over several gRPC streams with mutual TLS to each
+// peer. A chunk is acknowledged by itself: a frame that a lost connection cuts goes on from there.
+// TLS 1.3 authenticates every record from agent to agent, where frames are made and used, so that
+// no other authentication of a frame is needed; a checksum over each chunk and its place guards the
+// way through memory on both sides. Where a line is emulated, each frame is held back until it
+// would have arrived. Measured over packets lost and delayed: bench_goodput.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +27,9 @@ struct GrpcTransportOptions {
   std::filesystem::path certs_dir;  // ca.pem, NAME.pem, NAME.key
   std::string listen = "127.0.0.1:0";
   int64_t frame_bytes_max = 64 << 20;  // larger frames are refused before memory is taken
+  int num_streams = 4;     // to each site: a loss stops one of them; more than 8 gains nothing
+  double patience_s = 10;  // frames wait so long for a peer that is gone: longer than most breaks
+  double handshake_s = 5;  // a connection without a certificate by then is closed
   /// The line to a peer, if it is to be emulated.
   std::function<std::optional<LineOptions>(const std::string& peer)> emulated_line;
   /// Answers callers that have no certificate yet; outlives the transport. Null: there are none.

@@ -2,6 +2,7 @@
 // machines of both sides. The input is lines, a frame each: a letter for the kind ('a' is 0), one
 // for the sender, the head as JSON, and perhaps a tab and the payload.
 #include <map>
+#include <utility>
 
 #include "base/rng.h"
 #include "outside_bytes.h"
@@ -22,21 +23,32 @@ std::optional<Frame> assemble(std::string_view line) {
   const char* const kSenders[] = {"a", "b", "c", kCoordinatorName};
   const size_t tab = std::min(line.find('\t'), line.size());
   const std::string_view payload = tab < line.size() ? line.substr(tab + 1) : std::string_view();
-  FrameAssembly assembly({"a", "b", "c", kCoordinatorName}, 1 << 16);
-  const std::string from = kSenders[static_cast<unsigned char>(line[1]) % 4];
-  const FrameChunk first{.from = from,
-                         .kind = static_cast<uint32_t>(static_cast<unsigned char>(line[0]) - 'a'),
-                         .head = line.substr(2, tab - std::min<size_t>(tab, 2)),
-                         .frame_payload_bytes = payload.size(),
-                         .payload = payload.substr(0, payload.size() / 2),
-                         .last = payload.size() < 2};
-  Result<std::optional<Frame>> frame = assembly.add(
-      first.last ? FrameChunk{first.from, first.kind, first.head, payload.size(), payload, true}
-                 : first);
-  if (frame && !*frame) {
-    frame = assembly.add({.from = {}, .payload = payload.substr(payload.size() / 2), .last = true});
+  FrameAssembly assembly(kSenders[static_cast<unsigned char>(line[1]) % 4], 1 << 18);
+  // A payload of two chunks comes in the wrong order.
+  const std::string_view head = line.substr(2, tab - std::min<size_t>(tab, 2));
+  FrameChunk first{.session = 1,
+                   .frame = 0,
+                   .kind = static_cast<uint32_t>(static_cast<unsigned char>(line[0]) - 'a'),
+                   .head = head,
+                   .frame_payload_bytes = payload.size(),
+                   .offset = 0,
+                   .payload = payload.substr(0, kChunkBytes),
+                   .oldest = 0,
+                   .checksum = 0};
+  FrameChunk second = first;
+  second.offset = kChunkBytes;
+  second.head = {};
+  second.kind = 0;
+  std::optional<Frame> whole;
+  for (FrameChunk* chunk : {&second, &first}) {
+    if (chunk->offset > 0 && payload.size() <= kChunkBytes) continue;
+    chunk->payload = payload.substr(static_cast<size_t>(chunk->offset), kChunkBytes);
+    chunk->checksum = checksum_of(*chunk);
+    Result<std::vector<Frame>> frames = assembly.add(*chunk);
+    if (!frames) return std::nullopt;
+    for (Frame& frame : *frames) whole = std::move(frame);
   }
-  return frame ? std::move(*frame) : std::nullopt;
+  return whole;
 }
 
 /// A site of two, with workers that are ready at once and have taken every snapshot.

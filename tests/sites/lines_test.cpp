@@ -1,5 +1,9 @@
 #include <doctest/doctest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -10,7 +14,6 @@
 #include "sites/journal.h"
 #include "sites/tls.h"
 #include "sites/transport/emulated_line.h"
-#include "sites/transport/frame_assembly.h"
 
 namespace pelago::sites {
 namespace {
@@ -39,6 +42,16 @@ std::unique_ptr<GrpcTransport> open_end(const fs::path& certs,
   options.certs_dir = certs;
   options.emulated_line = [emulated](const std::string&) { return emulated; };
   return std::make_unique<GrpcTransport>(options);
+}
+
+int connect_to(const std::string& address) {
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const int connection = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  REQUIRE(::connect(connection, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0);
+  return connection;
 }
 
 /// The next frame within 5 s; lost connections on the way are left out.
@@ -154,28 +167,32 @@ TEST_CASE("a frame above the bound is refused before memory is taken") {
   CHECK_FALSE(next_frame(b, 0.2));
 }
 
-TEST_CASE("chunks that do not add up to the frame they announce are refused") {
-  const FrameChunk first{.from = "a",
-                         .kind = 1,
-                         .head = "{}",
-                         .frame_payload_bytes = 4,
-                         .payload = "12",
-                         .last = false};
-  const auto after_first = [&](std::string_view payload, bool last) {
-    FrameAssembly assembly({"a", "localhost"}, 100);
-    const auto begun = assembly.add(first);
-    REQUIRE(begun);
-    REQUIRE_FALSE(begun.value());
-    return assembly.add({.from = "b", .payload = payload, .last = last});
-  };
-  const auto whole = after_first("34", true);
-  REQUIRE(whole);
-  CHECK(whole.value()->payload == "1234");
-  CHECK(whole.value()->from == "a");  // as the first chunk said, which was checked
-  CHECK_FALSE(after_first("345", true));
-  CHECK_FALSE(after_first("3", true));
-  CHECK_FALSE(after_first("34", false));
-  CHECK_FALSE(after_first("", false));  // would never end
+TEST_CASE("a connection that only drips, and a flood of silent ones, keep no peer from its line") {
+  const fs::path certs = fresh_folder("grpc-drip");
+  make_certificates(certs, {"a", "b"});
+  GrpcTransportOptions options;
+  options.name = "b";
+  options.certs_dir = certs;
+  options.handshake_s = 0.3;
+  GrpcTransport b(options);
+  std::vector<int> strangers;
+  for (int i = 0; i < 200; ++i) strangers.push_back(connect_to(b.address()));
+  const auto a = open_end(certs, "a");
+  a->set_address("b", b.address());
+  a->send("b", {.from = "a", .kind = 3, .head = "{}", .payload = ""});
+  CHECK(next_frame(b));
+  // All of them are hung up on, though the first sends a byte now and then.
+  const double deadline_s = steady_now_s() + 5;
+  for (const int stranger : strangers) {
+    char byte = 0x16;
+    pollfd hung_up{.fd = stranger, .events = POLLIN, .revents = 0};
+    while (::poll(&hung_up, 1, 20) == 0 && steady_now_s() < deadline_s) {
+      (void)::send(stranger, &byte, 1, MSG_NOSIGNAL);
+    }
+    CHECK(::recv(stranger, &byte, 1, MSG_DONTWAIT) <= 0);
+    ::close(stranger);
+  }
+  CHECK(steady_now_s() < deadline_s);
 }
 
 TEST_CASE("a taken port is said so") {

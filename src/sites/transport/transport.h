@@ -34,6 +34,8 @@ struct PeerTraffic {
   int64_t sent_frames = 0;
   int64_t sent_bytes = 0;          // whole frames
   int64_t sent_payload_bytes = 0;  // of these: payload
+  int64_t resent_bytes = 0;        // payload that was on its way when a connection broke
+  double rate_mbit_s = 0;          // payload acknowledged while frames waited; 0: not known yet
 };
 
 class Transport {
@@ -46,7 +48,7 @@ class Transport {
   virtual bool send(const std::string& peer, Frame frame) = 0;
   /// The next arrival, or nothing within timeout_s.
   virtual std::optional<Arrival> receive(double timeout_s) = 0;
-  /// Frames not yet handed to the line: whoever would resend looks here first.
+  /// Frames that the peer may not have yet: whoever would resend looks here first.
   virtual int64_t num_queued(const std::string& peer) const = 0;
   virtual std::map<std::string, PeerTraffic> traffic() const = 0;
 };
