@@ -40,7 +40,7 @@ cores = [1]
 )";
 
 struct Settings {
-  int64_t steps = 200;
+  int64_t steps = 150;
   int64_t seeds = 2;
 };
 
@@ -53,7 +53,7 @@ double heldout_loss(const FleetBench& bench,
 }
 
 void measure(const Settings& settings, Report& report) {
-  const FleetBench bench(kJob);
+  const FleetBench bench(kJob, /*vocab_size=*/1024);
   bench.write_fleet("mix.toml", kFleet);
   // A pipeline has one border, which bf16 and fp16 cross; replicas meet in their sums only.
   const std::string cut = report.case_name == "pipeline" ? "always" : "never";
