@@ -118,7 +118,28 @@ model::StageInput made_up_input(const plan::JobConfig& job,
 
 struct PieceCosts {
   Cost forward, backward;
+  double seconds() const { return forward.seconds + backward.seconds; }
+  double host_cpu_s() const { return forward.host_cpu_s + backward.host_cpu_s; }
 };
+
+/// Never negative: noise is not a profit.
+Cost operator-(const Cost& whole, const Cost& part) {
+  return {.seconds = std::max(0.0, whole.seconds - part.seconds),
+          .host_cpu_s = std::max(0.0, whole.host_cpu_s - part.host_cpu_s)};
+}
+
+PieceCosts operator-(const PieceCosts& whole, const PieceCosts& part) {
+  return {whole.forward - part.forward, whole.backward - part.backward};
+}
+
+/// With few and with many sequences.
+struct AtTwoSizes {
+  PieceCosts few, many;
+};
+
+AtTwoSizes operator-(const AtTwoSizes& whole, const AtTwoSizes& part) {
+  return {whole.few - part.few, whole.many - part.many};
+}
 
 /// One part's forward and backward. output_gradient of a part with a head is not read.
 PieceCosts time_part(const Stopwatch& stopwatch, Part& part, const model::StageInput& input) {
@@ -131,8 +152,7 @@ PieceCosts time_part(const Stopwatch& stopwatch, Part& part, const model::StageI
   PieceCosts costs;
   costs.forward = stopwatch.time([&] { forward(); });
   const Cost whole = stopwatch.time(both);
-  costs.backward = {.seconds = std::max(0.0, whole.seconds - costs.forward.seconds),
-                    .host_cpu_s = std::max(0.0, whole.host_cpu_s - costs.forward.host_cpu_s)};
+  costs.backward = whole - costs.forward;
   return costs;
 }
 
@@ -175,42 +195,29 @@ plan::DeviceProfile measure_device(const plan::JobConfig& job,
   const int64_t many = job.train.microbatch_sequences;
   const int64_t few = std::max<int64_t>(1, many / 4);
   const Stopwatch stopwatch(device);
-  double seconds = 0, host_cpu_s = 0;  // of a step's mix of pieces
-  const auto count = [&](const Cost& cost, double times) {
-    seconds += times * cost.seconds;
-    host_cpu_s += times * cost.host_cpu_s;
-  };
-  // The stage numbers its blocks within a model that has one more at either end.
-  const auto measure = [&](const model::ModelPart& held, double times, PieceCosts& at_many) {
+  const auto measure = [&](const model::ModelPart& held) {
     Part part(job, held, device);
-    const PieceCosts at_few = time_part(stopwatch, part, made_up_input(job, few, device));
-    at_many = time_part(stopwatch, part, made_up_input(job, many, device));
-    count(at_many.forward, times);
-    count(at_many.backward, times);
-    return at_few;
+    return AtTwoSizes{time_part(stopwatch, part, made_up_input(job, few, device)),
+                      time_part(stopwatch, part, made_up_input(job, many, device))};
   };
+  // A stage does a little besides its blocks: it joins what a block hands on, and looks for values
+  // that are too large. So a block is what a second one adds, and the rest counts once, with the
+  // head.
+  const AtTwoSizes one_block = measure({.first_block = 1, .last_block = 2, .num_blocks = 3});
+  const AtTwoSizes block =
+      measure({.first_block = 1, .last_block = 3, .num_blocks = 4}) - one_block;
+  const AtTwoSizes embedding =
+      measure({.first_block = 0, .last_block = 1, .num_blocks = 2}) - one_block;
+  const AtTwoSizes head = measure({.first_block = 1, .last_block = 2, .num_blocks = 2}) - block;
 
   plan::DeviceProfile profile;
   profile.device = name;
   profile.dtype = name_of(training_dtype(job, device));
   profile.measured = true;
-  PieceCosts block, embedding, head;
-  const model::ModelPart inner{.first_block = 1, .last_block = 2, .num_blocks = 3};
-  const PieceCosts few_block = measure(inner, static_cast<double>(num_blocks), block);
-  profile.block_forward = fit(few_block.forward.seconds, few, block.forward.seconds, many);
-  profile.block_backward = fit(few_block.backward.seconds, few, block.backward.seconds, many);
-  const auto both_ways = [&](const PieceCosts& at_few, const PieceCosts& at_many) {
-    return fit(at_few.forward.seconds + at_few.backward.seconds,
-               few,
-               at_many.forward.seconds + at_many.backward.seconds,
-               many);
-  };
-  const PieceCosts few_embedding =
-      measure({.first_block = 0, .last_block = 0, .num_blocks = 1}, 1, embedding);
-  profile.embedding = both_ways(few_embedding, embedding);
-  const PieceCosts few_head =
-      measure({.first_block = 1, .last_block = 1, .num_blocks = 1}, 1, head);
-  profile.head = both_ways(few_head, head);
+  profile.block_forward = fit(block.few.forward.seconds, few, block.many.forward.seconds, many);
+  profile.block_backward = fit(block.few.backward.seconds, few, block.many.backward.seconds, many);
+  profile.embedding = fit(embedding.few.seconds(), few, embedding.many.seconds(), many);
+  profile.head = fit(head.few.seconds(), few, head.many.seconds(), many);
 
   const Cost small = time_update(stopwatch, job, kUpdateValues / 8, device);
   const Cost large = time_update(stopwatch, job, kUpdateValues, device);
@@ -218,7 +225,13 @@ plan::DeviceProfile measure_device(const plan::JobConfig& job,
       std::max(0.0, large.seconds - small.seconds) / (static_cast<double>(kUpdateValues) * 7 / 8);
   profile.update_s = std::max(
       0.0, large.seconds - profile.update_parameter_s * static_cast<double>(kUpdateValues));
-  if (device.stats().device_busy_s > 0) profile.host_busy_ratio = host_cpu_s / seconds;
+  const auto step = [&](auto&& of) {
+    return static_cast<double>(num_blocks) * of(block.many) + of(embedding.many) + of(head.many);
+  };
+  if (device.stats().device_busy_s > 0) {
+    profile.host_busy_ratio = step([](const PieceCosts& costs) { return costs.host_cpu_s(); }) /
+                              step([](const PieceCosts& costs) { return costs.seconds(); });
+  }
   return profile;
 }
 
