@@ -26,17 +26,15 @@
 namespace pelago::bench {
 
 struct GapRun {
-  std::vector<int64_t> shares = {32};  // sequences a step, of each site
+  std::vector<int64_t> shares = {16};  // sequences a step, of each site
   int64_t sequence_length = 128;
-  int64_t steps = 1980;
+  int64_t heads = 3;  // of 64; with the 4 layers, 2.2 M parameters
+  int64_t layers = 4;
+  int64_t steps = 3960;
   int64_t seed = 1;
-  double lr = 3e-3;
+  double lr = 1e-3;
   int64_t warmup_steps = 100;
   plan::SitesConfig sites;
-  bool by_direction = false;  // MergeRule::kDirection
-  bool shifts = false;        // merge: local += (1 - alpha) * (global - snapshot)
-  double error_decay = 1;
-  int final_bits = 0;  // of the exchange after the last step; 0: as the others
 
   int64_t batch() const { return std::accumulate(shares.begin(), shares.end(), int64_t{0}); }
   int64_t tokens() const { return steps * batch() * sequence_length; }
@@ -142,12 +140,12 @@ class GapExchanges {
 
   void after_step(int64_t completed) {
     const int64_t leaving = schedule_.snapshot_after(completed);
-    if (leaving >= 0) begin(leaving % run_.sites.fragments, completed, run_.sites.delta_bits);
+    if (leaving >= 0) begin(leaving % run_.sites.fragments, completed);
     if (schedule_.merge_after(completed) >= 0) merge(run_.sites.merge_alpha);
   }
   void after_last_step() {
     for (int64_t fragment = 0; fragment < run_.sites.fragments; ++fragment) {
-      begin(fragment, run_.steps, run_.final_bits > 0 ? run_.final_bits : run_.sites.delta_bits);
+      begin(fragment, run_.steps);
       merge(0);
     }
     for (const sites::GlobalState& state : states_) {
@@ -165,7 +163,6 @@ class GapExchanges {
   struct Flying {
     int64_t fragment = 0;
     std::vector<sites::FragmentOutcome> outcomes;
-    std::vector<std::vector<float>> snapshots;
   };
 
   std::span<float> local(size_t site, int64_t fragment) {
@@ -174,14 +171,15 @@ class GapExchanges {
                                             static_cast<size_t>(range.end - range.begin));
   }
 
-  void begin(int64_t fragment, int64_t completed, int bits) {
+  void begin(int64_t fragment, int64_t completed) {
     const int64_t since = sent_steps_[static_cast<size_t>(fragment)];
-    sites::ExchangeSpec spec{
-        .bits = bits,
-        .member_idx = 0,
-        .tokens = {},
-        .rule = run_.by_direction ? sites::MergeRule::kDirection : sites::MergeRule::kMean,
-        .error_decay = run_.error_decay};
+    sites::ExchangeSpec spec{.bits = run_.sites.delta_bits,
+                             .member_idx = 0,
+                             .tokens = {},
+                             .rule = run_.sites.combine == "direction"
+                                         ? sites::MergeRule::kDirection
+                                         : sites::MergeRule::kMean,
+                             .error_decay = run_.sites.error_decay};
     for (const int64_t share : run_.shares) {
       spec.tokens.push_back(share * run_.sequence_length * (completed - since));
     }
@@ -192,14 +190,12 @@ class GapExchanges {
           spec, states_[i].global(fragment), local(i, fragment), states_[i].kept_error(fragment)));
     }
     carry(members);
-    Flying flying{.fragment = fragment, .outcomes = {}, .snapshots = {}};
+    Flying flying{.fragment = fragment, .outcomes = {}};
     for (size_t i = 0; i < sites_->size(); ++i) {
       flying.outcomes.push_back(states_[i].outer_step(
           fragment,
           members[i]->mean(),
           {.lr = run_.sites.outer_lr, .momentum = run_.sites.outer_momentum}));
-      const std::span<float> now = local(i, fragment);
-      flying.snapshots.emplace_back(now.begin(), now.end());
       states_[i].keep_error(fragment, members[i]->new_error(), completed);
     }
     exchanged_values_ += static_cast<int64_t>(local(0, fragment).size());
@@ -233,10 +229,8 @@ class GapExchanges {
       states_[i].apply(flying.fragment, num_merged_, flying.outcomes[i]);
       const std::span<const float> global = states_[i].global(flying.fragment);
       const std::span<float> now = local(i, flying.fragment);
-      const std::vector<float>& snapshot = flying.snapshots[i];
       for (size_t k = 0; k < now.size(); ++k) {
-        now[k] = run_.shifts ? now[k] + (1 - keep) * (global[k] - snapshot[k])
-                             : keep * now[k] + (1 - keep) * global[k];
+        now[k] = keep * now[k] + (1 - keep) * global[k];
       }
       (*sites_)[i].round_master();
     }
@@ -253,15 +247,15 @@ class GapExchanges {
   int64_t sent_bytes_ = 0, exchanged_values_ = 0, num_merged_ = 0;
 };
 
-inline model::ModelConfig gap_model(int64_t vocab_size) {
-  model::ModelConfig config;  // about two million parameters
+inline model::ModelConfig gap_model(const GapRun& run, int64_t vocab_size) {
+  model::ModelConfig config;
   config.vocab_size = vocab_size;
-  config.hidden_size = 192;
-  config.intermediate_size = 512;
-  config.num_hidden_layers = 4;
-  config.num_attention_heads = 3;
-  config.num_key_value_heads = 3;
   config.head_dim = 64;
+  config.hidden_size = run.heads * config.head_dim;
+  config.intermediate_size = config.hidden_size * 8 / 3;
+  config.num_hidden_layers = run.layers;
+  config.num_attention_heads = run.heads;
+  config.num_key_value_heads = run.heads;
   config.validate();
   return config;
 }
@@ -273,7 +267,7 @@ GapResult carry_out(const GapRun& run,
                     const data::TokenStream& heldout,
                     const OnStep& on_step) {
   const double begin_s = steady_now_s();
-  const model::ModelConfig config = gap_model(tokens.vocab_size());
+  const model::ModelConfig config = gap_model(run, tokens.vocab_size());
   const train::StreamSource source(tokens), heldout_source(heldout);
   const data::SampleOrder order(train::num_windows(source, run.sequence_length),
                                 static_cast<uint64_t>(run.seed));
