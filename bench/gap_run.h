@@ -32,7 +32,7 @@ struct GapRun {
   int64_t layers = 4;
   int64_t steps = 3960;
   int64_t seed = 1;
-  double lr = 1e-3;
+  double lr = 2e-3;
   int64_t warmup_steps = 100;
   plan::SitesConfig sites;
 

@@ -160,18 +160,17 @@ const std::vector<Question>& questions() {
   return all;
 }
 
+/// The job's defaults at 4 bits and more; the thin codec as its paper has it (SparseLoCo,
+/// arXiv:2508.15706).
 void take_settings(GapRun& run, int bits, int64_t inner_steps) {
   run.sites.delta_bits = bits;
   run.sites.inner_steps = inner_steps;
   run.sites.fragments = 3;
+  if (bits != 2) return;
   run.sites.merge_alpha = 0;
   run.sites.outer_lr = 1;
   run.sites.outer_momentum = 0;
-  if (bits == 2) {
-    run.sites.error_decay = 0.95;
-  } else {
-    run.sites.combine = "direction";
-  }
+  run.sites.error_decay = 0.95;
 }
 
 /// Asks every question with every seed; report.ratio: how far the worst gap lies under its limit.
