@@ -26,8 +26,6 @@ class Recorder final : public SiteEvents {
            const std::string& site,
            const SingleSiteCallbacks& callbacks)
       : run_folder_(&run_folder), site_(site), callbacks_(&callbacks) {}
-  void set_runner(SiteRunner& runner) { runner_ = &runner; }
-
   void record(const std::string& event, json fields) {
     fields["site"] = site_;
     run_folder_->record_event(event, fields.dump());
@@ -43,9 +41,6 @@ class Recorder final : public SiteEvents {
     run_folder_->record_evaluation(report);
     if (callbacks_->on_evaluation) callbacks_->on_evaluation(report);
   }
-  void on_checkpoint(int64_t step, const fs::path& /*dir*/) override {
-    runner_->finish_checkpoint(step);
-  }
   void on_checkpoint_saved(int64_t step) override { record("checkpoint_saved", {{"step", step}}); }
   void on_recovery(const std::string& event, const std::string& fields_json) override {
     record(event, json::parse(fields_json));
@@ -56,10 +51,9 @@ class Recorder final : public SiteEvents {
   }
 
  private:
-  const RunFolder* run_folder_;  // outlives this, as do the next two
+  const RunFolder* run_folder_;  // outlives this, as does the last
   std::string site_;
   const SingleSiteCallbacks* callbacks_;
-  SiteRunner* runner_ = nullptr;
 };
 
 /// Polls to the end. Returns whether the site was asked to stop and did so before its last step.
@@ -129,7 +123,6 @@ SingleSiteSummary run_single_site(const RunFolder& run_folder,
   SingleSiteSummary summary;
   try {
     SiteRunner runner(options, recorder);
-    recorder.set_runner(runner);
     runner.start();
     runner.allow_training();
     summary.stopped = train_to_end(runner, recorder, stop_requests);

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "plan/job.h"
 #include "plan/plan.h"
 #include "train/messages.h"
@@ -30,9 +31,14 @@ class SiteEvents {
   /// Fragment weights of this exchange lie in SiteRunner::local_weights() until merged() is called
   /// for it.
   virtual void on_snapshot(int64_t /*exchange_idx*/, Fragment) {}
-  /// Rank 0 has put its files into dir (a temporary folder beside the checkpoints). Add files, then
-  /// call SiteRunner::finish_checkpoint(step). Default of a site alone: finish at once.
-  virtual void on_checkpoint(int64_t step, const std::filesystem::path& dir) = 0;
+  /// The workers have copied their state after `step` steps, a quiet step, and go on. Copy what
+  /// belongs to the checkpoint, too: it changes from here on.
+  virtual void on_checkpoint_begun(int64_t /*step*/) {}
+  /// On another thread: the workers' files are in dir (a temporary folder beside the checkpoints);
+  /// add what belongs to them. An Error: there is no checkpoint of this step, training goes on.
+  virtual Status add_to_checkpoint(int64_t /*step*/, const std::filesystem::path& /*dir*/) {
+    return ok();
+  }
   virtual void on_checkpoint_saved(int64_t /*step*/) {}
   virtual void on_warning(const std::string& /*message*/) {}
   /// A device was lost, or is back, or got another share, or the site goes on after that:
@@ -88,8 +94,6 @@ class SiteRunner {
   /// The first quiet step that all ranks can still stop at.
   int64_t next_quiet_step() const;
   int64_t completed_steps() const;
-  /// Ends what on_checkpoint() began: on_checkpoint_saved(), or on_warning() if the disk is full.
-  void finish_checkpoint(int64_t step);
   const plan::Plan& plan() const;
   const plan::JobConfig& job() const;
   const std::vector<Fragment>& fragments() const;

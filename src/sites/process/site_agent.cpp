@@ -201,17 +201,24 @@ void SiteAgent::on_snapshot(int64_t exchange_idx, train::Fragment fragment) {
   carry_out(member_.on_snapshot(exchange_idx, local, clock_->now_s()));
 }
 
-void SiteAgent::on_checkpoint(int64_t step, const fs::path& dir) {
-  const Status written = try_write_site_checkpoint(dir, *state_);
-  if (written) {
-    runner_->finish_checkpoint(step);
-    return;
+// No exchange is in flight at that step, and none is settled before this site's next snapshot,
+// which is told after this.
+void SiteAgent::on_checkpoint_begun(int64_t step) {
+  const std::lock_guard lock(copies_mutex_);
+  // A step that is repeated after a loss: by now there may be newer commits in the state.
+  if (copies_.contains(step)) return;
+  copies_[step] = std::make_unique<const GlobalState>(*state_);
+}
+
+Status SiteAgent::add_to_checkpoint(int64_t step, const fs::path& dir) {
+  std::unique_ptr<const GlobalState> copy;
+  {
+    const std::lock_guard lock(copies_mutex_);
+    copy = std::move(copies_[step]);
+    copies_.erase(copies_.begin(), copies_.upper_bound(step));  // older ones were given up
   }
-  // A checkpoint without this file could not be resumed from: better none of this step.
-  std::error_code ignored;
-  fs::remove_all(dir, ignored);
-  on_warning(fmt::format(
-      "checkpoint of step {} not saved, training goes on: {}", step, written.error().message));
+  PELAGO_ASSERT(copy != nullptr, "a checkpoint begins before its files are there");
+  return try_write_site_checkpoint(dir, *copy);
 }
 
 void SiteAgent::on_checkpoint_saved(int64_t step) {

@@ -5,7 +5,9 @@
 
 #include <atomic>
 #include <filesystem>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 
@@ -43,7 +45,8 @@ class SiteAgent final : public train::SiteEvents {
   void on_step(const train::StepReport& report) override;
   void on_evaluation(const train::EvaluationReport& report) override;
   void on_snapshot(int64_t exchange_idx, train::Fragment fragment) override;
-  void on_checkpoint(int64_t step, const std::filesystem::path& dir) override;
+  void on_checkpoint_begun(int64_t step) override;
+  Status add_to_checkpoint(int64_t step, const std::filesystem::path& dir) override;
   void on_checkpoint_saved(int64_t step) override;
   void on_warning(const std::string& message) override;
   void on_recovery(const std::string& event, const std::string& fields_json) override;
@@ -63,6 +66,8 @@ class SiteAgent final : public train::SiteEvents {
   GlobalState* state_;
   const Clock* clock_;
   Member member_;
+  std::mutex copies_mutex_;                                       // guards copies_
+  std::map<int64_t, std::unique_ptr<const GlobalState>> copies_;  // by step, until they are saved
   std::unique_ptr<train::SiteRunner> runner_;  // once the run has begun for this site
   bool is_running_ = false;                    // the workers have not finished
   std::optional<Leave> leave_;

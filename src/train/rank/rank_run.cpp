@@ -209,6 +209,7 @@ void RankRun::finish(Order order, bool was_finished) {
     if (!was_finished) save_checkpoint();
   }
   trainer_->store({.master = shared_.local(), .m = {}, .v = {}}, {0, plan_.num_parameters});
+  writing_.wait();
   collective_->barrier();  // a rank that leaves earlier could take its transport from the others
   control_->send(json({{"type", "finished"}, {"step", state_.step}}).dump());
 }
@@ -220,6 +221,7 @@ void RankRun::leave() {
 }
 
 void RankRun::store_at_once() {
+  writing_.wait();
   trainer_->finish_storing();
   collective_->barrier();  // the other slot is whole on all ranks before this one is touched
   trainer_->save_counters(state_);
@@ -258,7 +260,8 @@ RankRun::Orders RankRun::share_orders() {
     } else if (control_->should_pause()) {
       orders.order = Order::kPause;
     } else {
-      orders.begins_snapshot = snapshots_->is_due(state_.step, steady_now_s());
+      orders.begins_snapshot =
+          !writing_.is_running() && snapshots_->is_due(state_.step, steady_now_s());
       orders.plan_idx = control_->take_new_shares().value_or(0);
     }
   }
@@ -333,7 +336,11 @@ void RankRun::evaluate() {
   health_->examine();
 }
 
+/// Training waits for a copy in memory only. The slot that holds it is not written again before it
+/// is on disk: until then there are no snapshots.
 void RankRun::save_checkpoint() {
+  const double begin_s = steady_now_s();
+  writing_.wait();
   trainer_->finish_storing();
   collective_->barrier();  // the other slot is whole on all ranks before this one is touched
   const HostState state = snapshots_->begin_at_once();
@@ -342,37 +349,45 @@ void RankRun::save_checkpoint() {
   snapshots_->finish_at_once(state_);
   saved_step_ = state_.step;
   if (!is_first_rank()) return;
-  const fs::path checkpoints = options_.site_dir / "checkpoints";
+  control_->send(json({{"type", "checkpoint_begun"}, {"step", state_.step}}).dump());
+  TrainState counters = state_;
+  counters.data_step = state_.step + setup_.data_shift;
+  writing_.start([this, state, counters] {
+    write_checkpoint(state, counters);
+    return ok();
+  });
+  log_info("checkpoint copied step={} stall_s={:.4f}", state_.step, steady_now_s() - begin_s);
+}
+
+/// On a thread of its own.
+void RankRun::write_checkpoint(const HostState& state, const TrainState& counters) {
   fs::path dir;
+  const auto write = [&]() -> Status {
+    dir = begin_checkpoint(options_.site_dir / "checkpoints", counters.step);
+    Status written = model::try_write_safetensors(dir / "weights.safetensors",
+                                                  {{"master", view_of(state.master)}});
+    if (written) {
+      written = model::try_write_safetensors(dir / "optimizer.safetensors",
+                                             {{"m", view_of(state.m)}, {"v", view_of(state.v)}});
+    }
+    return written ? try_write_file(dir / "state.json", to_json(counters) + "\n") : written;
+  };
   std::string wrong;
   try {
-    dir = begin_checkpoint(checkpoints, state_.step);
-    wrong = write_checkpoint(dir, state);
+    const Status written = write();
+    if (!written) wrong = written.error().message;
   } catch (const Failure& failure) {
     wrong = failure.what();
   }
   if (!wrong.empty()) {
     std::error_code ignored;
     if (!dir.empty()) fs::remove_all(dir, ignored);
-    warn(fmt::format("checkpoint of step {} not saved, training goes on: {}", state_.step, wrong));
+    warn(
+        fmt::format("checkpoint of step {} not saved, training goes on: {}", counters.step, wrong));
     return;
   }
   control_->send(
-      json({{"type", "checkpoint"}, {"step", state_.step}, {"dir", dir.string()}}).dump());
-}
-
-/// Returns what went wrong, or nothing.
-std::string RankRun::write_checkpoint(const fs::path& dir, const HostState& state) {
-  const Status weights = model::try_write_safetensors(dir / "weights.safetensors",
-                                                      {{"master", view_of(state.master)}});
-  if (!weights) return weights.error().message;
-  const Status optimizer = model::try_write_safetensors(
-      dir / "optimizer.safetensors", {{"m", view_of(state.m)}, {"v", view_of(state.v)}});
-  if (!optimizer) return optimizer.error().message;
-  TrainState now = state_;
-  now.data_step = state_.step + setup_.data_shift;
-  const Status counters = try_write_file(dir / "state.json", to_json(now) + "\n");
-  return counters ? "" : counters.error().message;
+      json({{"type", "checkpoint"}, {"step", counters.step}, {"dir", dir.string()}}).dump());
 }
 
 void RankRun::warn(const std::string& message) {

@@ -20,6 +20,7 @@
 #include "train/rank/site_links.h"
 #include "train/rank/trainer.h"
 #include "train/recovery/snapshots.h"
+#include "train/saving/background_task.h"
 #include "train/site_runner.h"
 
 namespace pelago::train {
@@ -66,7 +67,7 @@ class RankRun {
   void audit();
   void evaluate();
   void save_checkpoint();
-  std::string write_checkpoint(const std::filesystem::path& dir, const HostState& state);
+  void write_checkpoint(const HostState& state, const TrainState& counters);
   void warn(const std::string& message);
   const Fragment& fragment_of(int64_t exchange_idx) const;
   bool is_first_rank() const { return collective_->rank() == 0; }
@@ -93,6 +94,7 @@ class RankRun {
   int num_skipped_ = 0;          // steps in a row
   int64_t saved_step_ = -1;      // of the last checkpoint
   int64_t evaluated_step_ = -1;  // of the last evaluation
+  BackgroundTask writing_;       // last: rank 0's checkpoint, from a slot that stays as it is
 };
 
 }  // namespace pelago::train

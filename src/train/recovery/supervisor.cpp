@@ -90,6 +90,8 @@ void Supervisor::start_workers(const WorkerSetup& setup) {
   full.plan_idx = plan_idx_;
   full.check_data = num_starts_ == 1;
   full.data_shift = options_.data_shift;
+  saving_.wait();  // a step that is repeated is not saved while it is still being saved
+  take_saved();
   full.sent_exchange = exchanges_.sent;
   full.saved_step = saved_step_;
   full.evaluated_step = evaluated_step_;
@@ -131,25 +133,42 @@ int64_t Supervisor::next_quiet_step() const {
   return step;
 }
 
-void Supervisor::finish_checkpoint(int64_t step) {
-  const Status status = train::finish_checkpoint(checkpoints(), step, job_.train.keep_checkpoints);
-  if (status) {
-    saved_step_ = std::max(saved_step_, step);
-    events_->on_checkpoint_saved(step);
+/// Hashing the files and forcing them to disk takes time in which the workers go on.
+void Supervisor::begin_saving(int64_t step, const fs::path& dir) {
+  saving_.wait();
+  take_saved();
+  saving_step_ = step;
+  saving_.start([this, step, dir]() -> Status {
+    const Status added = events_->add_to_checkpoint(step, dir);
+    if (added) return finish_checkpoint(checkpoints(), step, job_.train.keep_checkpoints);
+    std::error_code ignored;
+    fs::remove_all(dir, ignored);
+    return added;
+  });
+}
+
+void Supervisor::take_saved() {
+  const std::optional<Status> saved = saving_.take_result();
+  if (!saved) return;
+  if (*saved) {
+    saved_step_ = std::max(saved_step_, saving_step_);
+    events_->on_checkpoint_saved(saving_step_);
   } else {
-    events_->on_warning(fmt::format(
-        "checkpoint of step {} not saved, training goes on: {}", step, status.error().message));
+    events_->on_warning(fmt::format("checkpoint of step {} not saved, training goes on: {}",
+                                    saving_step_,
+                                    saved->error().message));
   }
-  // Hashing and forcing files to disk takes time in which nobody looked at the workers.
-  if (hang_watch_) hang_watch_->forgive(steady_now_s());
 }
 
 bool Supervisor::poll(double timeout_s) {
   workers_.wait(timeout_s,
                 [this](size_t rank, const std::string& packet) { handle(rank, packet); });
+  take_saved();
   deal_with_losses();
   if (workers_.any_is(&Worker::has_left) && workers_.all_are(&Worker::has_left)) end_pause();
   if (workers_.all_are(&Worker::is_finished)) {
+    saving_.wait();
+    take_saved();
     workers_.end(kEndGraceS);
     return false;
   }
@@ -179,8 +198,10 @@ void Supervisor::handle(size_t rank, const std::string& packet) {
     events_->on_evaluation(report);
   } else if (type == "snapshot") {
     take_snapshot(message.at("exchange").get<int64_t>());
+  } else if (type == "checkpoint_begun") {
+    events_->on_checkpoint_begun(message.at("step").get<int64_t>());
   } else if (type == "checkpoint") {
-    events_->on_checkpoint(message.at("step").get<int64_t>(), message.at("dir").get<std::string>());
+    begin_saving(message.at("step").get<int64_t>(), message.at("dir").get<std::string>());
   } else if (type == "warning") {
     events_->on_warning(message.at("message").get<std::string>());
   } else if (type == "failed") {

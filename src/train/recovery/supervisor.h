@@ -23,6 +23,7 @@
 #include "train/recovery/restart_point.h"
 #include "train/recovery/return_watch.h"
 #include "train/recovery/roster.h"
+#include "train/saving/background_task.h"
 #include "train/site_runner.h"
 
 namespace pelago::train {
@@ -39,7 +40,6 @@ class Supervisor {
   void merged(int64_t exchange_idx);
   void stop_at(int64_t completed_steps, bool with_checkpoint);
   int64_t next_quiet_step() const;
-  void finish_checkpoint(int64_t step);
 
   SharedWeights& shared() { return shared_; }
   const plan::Plan& own_plan() const { return own_plan_; }
@@ -62,6 +62,8 @@ class Supervisor {
   void take_step(StepReport report);
   void take_snapshot(int64_t exchange_idx);
   void check_ready();
+  void begin_saving(int64_t step, const std::filesystem::path& dir);
+  void take_saved();
   void tell_first(const std::string& type, const std::string& key, int64_t value);
   std::filesystem::path checkpoints() const { return options_.site_dir / "checkpoints"; }
 
@@ -110,6 +112,8 @@ class Supervisor {
   std::optional<Roster> next_roster_;    // while pausing
   double pause_begin_s_ = 0;
   int num_vain_starts_ = 0;  // without a new step in between
+  int64_t saving_step_ = -1;
+  BackgroundTask saving_;  // last: it uses options_, job_ and events_
 };
 
 }  // namespace pelago::train
