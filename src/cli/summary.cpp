@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -45,6 +46,37 @@ Json recovery_json(const std::filesystem::path& run_dir) {
           {"devices_returned", num_returned},
           {"steps_repeated", steps_repeated},
           {"seconds_lost", seconds_lost}};
+}
+
+/// Sites whose deltas the others found at fault, and that are not yet cleared of it.
+Json suspects_json(const std::filesystem::path& run_dir) {
+  std::map<std::string, Json> suspects;
+  for_each_line(run_dir / "events.jsonl", [&](const Json& json, const std::string&) {
+    const std::string event = json.value("event", ""), site = json.value("site", "");
+    if (event == "site_cleared") suspects.erase(site);
+    if (event != "site_suspect") return;
+    suspects[site] = {{"site", site},
+                      {"fault", json.value("fault", "")},
+                      {"exchange", json.value("exchange", int64_t{-1})},
+                      {"back_at_exchange", json.value("back_at_exchange", int64_t{-1})}};
+  });
+  Json list = Json::array();
+  for (const auto& [site, suspect] : suspects) list.push_back(suspect);
+  return list;
+}
+
+std::string suspects_lines(const Json& suspects) {
+  std::string text;
+  for (const Json& suspect : suspects) {
+    text += fmt::format(
+        "  suspect                          {}: {} of its delta at exchange {}, takes part again "
+        "from exchange {}\n",
+        suspect["site"].get<std::string>(),
+        suspect["fault"].get<std::string>(),
+        suspect["exchange"].get<int64_t>(),
+        suspect["back_at_exchange"].get<int64_t>());
+  }
+  return text;
 }
 
 /// Nothing for a run that lost nothing.
@@ -102,6 +134,7 @@ Json summary(const RunView& view, const std::filesystem::path& run_dir) {
       {"model", std::filesystem::exists(run_dir / "model") ? (run_dir / "model").string() : ""},
       {"sites", Json::array()}};
   json["recovery"] = recovery_json(run_dir);
+  json["suspects"] = suspects_json(run_dir);
   const Evaluations evaluated = evaluations(view);
   if (evaluated.first) {
     json["bits_per_byte_start"] = evaluated.first->bits_per_byte;
@@ -176,6 +209,7 @@ std::string summary_table(const RunView& view, const std::filesystem::path& run_
         json["line_sent_bytes"].get<double>() / 1e6);
   }
   text += recovery_line(json["recovery"]);
+  text += suspects_lines(json["suspects"]);
   const auto model = json["model"].get<std::string>();
   if (!model.empty()) text += fmt::format("  exported model                   {}\n", model);
   return text;

@@ -208,6 +208,13 @@ void check_exchange(const Section& section, const SitesConfig& sites) {
                                interval,
                                (sites.overlap_steps + 1) * sites.fragments));
   }
+  const bool is_by_value = sites.combine == "trimmed" || sites.combine == "median_of_means";
+  if (is_by_value && sites.delta_bits == 2) {
+    section.refuse("combine",
+                   sites.combine,
+                   "goes by single values, of which thin deltas hold few: raise delta_bits, or "
+                   "combine by mean");
+  }
   const int bits = sites.delta_bits;
   if (bits != 2 && bits != 4 && bits != 8 && bits != 32) {
     section.refuse("delta_bits",
@@ -242,7 +249,7 @@ void read_sites(const Section& section, SitesConfig& sites) {
   section.take_between("merge_alpha", sites.merge_alpha, 0, 1);
   section.take_positive("outer_lr", sites.outer_lr);
   section.take_below_one("outer_momentum", sites.outer_momentum);
-  section.take_word("combine", sites.combine, {"mean", "direction"});
+  section.take_word("combine", sites.combine, {"mean", "direction", "trimmed", "median_of_means"});
   section.take_between("error_decay", sites.error_decay, 0, 1);
   section.take_positive("grace_s", sites.grace_s);
   section.take_positive("heartbeat_s", sites.heartbeat_s);

@@ -71,7 +71,8 @@ struct SitesConfig {
   double outer_lr = 0.4;     // Nesterov (arXiv:2501.18512)
   double outer_momentum = 0.9;
   std::string combine = "mean";  // of deltas; "direction": their mean direction at their mean
-                                 // length (RDA, arXiv:2604.21428)
+                                 // length (RDA, arXiv:2604.21428); "trimmed", "median_of_means":
+                                 // from 4 sites on, one bad delta cannot pull them far
   double error_decay = 1;  // of what quantising left over, this much goes out next time; thin lines
                            // may let old error fade (0.95 in arXiv:2508.15706)
   double grace_s = 10;     // how long an exchange waits for a late site before it goes on without

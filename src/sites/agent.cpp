@@ -86,7 +86,7 @@ Hello hello_of(const AgentOptions& options,
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   hello.incarnation =
       Rng::mix(static_cast<uint64_t>(now.count())) ^ Rng::mix(static_cast<uint64_t>(::getpid()));
-  hello.plan_hash = hash_hex(read_text_file(options.run_dir / "plan.json") + identity.model_hash);
+  hello.plan_hash = plan_hash(options.run_dir, identity);
   hello.tokenizer_hash = identity.tokenizer_hash;
   hello.dataset_hash = identity.dataset_hash;
   hello.weights_hash = hash_hex(std::as_bytes(state.global()));
@@ -122,6 +122,10 @@ int64_t frame_bytes_max(const GlobalState& state) {
 }
 
 }  // namespace
+
+std::string plan_hash(const fs::path& run_dir, const train::TrainState& identity) {
+  return hash_hex(read_text_file(run_dir / "plan.json") + identity.model_hash);
+}
 
 int run_agent(const AgentOptions& options) {
   refuse_bad_identity(options);

@@ -8,6 +8,8 @@
 #include <optional>
 #include <string>
 
+#include "train/checkpoint.h"
+
 namespace pelago::sites {
 
 struct AgentOptions {
@@ -17,6 +19,9 @@ struct AgentOptions {
   std::filesystem::path certs_dir;     // ca.pem, SITE.pem, SITE.key
   std::optional<int64_t> resume_step;  // offer only this checkpoint; absent: every good one
 };
+
+/// By which sites find out that one has another plan.json or another model.
+std::string plan_hash(const std::filesystem::path& run_dir, const train::TrainState& identity);
 
 /// `pelago agent`: runs until the coordinator releases the site. SIGTERM: asks the coordinator to
 /// stop all sites at a common quiet step; SIGINT is ignored (the terminal sends it to everyone).

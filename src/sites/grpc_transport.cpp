@@ -12,6 +12,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/threads.h"
+#include "sites/join/grpc_credentials.h"
 #include "sites/transport/grpc/grpc_line.h"
 #include "sites/transport/grpc/grpc_receiver.h"
 
@@ -21,17 +22,16 @@ namespace {
 
 constexpr size_t kInboxFramesMax = 1024;
 
-LineCredentials read_credentials(const GrpcTransportOptions& options) {
-  const auto read = [&](const std::string& name) {
+LineIdentity identity_of(const GrpcTransportOptions& options) {
+  for (const std::string& name :
+       {std::string("ca.pem"), options.name + ".pem", options.name + ".key"}) {
     try {
-      return read_text_file(options.certs_dir / name);
+      read_text_file(options.certs_dir / name);
     } catch (const Failure& failure) {
       fail_usage("{}; make certificates with pelago certs", failure.what());
     }
-  };
-  return {.authority = read("ca.pem"),
-          .certificate = read(options.name + ".pem"),
-          .key = read(options.name + ".key")};
+  }
+  return {.certs_dir = options.certs_dir, .name = options.name};
 }
 
 void log_of_grpc(gpr_log_func_args* args) { log_debug("grpc {}", args->message); }
@@ -41,13 +41,15 @@ void log_of_grpc(gpr_log_func_args* args) { log_debug("grpc {}", args->message);
 struct GrpcTransport::Impl {
   explicit Impl(const GrpcTransportOptions& given)
       : options(given),
-        credentials(read_credentials(given)),
+        identity(identity_of(given)),
+        credentials(line_channel_credentials(identity)),
         inbox(kInboxFramesMax),
         receiver(inbox,
                  {.frame_bytes_max = given.frame_bytes_max, .handshake_s = given.handshake_s}) {}
 
   GrpcTransportOptions options;
-  LineCredentials credentials;
+  LineIdentity identity;
+  std::shared_ptr<grpc::ChannelCredentials> credentials;  // gRPC's own way to hold them
   BoundedQueue<Arrival> inbox;
   Receiver receiver;
   std::unique_ptr<grpc::Server> server;
@@ -64,15 +66,11 @@ struct GrpcTransport::Impl {
 GrpcTransport::GrpcTransport(const GrpcTransportOptions& options)
     : impl_(std::make_unique<Impl>(options)) {
   gpr_set_log_function(log_of_grpc);
-  // Who comes to the door has no certificate; the line itself refuses a peer without a name.
-  grpc::SslServerCredentialsOptions ssl(
-      options.door == nullptr ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-                              : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY);
-  ssl.pem_root_certs = impl_->credentials.authority;
-  ssl.pem_key_cert_pairs.push_back(
-      {.private_key = impl_->credentials.key, .cert_chain = impl_->credentials.certificate});
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(options.listen, grpc::SslServerCredentials(ssl), &impl_->port);
+  // Who comes to the door has no certificate; the line itself refuses a peer without a name.
+  builder.AddListeningPort(options.listen,
+                           line_server_credentials(impl_->identity, options.door != nullptr),
+                           &impl_->port);
   impl_->receiver.join(builder);
   if (options.door != nullptr) builder.RegisterService(options.door);
   impl_->server = builder.BuildAndStart();

@@ -124,6 +124,24 @@ TEST_CASE("frames of any size arrive whole and in order over TLS") {
   CHECK_FALSE(a->send("nobody", {.from = "a", .kind = 0, .head = "", .payload = ""}));
 }
 
+TEST_CASE("a certificate that is renewed under a line is taken up by new connections") {
+  const fs::path certs = fresh_folder("grpc-renewed");
+  make_certificates(certs, {"a", "b"}, /*valid_s=*/0);
+  const auto a = open_end(certs, "a"), b = open_end(certs, "b");
+  a->set_address("b", b->address());
+  CHECK(a->send("b", {.from = "a", .kind = 1, .head = "{}", .payload = ""}));
+  CHECK_FALSE(next_frame(*b, 0.3));  // both have expired
+  renew_certificates(certs);
+  std::optional<Frame> heard;
+  const double deadline_s = steady_now_s() + 10;
+  while (!heard && steady_now_s() < deadline_s) {
+    a->send("b", {.from = "a", .kind = 1, .head = "{}", .payload = ""});
+    heard = next_frame(*b, 0.2);
+  }
+  REQUIRE(heard);
+  CHECK(heard->from == "a");
+}
+
 TEST_CASE("a peer with a certificate of another authority is not heard") {
   const fs::path certs = fresh_folder("grpc-ca"), other = fresh_folder("grpc-other-ca");
   make_certificates(certs, {"a", "b"});

@@ -74,7 +74,9 @@ std::vector<DeltaFault> judged(DeltaWatch& watch, const HonestSites& sites, cons
   const SliceGram gram = gram_of(deltas, sites.momentum());
   const std::vector<bool> all(deltas.size(), true);
   auto faults = watch.judge(sites.names(), all, gram);
-  watch.learn(sites.names(), faults, gram);
+  std::vector<bool> teaches;
+  for (const DeltaFault fault : faults) teaches.push_back(fault == DeltaFault::kNone);
+  watch.learn(sites.names(), teaches, gram);
   return faults;
 }
 

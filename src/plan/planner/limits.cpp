@@ -194,11 +194,12 @@ void check_lines(Plan& plan) {
     const std::string line = fmt::format("the line {} - {}", link.from, link.to);
     if (transfer_s > interval_s) {
       plan.warnings.push_back(
-          fmt::format("{} needs {:.1f} Mbit/s and gives {:g}: sites will wait; raise "
-                      "sites.inner_steps to {} or lower sites.delta_bits",
+          fmt::format("{} needs {:.1f} Mbit/s and gives {:g}: sites will wait and train at {:.0f}% "
+                      "of their pace; raise sites.inner_steps to {} or lower sites.delta_bits",
                       line,
                       line_bits / interval_s / 1e6,
                       link.bandwidth_mbit_s,
+                      100 * interval_s / transfer_s,
                       exchange.fragments * static_cast<int64_t>(std::ceil(transfer_s / step_s))));
     } else if (transfer_s > overlap_s) {
       const auto hiding_steps = static_cast<int64_t>(std::ceil(transfer_s / step_s));

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "sites/exchange/slice_codec.h"
+#include "sites/trust/robust_mean.h"
 
 namespace pelago::sites {
 
@@ -22,6 +23,11 @@ double product(std::span<const float> a, std::span<const float> b) {
     sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
   }
   return sum;
+}
+
+MeanKind mean_kind(MergeRule rule) {
+  if (rule == MergeRule::kTrimmed) return MeanKind::kTrimmed;
+  return rule == MergeRule::kMedianOfMeans ? MeanKind::kMedianOfMeans : MeanKind::kPlain;
 }
 
 }  // namespace
@@ -85,7 +91,7 @@ std::vector<float> FragmentExchange::coefficients() const {
   for (size_t i = 0; i < count; ++i) {
     result[i] = static_cast<float>(weight(static_cast<int64_t>(i)));
   }
-  if (spec_.rule == MergeRule::kMean) return result;
+  if (spec_.rule != MergeRule::kDirection) return result;
   double mean_norm = 0;
   std::vector<double> norms(count);
   for (size_t i = 0; i < count; ++i) {
@@ -135,10 +141,8 @@ void FragmentExchange::sum_my_slice() {
   }
   std::vector<float> sum(static_cast<size_t>(mine.end - mine.begin), 0.0F);
   const std::vector<float> shares = coefficients();
-  for (size_t idx = 0; idx < shares.size(); ++idx) {
-    const std::vector<float>& delta = deltas_[idx];
-    for (size_t i = 0; i < sum.size(); ++i) sum[i] += shares[idx] * delta[i];
-  }
+  const std::vector<std::span<const float>> deltas(deltas_.begin(), deltas_.end());
+  robust_mean(mean_kind(spec_.rule), deltas, shares, sum);
   const std::span<float> mean = part(std::span(mean_), mine);
   mean_slice_ = encode_slice(sum, spec_.bits, mean);
   means_here_[index(spec_.member_idx)] = true;

@@ -36,6 +36,9 @@ enum class MergeRule {
   // DiLoCo, arXiv:2604.21428). Deltas of different data are nearly orthogonal, so their mean
   // shrinks as 1/sqrt(sites); this does not.
   kDirection,
+  // Value by value, so that one bad delta of four or more cannot pull it far (trust/robust_mean.h).
+  kTrimmed,
+  kMedianOfMeans,
 };
 
 struct ExchangeSpec {
@@ -65,6 +68,9 @@ class FragmentExchange {
   /// Present once every delta of my slice is here.
   const std::optional<std::string>& mean_slice() const { return mean_slice_; }
   Status accept_mean(int64_t member_idx, const std::string& payload);
+  /// Of my slice, one a member, dequantised; whole once mean_slice() is there. For whoever judges.
+  std::span<const std::vector<float>> slice_deltas() const { return deltas_; }
+  const train::Fragment& my_slice() const { return slices_[index(spec_.member_idx)]; }
   bool has_delta(int64_t member_idx) const { return !deltas_[index(member_idx)].empty(); }
   bool has_mean(int64_t member_idx) const { return means_here_[index(member_idx)]; }
   bool is_whole() const;

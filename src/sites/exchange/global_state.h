@@ -39,6 +39,7 @@ class GlobalState {
   std::span<const float> momentum() const { return momentum_; }
   std::span<const float> kept_error() const { return kept_error_; }
   std::span<const float> global(int64_t fragment) const { return part(global_, fragment); }
+  std::span<const float> momentum(int64_t fragment) const { return part(momentum_, fragment); }
   std::span<const float> kept_error(int64_t fragment) const { return part(kept_error_, fragment); }
   const std::vector<train::Fragment>& fragments() const { return fragments_; }
   /// The newest commit each fragment holds; -1: none.

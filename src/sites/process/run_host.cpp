@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "sites/agent.h"
 #include "sites/process/line_emulation.h"
 #include "sites/process/site_agent.h"
 #include "sites/tls.h"
@@ -25,13 +26,24 @@ std::vector<std::string> names_of(const plan::Plan& plan) {
   return names;
 }
 
-RoundOptions round_options(const plan::Plan& plan, bool resume) {
+/// What the coordinator itself has the run's files for.
+Hello expected_of(const fs::path& run_dir) {
+  const train::TrainState identity = train::identity_of(train::read_run_job(run_dir));
+  Hello expected;
+  expected.plan_hash = plan_hash(run_dir, identity);
+  expected.tokenizer_hash = identity.tokenizer_hash;
+  expected.dataset_hash = identity.dataset_hash;
+  return expected;
+}
+
+RoundOptions round_options(const fs::path& run_dir, const plan::Plan& plan, bool resume) {
   return {.sites = names_of(plan),
           .schedule = schedule_of(plan),
           .grace_s = plan.exchange.grace_s,
           .heartbeat_s = plan.exchange.heartbeat_s,
           .exchange_s = exchange_limit_s(plan),
-          .resume = resume};
+          .resume = resume,
+          .expected = expected_of(run_dir)};
 }
 
 GrpcTransportOptions line_options(const plan::Plan& plan,
@@ -94,7 +106,7 @@ RunHost::RunHost(const train::RunFolder& run_folder,
       door_(certs_dir_, tokens_dir_, files_of(run_folder.path())),
       transport_(line_options(plan, certs_dir_, options.listen, door_)),
       journal_(run_folder.path() / "journal.sqlite"),
-      coordinator_(round_options(plan, options.resume),
+      coordinator_(round_options(run_folder.path(), plan, options.resume),
                    transport_,
                    journal_,
                    clock_,

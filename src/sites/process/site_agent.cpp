@@ -21,18 +21,23 @@ constexpr double kPollS = 0.003;  // an exchange waits for at most two of these 
 constexpr double kHangS = 60;     // a main thread that has not turned for so long is dead
 constexpr double kTickS = 0.02;
 
+MergeRule merge_rule(const std::string& combine) {
+  if (combine == "direction") return MergeRule::kDirection;
+  if (combine == "trimmed") return MergeRule::kTrimmed;
+  return combine == "median_of_means" ? MergeRule::kMedianOfMeans : MergeRule::kMean;
+}
+
 MemberOptions member_options(const SiteAgentOptions& options) {
   const plan::SitePlan& site = options.plan.sites[static_cast<size_t>(options.site_idx)];
   const plan::SitesConfig& exchange = options.plan.exchange;
   MemberOptions member;
   member.site = site.name;
   member.schedule = schedule_of(options.plan);
-  member.exchange = {
-      .bits = exchange.delta_bits,
-      .member_idx = -1,
-      .tokens = {},
-      .rule = exchange.combine == "direction" ? MergeRule::kDirection : MergeRule::kMean,
-      .error_decay = exchange.error_decay};
+  member.exchange = {.bits = exchange.delta_bits,
+                     .member_idx = -1,
+                     .tokens = {},
+                     .rule = merge_rule(exchange.combine),
+                     .error_decay = exchange.error_decay};
   member.outer = {.lr = exchange.outer_lr, .momentum = exchange.outer_momentum};
   member.tokens_per_step = site.batch_sequences * options.plan.sequence_length;
   member.heartbeat_s = exchange.heartbeat_s;

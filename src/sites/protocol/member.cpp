@@ -246,7 +246,13 @@ void Member::tell_status() {
                                  .data_end = record.data_end,
                                  .begun_epoch = record.begin ? record.begin->epoch : -1,
                                  .hash = record.outcome ? record.outcome->hash : "",
-                                 .missing = missing(record)});
+                                 .missing = missing(record),
+                                 .suspects = {},
+                                 .faults = {}});
+    for (const auto& [site, fault] : record.suspects) {
+      status_.exchanges.back().suspects.push_back(site);
+      status_.exchanges.back().faults.push_back(fault);
+    }
   }
   act(SendMessage{.to = kCoordinatorName, .message = status_});
   told_s_ = now_s_;

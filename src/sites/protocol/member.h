@@ -27,6 +27,7 @@
 #include "sites/exchange/fragment_exchange.h"
 #include "sites/exchange/global_state.h"
 #include "sites/protocol/messages.h"
+#include "sites/trust/delta_watch.h"
 
 namespace pelago::sites {
 
@@ -102,7 +103,9 @@ class Member {
     std::unique_ptr<FragmentExchange> work;  // null: not begun, or not a member
     bool mean_sent = false;
     std::optional<FragmentOutcome> outcome;
-    int64_t noted_epoch = -1;  // in which my delta was taken, as far as I know
+    std::optional<SliceGram> gram;                // of my slice, once it is summed
+    std::map<std::string, std::string> suspects;  // by site: what is wrong with its delta
+    int64_t noted_epoch = -1;                     // in which my delta was taken, as far as I know
     double progress_s = 0;
   };
   struct Fetching {
@@ -135,6 +138,8 @@ class Member {
   bool is_possible(int64_t exchange) const;
   void start_work(int64_t exchange, Record& record);
   void progress(int64_t exchange, Record& record);
+  void judge(int64_t exchange, Record& record);
+  void learn(int64_t exchange, const Record& record);
   void want_missing(int64_t exchange, Record& record);
   void settle(int64_t exchange, Record& record);  // applies or fetches if the commit is known
   void note_taken(const Commit& commit);
@@ -164,6 +169,7 @@ class Member {
   std::map<int64_t, Commit> known_commits_;                       // by exchange
   std::map<int64_t, Fetching> fetches_;                           // by fragment
   std::set<std::tuple<std::string, int64_t, int64_t>> answered_;  // address, fragment, exchange
+  std::map<std::pair<int64_t, size_t>, DeltaWatch> watches_;      // by fragment, number of members
   bool status_changed_ = false;
   bool has_left_ = false;
   double now_s_ = 0;

@@ -55,6 +55,8 @@ void Member::take(const std::string& from, const Begin& begin) {
   record.work.reset();
   record.outcome.reset();
   record.mean_sent = false;
+  record.gram.reset();
+  record.suspects.clear();
   record.progress_s = now_s_;
   status_changed_ = true;
   start_work(begin.exchange, record);
@@ -118,13 +120,17 @@ void Member::take(const std::string& from, const Slice& slice) {
   const int64_t idx = member - members.begin();
   const Status accepted = slice.of_mean ? record.work->accept_mean(idx, slice.payload)
                                         : record.work->accept_delta(idx, slice.payload);
-  if (!accepted) return refuse(from, accepted.error().message);
+  if (!accepted) {
+    if (!slice.of_mean && record.suspects.emplace(from, "malformed").second) status_changed_ = true;
+    return refuse(from, accepted.error().message);
+  }
   record.progress_s = now_s_;
   progress(slice.exchange, record);
 }
 
 void Member::progress(int64_t exchange, Record& record) {
   FragmentExchange& work = *record.work;
+  if (work.mean_slice() && !record.gram) judge(exchange, record);
   if (work.mean_slice() && !record.mean_sent) {
     record.mean_sent = true;
     for (const MemberShare& peer : record.begin->members) {
@@ -256,6 +262,7 @@ void Member::settle(int64_t exchange, Record& record) {
   const bool is_mine =
       commit.exchange == exchange && record.outcome && record.begin->epoch == commit.epoch;
   if (is_mine) {
+    learn(exchange, record);
     if (record.outcome->hash == commit.hash) {
       state_->apply(fragment, exchange, *record.outcome);
       ++status_.num_commits;

@@ -29,8 +29,16 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hello,
                                    address,
                                    checkpoints)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Heartbeat, incarnation)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
-    ReadyExchange, exchange, tokens, data_begin, data_end, begun_epoch, hash, missing)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ReadyExchange,
+                                   exchange,
+                                   tokens,
+                                   data_begin,
+                                   data_end,
+                                   begun_epoch,
+                                   hash,
+                                   missing,
+                                   suspects,
+                                   faults)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SiteStatus,
                                    incarnation,
                                    sequence,

@@ -59,6 +59,8 @@ struct ReadyExchange {
   int64_t begun_epoch = -1;              // the newest Begin it knows for this exchange
   std::string hash;                      // of the outcome, once the whole mean is here; else empty
   std::vector<std::string> missing;      // members whose pieces have not come
+  std::vector<std::string> suspects = {};  // members whose delta looks wrong in my slice
+  std::vector<std::string> faults = {};    // of each suspect, what: "norm", "direction", ...
 };
 /// Everything the coordinator needs to know of a site, whenever it changes and every heartbeat.
 struct SiteStatus {

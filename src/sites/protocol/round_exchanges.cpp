@@ -86,6 +86,8 @@ void RoundMachine::advance_exchange(int64_t exchange, Exchange& state) {
   const std::vector<MemberShare>& members = state.begin->members;
   if (!std::all_of(members.begin(), members.end(), is_here)) {
     begin(exchange, state);
+  } else if (leave_out_suspects(exchange, state)) {
+    begin(exchange, state);
   } else if (!commit_if_held(exchange, *state.begin) && stop_is_known() &&
              now_s_ - state.begun_s > options_.exchange_s) {
     leave_out_late(exchange, state);
@@ -95,9 +97,16 @@ void RoundMachine::advance_exchange(int64_t exchange, Exchange& state) {
 
 void RoundMachine::begin(int64_t exchange, Exchange& state) {
   Begin next{.exchange = exchange, .epoch = ++epoch_, .members = {}};
+  const auto is_in = [&](const Site& site) {
+    return ready(site, exchange) != nullptr && !state.left_out.contains(site.name);
+  };
+  // Suspects alone are better than nobody.
+  const bool has_others = std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+    return is_in(site) && !suspects_.sits_out(site.name, exchange);
+  });
   for (const Site& site : sites_) {
+    if (!is_in(site) || (has_others && suspects_.sits_out(site.name, exchange))) continue;
     const ReadyExchange* held = ready(site, exchange);
-    if (held == nullptr || state.left_out.contains(site.name)) continue;
     next.members.push_back({.site = site.name,
                             .address = site.hello.address,
                             .tokens = held->tokens,
@@ -149,6 +158,38 @@ void RoundMachine::leave_out_late(int64_t exchange, Exchange& state) {
   if (state.begin->members.size() > 1) state.left_out.insert(accused->site);
 }
 
+// Whoever half of the members find at fault: it sits this exchange out, and a round.
+bool RoundMachine::leave_out_suspects(int64_t exchange, Exchange& state) {
+  const std::vector<MemberShare>& members = state.begin->members;
+  std::vector<std::vector<Accusation>> votes;
+  for (const MemberShare& member : members) {
+    const ReadyExchange* held = ready(*find(member.site), exchange);
+    std::vector<Accusation>& vote = votes.emplace_back();
+    if (held->begun_epoch != state.begin->epoch) continue;
+    const size_t num_suspects = std::min(held->suspects.size(), held->faults.size());
+    for (size_t idx = 0; idx < num_suspects; ++idx) {
+      vote.push_back({.site = held->suspects[idx], .fault = held->faults[idx]});
+    }
+  }
+  bool is_anybody = false;
+  for (const Accusation& convicted : Suspects::convict(votes)) {
+    const bool is_member = std::any_of(members.begin(), members.end(), [&](const auto& member) {
+      return member.site == convicted.site;
+    });
+    if (!is_member) continue;
+    is_anybody = true;
+    state.left_out.insert(convicted.site);
+    const int64_t back_at = suspects_.suspend(convicted.site, exchange);
+    record("site_suspect",
+           json{{"site", convicted.site},
+                {"exchange", exchange},
+                {"fault", convicted.fault},
+                {"back_at_exchange", back_at}}
+               .dump());
+  }
+  return is_anybody;
+}
+
 bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
   for (const MemberShare& member : begun.members) {
     const ReadyExchange* held = ready(*find(member.site), exchange);
@@ -165,6 +206,11 @@ bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
   for (const SiteAddress& donor : commit.donors) find(donor.site)->held.insert(exchange);
   ++num_commits_;
   while (commits_.contains(next_exchange_)) ++next_exchange_;
+  std::vector<std::string> names;
+  for (const MemberShare& member : commit.members) names.push_back(member.site);
+  for (const std::string& site : suspects_.on_commit(exchange, names)) {
+    record("site_cleared", json{{"site", site}, {"exchange", exchange}}.dump());
+  }
   spend(commit);
   keep_commit(kept->second);
   out_.commits.push_back(commit);

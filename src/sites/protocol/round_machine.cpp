@@ -13,6 +13,7 @@ using nlohmann::json;
 
 RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
     : options_(std::move(options)),
+      suspects_(options_.schedule.num_fragments),
       ledger_(options_.sites.size(), options_.schedule.num_fragments) {
   PELAGO_ASSERT(!options_.sites.empty(), "the plan has a site");
   PELAGO_ASSERT(options_.schedule.num_fragments > 0, "sites that never exchange need no rounds");
@@ -206,42 +207,47 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
 }
 
 // Everything that differs, so that one look mends it.
-bool RoundMachine::refuse_mismatch(Site& site, const Hello& hello) {
+// Empty hashes of the run itself are not known, and differ from nothing.
+std::string RoundMachine::differences(const Hello& mine, const Hello& theirs) {
   struct Fact {
     const char* what;
     std::string mine, theirs;
   };
+  const Fact facts[] = {
+      {"wire version", std::to_string(mine.wire_version), std::to_string(theirs.wire_version)},
+      {"plan.json", mine.plan_hash, theirs.plan_hash},
+      {"tokenizer", mine.tokenizer_hash, theirs.tokenizer_hash},
+      {"dataset", mine.dataset_hash, theirs.dataset_hash},
+      {"initial weights", mine.weights_hash, theirs.weights_hash}};
+  std::string differing;
+  for (const Fact& fact : facts) {
+    if (fact.mine == fact.theirs || fact.theirs.empty()) continue;
+    differing += fmt::format(
+        "{}{} ({}, not {})", differing.empty() ? "" : ", ", fact.what, fact.mine, fact.theirs);
+  }
+  return differing;
+}
+
+bool RoundMachine::refuse_mismatch(Site& site, const Hello& hello) {
+  std::string whose = "the run's";
+  std::string differing = differences(hello, options_.expected);
   for (const Site& other : sites_) {
+    if (!differing.empty()) break;
     // Before the start is decided a site may come again with other files.
     const bool is_self = &other == &site;
     if (other.incarnation == 0 || (is_self && phase_ == RunPhase::kGathering)) continue;
-    const Hello& known = other.hello;
-    const Fact facts[] = {
-        {"wire version", std::to_string(hello.wire_version), std::to_string(known.wire_version)},
-        {"plan.json", hello.plan_hash, known.plan_hash},
-        {"tokenizer", hello.tokenizer_hash, known.tokenizer_hash},
-        {"dataset", hello.dataset_hash, known.dataset_hash},
-        {"initial weights", hello.weights_hash, known.weights_hash}};
-    std::string differing;
-    for (const Fact& fact : facts) {
-      if (fact.mine == fact.theirs) continue;
-      differing += fmt::format(
-          "{}{} ({}, not {})", differing.empty() ? "" : ", ", fact.what, fact.mine, fact.theirs);
-    }
-    if (differing.empty()) continue;
-    const std::string reason =
-        fmt::format("site {}: other than {}: its {}; give both the same files",
-                    site.name,
-                    is_self ? "at its first start" : "site " + other.name,
-                    differing);
-    ++num_refused_;
-    record("site_refused", json{{"site", site.name}, {"reason", reason}}.dump());
-    out_.messages.emplace_back(
-        site.name,
-        Refused{.incarnation = hello.incarnation, .reason = reason, .exit_code = kExitUsage});
-    return true;
+    differing = differences(hello, other.hello);
+    whose = is_self ? "those at its first start" : "those of site " + other.name;
   }
-  return false;
+  if (differing.empty()) return false;
+  const std::string reason = fmt::format(
+      "site {}: has other files than {}: its {}; give both the same", site.name, whose, differing);
+  ++num_refused_;
+  record("site_refused", json{{"site", site.name}, {"reason", reason}}.dump());
+  out_.messages.emplace_back(
+      site.name,
+      Refused{.incarnation = hello.incarnation, .reason = reason, .exit_code = kExitUsage});
+  return true;
 }
 
 void RoundMachine::dismiss(Site& site, const std::string& reason, int exit_code) {

@@ -28,28 +28,12 @@
 #include <vector>
 
 #include "sites/leases/token_ledger.h"
-#include "sites/protocol/messages.h"
+#include "sites/protocol/round_options.h"
 #include "sites/state/state_store.h"
+#include "sites/trust/suspects.h"
 #include "train/messages.h"
 
 namespace pelago::sites {
-
-struct RoundOptions {
-  std::vector<std::string> sites;  // in plan order, which is the order of every sum
-  train::ExchangeSchedule schedule;
-  double grace_s = 10;     // how long ready sites wait for a late one
-  double heartbeat_s = 1;  // a site silent for five of these is dead
-  double exchange_s = 60;  // longest time from Begin to the last Held; then somebody is left out
-  double absence_s = 60;   // a site silent for so long is not waited for by what only it may hold
-  bool resume = false;     // start from the newest checkpoint common to all
-};
-
-struct RoundOutput {
-  std::vector<StateWrite> writes;  // to be durable, together, before any message is sent
-  std::vector<Commit> commits;     // of these: for the journal's readers
-  std::vector<std::pair<std::string, std::string>> events;  // name, JSON fields
-  std::vector<std::pair<std::string, Message>> messages;    // to a site
-};
 
 class RoundMachine {
  public:
@@ -147,6 +131,7 @@ class RoundMachine {
   void answer_gaps(Site& site);
   void hear(Site& site);
   void mark_dead(Site& site, const std::string& why);
+  static std::string differences(const Hello& mine, const Hello& theirs);
   bool refuse_mismatch(Site& site, const Hello& hello);
   void answer_hello(Site& site);
   void welcome_joiner(Site& site);
@@ -171,6 +156,7 @@ class RoundMachine {
   bool is_due(int64_t exchange, const Exchange& state) const;
   void begin(int64_t exchange, Exchange& state);
   void leave_out_late(int64_t exchange, Exchange& state);
+  bool leave_out_suspects(int64_t exchange, Exchange& state);
   const Made* newest_commit(int64_t fragment) const;
   void expel(Site& site);
   bool may_hold(const Site& site, const Commit& commit) const;
@@ -193,7 +179,8 @@ class RoundMachine {
   std::map<int64_t, Exchange> exchanges_;  // begun or gathering
   std::map<int64_t, Made> commits_;        // by exchange, from first_logged_ on
   std::map<int64_t, Made> earlier_;        // of the course that this run was resumed from
-  TokenLedger ledger_;                     // follows from commits_ and earlier_
+  Suspects suspects_;
+  TokenLedger ledger_;         // follows from commits_ and earlier_
   int64_t next_exchange_ = 0;  // the first that is not committed, as long as they come in order
   int64_t first_logged_ = 0;
   int64_t term_ = 0;

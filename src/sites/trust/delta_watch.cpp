@@ -10,7 +10,7 @@ namespace {
 constexpr size_t kWindow = 16;        // rounds: follows the learning rate, forgets one odd round
 constexpr size_t kUsualFrom = 4;      // rounds from which on a median says something
 constexpr double kDeviationsMax = 6;  // of a normal distribution: once in 10^9
-constexpr double kDeviationMin = 0.15;
+constexpr double kDeviationMin = 0.4;
 constexpr double kUnknownRatioMax = 30;
 constexpr double kCosineMin = -0.2;
 constexpr double kChance = 4;             // standard deviations of a cosine by chance, 1/sqrt(N)
@@ -126,17 +126,17 @@ std::vector<DeltaFault> DeltaWatch::judge(const std::vector<std::string>& sites,
 }
 
 void DeltaWatch::learn(const std::vector<std::string>& sites,
-                       const std::vector<DeltaFault>& faults,
+                       const std::vector<bool>& teaches,
                        const SliceGram& gram) {
-  const auto teaches = [&](size_t idx) {
-    return faults[idx] == DeltaFault::kNone && gram.rms(idx) > 0 && std::isfinite(gram.rms(idx));
+  const auto counts = [&](size_t idx) {
+    return teaches[idx] && gram.rms(idx) > 0 && std::isfinite(gram.rms(idx));
   };
   for (size_t idx = 0; idx < sites.size(); ++idx) {
-    if (!teaches(idx)) continue;
+    if (!counts(idx)) continue;
     const double log_rms = std::log(gram.rms(idx));
     log_rms_[sites[idx]].add(log_rms);
     for (size_t other = 0; other < sites.size(); ++other) {
-      if (other == idx || !teaches(other)) continue;
+      if (other == idx || !counts(other)) continue;
       log_ratio_[{sites[idx], sites[other]}].add(log_rms - std::log(gram.rms(other)));
     }
   }

@@ -5,10 +5,10 @@
 //
 // A delta is held against each other member's, and is at fault if it does not fit to more than half
 // of them: one bad delta then never makes the others look bad.
-//   norm       log(rms_i / rms_j) farther than 6 MAD from its running median. MAD counts as at
-//   least
-//              0.15 (honest deltas of unequal sites vary by so much), which makes 2.5 times the
-//              smallest change found; before four rounds are known, 30 times
+//   norm       log(rms_i / rms_j) farther than 6 MAD from its running median. MAD is at least
+//              0.4, which makes 11 times the smallest change found: a site that joins again has an
+//              optimizer without a past, and its first deltas are several times their usual size.
+//              Before four rounds are known, 30 times
 //   direction  cosine below -0.2, plus what chance does to a short slice; honest ones lie above 0.
 //              Between two, the outer momentum is the third witness
 //   zero       it did not move while others did
@@ -51,9 +51,9 @@ class DeltaWatch {
   std::vector<DeltaFault> judge(const std::vector<std::string>& sites,
                                 const std::vector<bool>& has_trained,
                                 const SliceGram& gram) const;
-  /// These deltas were committed: they are what is usual. Those at fault teach nothing.
+  /// These deltas were committed: those that teach are what is usual. Those at fault teach nothing.
   void learn(const std::vector<std::string>& sites,
-             const std::vector<DeltaFault>& faults,
+             const std::vector<bool>& teaches,
              const SliceGram& gram);
 
  private:

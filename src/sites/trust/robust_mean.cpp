@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
-
-#include "base/error.h"
+#include <utility>
 
 namespace pelago::sites {
 
@@ -67,13 +66,6 @@ void median_of_means(std::span<const std::span<const float>> deltas,
 }
 
 }  // namespace
-
-MeanKind mean_kind(std::string_view name) {
-  if (name == "plain") return MeanKind::kPlain;
-  if (name == "trimmed") return MeanKind::kTrimmed;
-  if (name == "median_of_means") return MeanKind::kMedianOfMeans;
-  fail_usage("sites.mean = \"{}\": must be plain, trimmed or median_of_means", name);
-}
 
 void robust_mean(MeanKind kind,
                  std::span<const std::span<const float>> deltas,

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <span>
-#include <string_view>
 #include <vector>
 
 namespace pelago::sites {
@@ -17,11 +16,8 @@ enum class MeanKind {
   kTrimmed,        // without the largest and the smallest quarter of the values, weighted
   kMedianOfMeans,  // median of the plain means of groups of members (at least three groups)
 };
-/// "plain", "trimmed", "median_of_means". Throws Failure (exit 2) for another word.
-MeanKind mean_kind(std::string_view name);
-
-/// deltas: n of [N]; weights: n, sum 1; mean: [N]. Adds in the order of deltas, so that the same
-/// deltas give the same bits.
+/// deltas: n of [N]; weights: n; mean: [N]. A robust mean divides by the weights that it kept. Adds
+/// in the order of deltas, so that the same deltas give the same bits.
 void robust_mean(MeanKind kind,
                  std::span<const std::span<const float>> deltas,
                  std::span<const float> weights,

@@ -361,6 +361,7 @@ void RankRun::save_checkpoint() {
 
 /// On a thread of its own.
 void RankRun::write_checkpoint(const HostState& state, const TrainState& counters) {
+  const double begin_s = steady_now_s();
   fs::path dir;
   const auto write = [&]() -> Status {
     dir = begin_checkpoint(options_.site_dir / "checkpoints", counters.step);
@@ -386,6 +387,7 @@ void RankRun::write_checkpoint(const HostState& state, const TrainState& counter
         fmt::format("checkpoint of step {} not saved, training goes on: {}", counters.step, wrong));
     return;
   }
+  log_info("checkpoint written step={} write_s={:.4f}", counters.step, steady_now_s() - begin_s);
   control_->send(
       json({{"type", "checkpoint"}, {"step", counters.step}, {"dir", dir.string()}}).dump());
 }

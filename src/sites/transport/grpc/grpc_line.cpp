@@ -46,12 +46,7 @@ std::shared_ptr<grpc::Channel> open_channel(const PeerLineOptions& options) {
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   // A proxy for web pages has no business between sites.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(
-      options.address,
-      grpc::SslCredentials({.pem_root_certs = options.credentials.authority,
-                            .pem_private_key = options.credentials.key,
-                            .pem_cert_chain = options.credentials.certificate}),
-      arguments);
+  return grpc::CreateCustomChannel(options.address, options.credentials, arguments);
 }
 
 wire::Chunk message_of(const FrameChunk& chunk) {

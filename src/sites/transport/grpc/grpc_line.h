@@ -12,16 +12,16 @@
 #include "sites/transport/emulated_line.h"
 #include "sites/transport/transport.h"
 
+namespace grpc {
+class ChannelCredentials;
+}
+
 namespace pelago::sites {
 
-struct LineCredentials {
-  std::string authority, certificate, key;  // PEM
-};
-
 struct PeerLineOptions {
-  std::string peer, address;  // "HOST:PORT"
-  std::string from;           // this end
-  LineCredentials credentials;
+  std::string peer, address;                              // "HOST:PORT"
+  std::string from;                                       // this end
+  std::shared_ptr<grpc::ChannelCredentials> credentials;  // shared with gRPC
   int num_streams = 4;
   double patience_s = 10;  // frames wait so long for a peer that cannot be reached
   std::optional<LineOptions> emulated;

@@ -1,0 +1,32 @@
+// What goes into a RoundMachine and what comes out of it.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "sites/protocol/messages.h"
+#include "sites/state/state_store.h"
+#include "train/messages.h"
+
+namespace pelago::sites {
+
+struct RoundOptions {
+  std::vector<std::string> sites;  // in plan order, which is the order of every sum
+  train::ExchangeSchedule schedule;
+  double grace_s = 10;     // how long ready sites wait for a late one
+  double heartbeat_s = 1;  // a site silent for five of these is dead
+  double exchange_s = 60;  // longest time from Begin to the last Held; then somebody is left out
+  double absence_s = 60;   // a site silent for so long is not waited for by what only it may hold
+  bool resume = false;     // start from the newest checkpoint common to all
+  Hello expected;          // the run's own hashes, which a site's must be; empty ones: not known
+};
+
+struct RoundOutput {
+  std::vector<StateWrite> writes;  // to be durable, together, before any message is sent
+  std::vector<Commit> commits;     // of these: for the journal's readers
+  std::vector<std::pair<std::string, std::string>> events;  // name, JSON fields
+  std::vector<std::pair<std::string, Message>> messages;    // to a site
+};
+
+}  // namespace pelago::sites
