@@ -179,8 +179,14 @@ void check_exchange(const Plan& plan, const std::string& name) {
   if (bits != 2 && bits != 4 && bits != 8 && bits != 32) {
     fail_usage("{}: exchange: delta_bits = {} must be 2, 4, 8 or 32", name, bits);
   }
-  if (exchange.combine != "mean" && exchange.combine != "direction") {
-    fail_usage("{}: exchange: combine = \"{}\" must be mean or direction", name, exchange.combine);
+  const std::string& combine = exchange.combine;
+  const bool is_by_value = combine == "trimmed" || combine == "median_of_means";
+  if (combine != "mean" && combine != "direction" && (!is_by_value || bits == 2)) {
+    fail_usage(
+        "{}: exchange: combine = \"{}\" must be mean or direction, or above 2 bits trimmed or "
+        "median_of_means",
+        name,
+        combine);
   }
 }
 
