@@ -145,6 +145,9 @@ int run_agent(const AgentOptions& options) {
   line.emulated_line = [&](const std::string& peer) {
     return emulated_line(plan, options.site, peer);
   };
+  line.bandwidth_mbit_s = [&](const std::string& peer) {
+    return real_bandwidth_mbit_s(plan, options.site, peer);
+  };
   GrpcTransport transport(line);
   transport.set_address(kCoordinatorName, options.coordinator);
   const SystemClock clock;

@@ -112,6 +112,9 @@ void GrpcTransport::set_address(const std::string& peer, const std::string& addr
   const bool is_to_site = peer != kCoordinatorName && line.from != kCoordinatorName;
   line.num_streams = is_to_site ? impl_->options.num_streams : 1;
   if (impl_->options.emulated_line) line.emulated = impl_->options.emulated_line(peer);
+  if (is_to_site && impl_->options.bandwidth_mbit_s) {
+    line.bandwidth_mbit_s = impl_->options.bandwidth_mbit_s(peer);
+  }
   line.on_lost = [this, peer] {
     const std::lock_guard lost_lock(impl_->lost_mutex);
     impl_->lost_peers.push_back(peer);

@@ -32,6 +32,8 @@ struct GrpcTransportOptions {
   double handshake_s = 5;  // a connection without a certificate by then is closed
   /// The line to a peer, if it is to be emulated.
   std::function<std::optional<LineOptions>(const std::string& peer)> emulated_line;
+  /// The rate of the line to a peer where the plan knows it: it is not filled faster than that.
+  std::function<std::optional<double>(const std::string& peer)> bandwidth_mbit_s;
   /// Answers callers that have no certificate yet; outlives the transport. Null: there are none.
   grpc::Service* door = nullptr;
 };

@@ -23,6 +23,16 @@ std::optional<LineOptions> emulated_line(const plan::Plan& plan,
   return std::nullopt;
 }
 
+std::optional<double> real_bandwidth_mbit_s(const plan::Plan& plan,
+                                            const std::string& from,
+                                            const std::string& to) {
+  for (const plan::FleetLink& link : plan.links) {
+    const bool joins = (link.from == from && link.to == to) || (link.from == to && link.to == from);
+    if (joins && !link.emulate) return link.bandwidth_mbit_s;
+  }
+  return std::nullopt;
+}
+
 double exchange_limit_s(const plan::Plan& plan) {
   double slowest_mbit_s = 1e6;
   for (const plan::FleetLink& link : plan.links) {

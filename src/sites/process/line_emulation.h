@@ -15,6 +15,12 @@ std::optional<LineOptions> emulated_line(const plan::Plan& plan,
                                          const std::string& from,
                                          const std::string& to);
 
+/// The plan's bandwidth of a real line from one site to another; nothing where the line is emulated
+/// or the plan knows none.
+std::optional<double> real_bandwidth_mbit_s(const plan::Plan& plan,
+                                            const std::string& from,
+                                            const std::string& to);
+
 /// Longest time that an exchange may take over the plan's slowest line before a site is taken for
 /// late: four times what its bytes need, but never so short that a hiccup counts.
 double exchange_limit_s(const plan::Plan& plan);

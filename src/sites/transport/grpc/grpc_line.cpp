@@ -116,7 +116,10 @@ class Stream {
                                        std::chrono::milliseconds(50))) {
       if (stop.stop_requested() || steady_now_s() > deadline_s) return false;
     }
-    tune_line_sockets(options_->address);
+    // A quarter more than its share, so that three streams fill the line when the fourth stalls.
+    std::optional<double> pace_mbit_s = options_->bandwidth_mbit_s;
+    if (pace_mbit_s) *pace_mbit_s *= 1.25 / options_->num_streams;
+    tune_line_sockets(options_->address, pace_mbit_s);
     const std::lock_guard lock(context_mutex_);
     if (stop.stop_requested()) return false;
     context_ = std::make_unique<grpc::ClientContext>();

@@ -25,6 +25,7 @@ struct PeerLineOptions {
   int num_streams = 4;
   double patience_s = 10;  // frames wait so long for a peer that cannot be reached
   std::optional<LineOptions> emulated;
+  std::optional<double> bandwidth_mbit_s;  // of the line, where it is known
   std::function<void()> on_lost;  // the peer could not be reached; called by a sending thread
 };
 
