@@ -15,6 +15,7 @@
 #include "sites/join/join.h"
 #include "sites/join/join_token.h"
 #include "sites/launch.h"
+#include "sites/leases/run_ledger.h"
 #include "sites/process/site_checkpoint.h"
 #include "sites/tls.h"
 #include "train/checkpoint.h"
@@ -186,6 +187,21 @@ std::filesystem::path make_join_token(const std::filesystem::path& run_dir,
              read_text_file(run_dir / "certs" / "ca.pem"),
              {.valid_s = valid_s, .uses = uses},
              std::chrono::duration_cast<std::chrono::seconds>(now).count());
+}
+
+std::string token_accounts_json(const std::filesystem::path& run_dir, const plan::Plan& plan) {
+  nlohmann::json accounts = nlohmann::json::array();
+  if (plan.sites.size() < 2) return accounts.dump();
+  for (const sites::TokenAccount& account : sites::read_token_accounts(run_dir, plan)) {
+    accounts.push_back({{"site", account.site},
+                        {"spent", account.spent},
+                        {"partly", account.partly},
+                        {"repeated", account.repeated},
+                        {"lost", account.lost},
+                        {"unread", account.unread},
+                        {"returned", account.returned}});
+  }
+  return accounts.dump();
 }
 
 std::vector<std::pair<std::string, std::string>> check_job_certificates(

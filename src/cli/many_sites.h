@@ -51,6 +51,9 @@ std::filesystem::path make_join_token(const std::filesystem::path& run_dir,
                                       const std::string& site,
                                       int64_t valid_s,
                                       int64_t uses);
+/// What became of every token of a run of several sites: a JSON array in plan order, "[]" for a run
+/// that keeps no ledger. Throws Failure if its journal cannot be read.
+std::string token_accounts_json(const std::filesystem::path& run_dir, const plan::Plan& plan);
 /// name and problem (empty: good) of each certificate in dir.
 std::vector<std::pair<std::string, std::string>> check_job_certificates(
     const std::filesystem::path& dir);

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "cli/many_sites.h"
 #include "cli/run_view.h"
 #include "train/run_folder.h"
 
@@ -90,6 +91,30 @@ std::string recovery_line(const Json& recovery) {
       recovery["seconds_lost"].get<double>());
 }
 
+/// Every token of a run of several sites.
+std::string ledger_lines(const Json& ledger) {
+  if (ledger.empty()) return "";
+  std::string text = fmt::format("  {:<10} {:>14} {:>12} {:>12} {:>12} {:>12} {:>12}\n",
+                                 "tokens",
+                                 "spent",
+                                 "partly",
+                                 "repeated",
+                                 "lost",
+                                 "unread",
+                                 "returned");
+  for (const Json& site : ledger) {
+    text += fmt::format("  {:<10} {:>14} {:>12} {:>12} {:>12} {:>12} {:>12}\n",
+                        site["site"].get<std::string>(),
+                        site["spent"].get<int64_t>(),
+                        site["partly"].get<int64_t>(),
+                        site["repeated"].get<int64_t>(),
+                        site["lost"].get<int64_t>(),
+                        site["unread"].get<int64_t>(),
+                        site["returned"].get<int64_t>());
+  }
+  return text;
+}
+
 // All sites hold the same weights at the start and at the end: the first site speaks for all.
 Evaluations evaluations(const RunView& view) {
   for (const SiteView& site : view.sites()) {
@@ -135,6 +160,7 @@ Json summary(const RunView& view, const std::filesystem::path& run_dir) {
       {"sites", Json::array()}};
   json["recovery"] = recovery_json(run_dir);
   json["suspects"] = suspects_json(run_dir);
+  json["ledger"] = Json::parse(token_accounts_json(run_dir, view.plan()));
   const Evaluations evaluated = evaluations(view);
   if (evaluated.first) {
     json["bits_per_byte_start"] = evaluated.first->bits_per_byte;
@@ -208,6 +234,7 @@ std::string summary_table(const RunView& view, const std::filesystem::path& run_
         json["commits"].get<int64_t>(),
         json["line_sent_bytes"].get<double>() / 1e6);
   }
+  text += ledger_lines(json["ledger"]);
   text += recovery_line(json["recovery"]);
   text += suspects_lines(json["suspects"]);
   const auto model = json["model"].get<std::string>();

@@ -108,6 +108,13 @@ int insert_state(sqlite3* handle, const StateWrite& write) {
   return state.step();
 }
 
+DurableState select_state(sqlite3* handle) {
+  DurableState state;
+  Statement select(handle, "SELECT key, value FROM state");
+  while (select.step() == SQLITE_ROW) state[select.text(0)] = select.text(1);
+  return state;
+}
+
 int insert_batch(sqlite3* handle, const Batch& batch) {
   const auto run = [&](const char* sql) {
     return sqlite3_exec(handle, sql, nullptr, nullptr, nullptr);
@@ -196,11 +203,15 @@ Status Journal::record(const std::vector<StateWrite>& writes,
   return database_->write_waiting();
 }
 
-DurableState Journal::load() {
-  DurableState state;
-  Statement select(database_->handle, "SELECT key, value FROM state");
-  while (select.step() == SQLITE_ROW) state[select.text(0)] = select.text(1);
-  return state;
+DurableState Journal::load() { return select_state(database_->handle); }
+
+DurableState read_journal_state(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) return {};
+  sqlite3* handle = nullptr;
+  const int code = sqlite3_open_v2(path.c_str(), &handle, SQLITE_OPEN_READONLY, nullptr);
+  const std::unique_ptr<sqlite3, int (*)(sqlite3*)> owner(handle, &sqlite3_close);
+  if (code != SQLITE_OK) fail("{}: cannot be read: {}", path.string(), sqlite3_errmsg(handle));
+  return select_state(handle);
 }
 
 std::vector<JournalRound> Journal::rounds() const {

@@ -27,6 +27,10 @@ struct JournalRound {
   std::string hash;
 };
 
+/// The state in a journal, which another process may be writing. Empty if there is no journal.
+/// Throws Failure if it cannot be read.
+DurableState read_journal_state(const std::filesystem::path& path);
+
 class Journal final : public StateStore {
  public:
   /// Opens or makes the file (write-ahead log, forced to disk at every commit). Throws Failure

@@ -103,6 +103,17 @@ TEST_CASE("a stop at any moment ends all sites at the same quiet step") {
   }
 }
 
+TEST_CASE("a run replays exactly from its seed, whatever failed in it") {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    CAPTURE(seed);
+    SimulatedRun once(any_run(seed)), again(any_run(seed));
+    REQUIRE(once.run() == again.run());
+    CHECK(once.coordinator().trace() == again.coordinator().trace());
+    CHECK(once.virtual_s() == again.virtual_s());
+    CHECK(once.last_hashes() == again.last_hashes());
+  }
+}
+
 TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or unaccounted for") {
   const double begin_s = steady_now_s();
   double virtual_s = 0;

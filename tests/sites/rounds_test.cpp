@@ -217,6 +217,56 @@ TEST_CASE("resuming goes back to the newest checkpoint that all have with the sa
   CHECK(without.failure()->find("no good checkpoint that all sites have") != std::string::npos);
 }
 
+/// What a coordinator has made durable so far.
+class Disk {
+ public:
+  const RoundOutput& keep(const RoundOutput& output) {
+    for (const StateWrite& write : output.writes) pelago::sites::apply(write, state_);
+    return output;
+  }
+  const DurableState& state() const { return state_; }
+
+ private:
+  DurableState state_;
+};
+
+TEST_CASE("the next coordinator goes on with the run, even when asked to resume, if a site lives") {
+  RoundOptions options = StartedRun::options();
+  options.sites = {"a"};
+  Disk disk;
+  RoundMachine first(options);
+  SiteStatus status;
+  status.incarnation = status.sequence = 1;
+  status.phase = SitePhase::kReady;
+  status.applied = {-1, -1};
+  disk.keep(first.on_message("a", StartedRun::hello(), 0));
+  disk.keep(first.on_message("a", status, 0));
+  REQUIRE(first.phase() == RoundMachine::RunPhase::kTraining);
+
+  options.resume = true;
+  RoundMachine next(options, disk.state());
+  CHECK(next.term() == 1);
+  CHECK(next.phase() == RoundMachine::RunPhase::kGathering);
+  next.on_message("a", Heartbeat{.incarnation = 7}, 1);  // of another start: proves nothing
+  CHECK(next.phase() == RoundMachine::RunPhase::kGathering);
+  next.on_message("a", Heartbeat{.incarnation = 1}, 1);
+  CHECK(next.phase() == RoundMachine::RunPhase::kTraining);
+
+  Hello anew = StartedRun::hello();
+  anew.incarnation = 2;
+  anew.checkpoints = {{.step = 10, .hash = "x", .data_step = 8}};
+  RoundMachine back(options, disk.state());
+  const RoundOutput output = back.on_message("a", anew, 1);
+  REQUIRE(output.messages.size() == 1);
+  CHECK(std::get<Welcome>(output.messages[0].second).start_step == 10);
+  CHECK(std::get<Welcome>(output.messages[0].second).data_step == 8);
+}
+
+TEST_CASE("a coordinator's state that is damaged is named, with the way out") {
+  CHECK_THROWS_WITH_AS(
+      RoundMachine(StartedRun::options(), {{"run", "{"}}), doctest::Contains("--resume"), Failure);
+}
+
 TEST_CASE("a coordinator that did not run for a while blames nobody for the silence") {
   StartedRun run;
   run.rounds().on_tick(1);

@@ -59,6 +59,7 @@ void RoundMachine::start_if_gathered() {
   }
   first_logged_ = next_exchange_;
   phase_ = RunPhase::kStarting;
+  live_.reset();
   go_back();
   keep_run();
   record("run_starting", json{{"step", start_step_}, {"resumed", options_.resume}}.dump());

@@ -57,6 +57,7 @@ RoundOutput RoundMachine::on_message(const std::string& from,
                                      const Message& message,
                                      double now_s) {
   now_s_ = now_s;
+  if (live_) go_on_if_alive(from, message);
   Site* site = find(from);
   if (site == nullptr) {
     ++num_refused_;

@@ -15,8 +15,7 @@
 //   - The coordinator may die at any moment. What it decided was durable before anyone heard of it,
 //     so the next one goes on from there (round_state.cpp): exchanges that were in flight begin
 //     again in epochs of its own term, and sites not heard yet are waited for as if they had been.
-//   - A delta counts with the data steps in it (leases/token_ledger.h). One that would spend a data
-//     step twice does not take part.
+//   - A delta counts with its data steps (leases/token_ledger.h), each of them once.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +37,8 @@ namespace pelago::sites {
 class RoundMachine {
  public:
   /// known: what an earlier coordinator of this run made durable; empty: there was none. Goes on
-  /// with that run, or, if options.resume is set, goes back to a checkpoint of it. Throws Failure
+  /// with that run; if options.resume is set, only if one of its sites is still at work, and else
+  /// back to a checkpoint. Throws Failure
   /// if known cannot be read.
   explicit RoundMachine(RoundOptions options, const DurableState& known = {});
 
@@ -140,6 +140,8 @@ class RoundMachine {
 
   // round_state.cpp
   void restore(const DurableState& known);
+  void go_on(const DurableState& known);
+  void go_on_if_alive(const std::string& from, const Message& message);
   void restore_site(Site& site, const std::string& value);
   void go_back();
   void keep_run();
@@ -174,6 +176,7 @@ class RoundMachine {
   RoundOutput take_output() { return std::exchange(out_, {}); }
 
   RoundOptions options_;
+  std::optional<DurableState> live_;  // of a run that may still be going on, while gathering
   RunPhase phase_ = RunPhase::kGathering;
   std::vector<Site> sites_;                // plan order
   std::map<int64_t, Exchange> exchanges_;  // begun or gathering

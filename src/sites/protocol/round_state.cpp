@@ -54,24 +54,14 @@ void RoundMachine::restore(const DurableState& known) {
       earlier_.emplace(exchange, std::move(made));
     }
     const auto run = known.find(kRunKey);
-    if (run != known.end() && !options_.resume) {
-      const json kept = json::parse(run->second);
-      phase_ = static_cast<RunPhase>(kept.at("phase").get<int>());
-      start_mode_ = static_cast<StartMode>(kept.at("start_mode").get<int>());
-      start_step_ = kept.at("start_step");
-      first_logged_ = kept.at("first_logged");
-      stop_requested_ = kept.at("stop_requested");
-      if (kept.contains("stop_step")) stop_step_ = kept.at("stop_step").get<int64_t>();
-      const auto first = earlier_.lower_bound(first_logged_);
-      commits_.insert(first, earlier_.end());
-      earlier_.erase(first, earlier_.end());
-      num_commits_ = static_cast<int64_t>(commits_.size());
-      next_exchange_ = first_logged_;
-      while (commits_.contains(next_exchange_)) ++next_exchange_;
-      for (Site& site : sites_) {
-        if (const auto kept_site = known.find(kSitePrefix + site.name); kept_site != known.end()) {
-          restore_site(site, kept_site->second);
-        }
+    if (run != known.end()) {
+      const int phase = json::parse(run->second).at("phase").get<int>();
+      const bool was_live = phase == static_cast<int>(RunPhase::kStarting) ||
+                            phase == static_cast<int>(RunPhase::kTraining);
+      if (!options_.resume) {
+        go_on(known);
+      } else if (was_live) {
+        live_ = known;
       }
     }
   } catch (const json::exception& error) {
@@ -81,8 +71,48 @@ void RoundMachine::restore(const DurableState& known) {
   epoch_ = term_ * kTermEpochs;
   out_.writes.push_back({.key = kTermKey, .value = std::to_string(term_)});
   count_again();
-  if (phase_ == RunPhase::kGathering || term_ == 0) return;
+}
+
+void RoundMachine::go_on(const DurableState& known) {
+  const json kept = json::parse(known.at(kRunKey));
+  phase_ = static_cast<RunPhase>(kept.at("phase").get<int>());
+  start_mode_ = static_cast<StartMode>(kept.at("start_mode").get<int>());
+  start_step_ = kept.at("start_step");
+  first_logged_ = kept.at("first_logged");
+  stop_requested_ = kept.at("stop_requested");
+  if (kept.contains("stop_step")) stop_step_ = kept.at("stop_step").get<int64_t>();
+  const auto first = earlier_.lower_bound(first_logged_);
+  commits_.insert(first, earlier_.end());
+  earlier_.erase(first, earlier_.end());
+  num_commits_ = static_cast<int64_t>(commits_.size());
+  next_exchange_ = first_logged_;
+  while (commits_.contains(next_exchange_)) ++next_exchange_;
+  for (Site& site : sites_) {
+    const auto kept_site = known.find(kSitePrefix + site.name);
+    if (kept_site == known.end()) continue;
+    site = Site{};
+    site.name = kept_site->first.substr(std::string(kSitePrefix).size());
+    restore_site(site, kept_site->second);
+    site.heard_s = now_s_;
+  }
   record("coordinator_restarted", json{{"term", term_}, {"commits", num_commits_}}.dump());
+}
+
+// Asked to go back to a checkpoint, while the sites of the run have never ended: going on loses
+// nothing. The first that speaks as a member of that run shows it.
+void RoundMachine::go_on_if_alive(const std::string& from, const Message& message) {
+  const auto kept_site = live_->find(kSitePrefix + from);
+  if (kept_site == live_->end()) return;
+  uint64_t incarnation = 0;
+  if (const auto* heartbeat = std::get_if<Heartbeat>(&message))
+    incarnation = heartbeat->incarnation;
+  if (const auto* status = std::get_if<SiteStatus>(&message)) incarnation = status->incarnation;
+  const json kept = json::parse(kept_site->second);
+  const bool is_member = incarnation != 0 && kept.contains("welcome") &&
+                         kept.at("hello").at("incarnation").get<uint64_t>() == incarnation;
+  if (!is_member) return;
+  options_.resume = false;
+  go_on(*std::exchange(live_, std::nullopt));
 }
 
 void RoundMachine::restore_site(Site& site, const std::string& value) {
@@ -161,6 +191,11 @@ void RoundMachine::count_again() {
 
 std::vector<std::pair<std::string, std::string>> RoundMachine::addresses() const {
   std::vector<std::pair<std::string, std::string>> addresses;
+  if (live_) {
+    RoundOptions options = options_;
+    options.resume = false;
+    return RoundMachine(options, *live_).addresses();
+  }
   for (const Site& site : sites_) {
     if (site.incarnation != 0) addresses.emplace_back(site.name, site.hello.address);
   }

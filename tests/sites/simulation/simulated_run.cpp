@@ -91,10 +91,10 @@ bool SimulatedRun::can_spare(const Site& site) const {
                            return each.workers.trains;
                          });
   const auto stays = [&](const Site& each) {
-    return &each != &site && each.member && !each.has_left && each.workers.trains &&
-           each.actions_left < 0;
+    return &each != &site && each.member && !each.has_left && each.actions_left < 0 &&
+           (each.workers.trains || !has_begun);
   };
-  return !has_begun || std::any_of(sites_.begin(), sites_.end(), stays);
+  return std::any_of(sites_.begin(), sites_.end(), stays);
 }
 
 void SimulatedRun::strike(const Fault& fault) {

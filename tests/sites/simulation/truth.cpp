@@ -27,6 +27,10 @@ void Truth::on_start(const std::string& site,
 
 void Truth::on_writes(const std::vector<StateWrite>& writes) {
   for (const StateWrite& write : writes) {
+    if (write.key == "run") {
+      const int phase = json::parse(write.value).at("phase").get<int>();
+      if (phase < std::exchange(phase_, phase)) complain("the run has begun anew");
+    }
     if (write.key.rfind("site/", 0) == 0) on_site(write.key.substr(5), write.value);
     if (write.key.rfind("commit/", 0) != 0) continue;
     if (write.value.empty()) {

@@ -63,6 +63,7 @@ class Truth {
   std::map<std::string, uint64_t> taken_in_;       // the newest start that was made durable
   std::map<std::string, std::set<int64_t>> read_;  // data steps, by site
   std::map<int64_t, Made> commits_;                // by exchange
+  int phase_ = 0;
   int64_t num_lost_ = 0;
   std::string complaint_;
 };

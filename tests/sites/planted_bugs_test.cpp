@@ -1,0 +1,37 @@
+// The simulation is worth what it finds: each of these bugs must turn it red.
+#include <doctest/doctest.h>
+
+#include "sites/simulation/simulated_run.h"
+
+namespace pelago::sites {
+namespace {
+
+TEST_CASE("every planted bug is found, and the same seeds are clean without it") {
+  constexpr uint64_t kSeedsMax = 400;
+  CHECK(planted_bugs().size() >= 30);
+  uint64_t worst = 0;
+  for (const PlantedBug& bug : planted_bugs()) {
+    CAPTURE(std::string(bug.name));
+    uint64_t seed = 1;
+    std::string found;
+    for (; seed <= kSeedsMax && found.empty(); ++seed) {
+      SimulatedRunOptions options = any_run(seed);
+      options.limit_s = 250;
+      options.bug = &bug;
+      SimulatedRun run(options);
+      found = run.run();
+    }
+    CHECK_FALSE(found.empty());
+    worst = std::max(worst, seed - 1);
+  }
+  for (uint64_t seed = 1; seed <= worst; ++seed) {
+    CAPTURE(seed);
+    SimulatedRunOptions options = any_run(seed);
+    options.limit_s = 250;
+    CHECK(SimulatedRun(options).run() == "");
+  }
+  MESSAGE(planted_bugs().size() << " planted bugs, the last found at seed " << worst);
+}
+
+}  // namespace
+}  // namespace pelago::sites
