@@ -145,7 +145,7 @@ class Member {
   void note_taken(const Commit& commit);
   void settle_all();
   const Commit* newest_commit(int64_t fragment) const;
-  void forget_lost(const Begin& begin);
+  void forget_lost(int64_t exchange, int64_t epoch);
   void fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors);
   void ask_donor(int64_t fragment, Fetching& fetching);
   void believe(int64_t fragment, Fetching& fetching);

@@ -43,7 +43,7 @@ MemberActions Member::on_snapshot(int64_t exchange, std::span<const float> local
 void Member::take(const std::string& from, const Begin& begin) {
   if (from != kCoordinatorName) return refuse(from, "begin");
   if (!is_possible(begin.exchange)) return refuse(from, "begin of no exchange");
-  forget_lost(begin);
+  forget_lost(begin.exchange, begin.epoch);
   const auto found = records_.find(begin.exchange);
   if (found == records_.end()) return;  // told again once this site's snapshot is reported
   Record& record = found->second;
@@ -193,9 +193,15 @@ void Member::take(const std::string& from, const Want& want) {
 void Member::take(const std::string& from, const Commit& commit) {
   if (from != kCoordinatorName || !is_possible(commit.exchange)) return refuse(from, "commit");
   const int64_t fragment = fragment_of(commit.exchange);
-  Commit& known = known_commits_[commit.exchange];
-  if (known.epoch > commit.epoch) return refuse(from, "commit of an old epoch");
-  known = commit;
+  // Epochs rise from commit to commit of a fragment: one that does not fit was taken back.
+  const bool was_taken_back =
+      std::any_of(known_commits_.begin(), known_commits_.end(), [&](const auto& entry) {
+        return entry.first <= commit.exchange && entry.second.epoch > commit.epoch &&
+               fragment_of(entry.first) == fragment;
+      });
+  if (was_taken_back) return refuse(from, "commit of an old epoch");
+  forget_lost(commit.exchange, commit.epoch);
+  known_commits_[commit.exchange] = commit;
   note_taken(commit);
   const auto fetching = fetches_.find(fragment);
   if (fetching != fetches_.end()) {
@@ -214,12 +220,12 @@ const Commit* Member::newest_commit(int64_t fragment) const {
 
 // An exchange that begins again after its commit: whoever held the outcome has died with it, and
 // with every later one of that fragment.
-void Member::forget_lost(const Begin& begin) {
-  const int64_t fragment = fragment_of(begin.exchange);
+void Member::forget_lost(int64_t exchange, int64_t epoch) {
+  const int64_t fragment = fragment_of(exchange);
   // This site may have missed the commit itself and know only of later ones.
   const size_t num_lost = std::erase_if(known_commits_, [&](const auto& entry) {
-    return entry.first >= begin.exchange && fragment_of(entry.first) == fragment &&
-           entry.second.epoch < begin.epoch;
+    return entry.first >= exchange && fragment_of(entry.first) == fragment &&
+           entry.second.epoch < epoch;
   });
   if (num_lost == 0) return;
   // A site that catches up still needs the fragment, from whoever will hold it.

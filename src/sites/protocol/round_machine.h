@@ -6,15 +6,12 @@
 //   - A commit is made once, from the reports of all members of one epoch that hold one result, and
 //     is written to the journal before anyone hears of it.
 //   - Losing a member raises the epoch; reports of an older epoch are refused and counted.
-//   - A site that was left out lacks nothing it could not fetch: its own progress stays in its
-//     weights and goes out with the fragment's next exchange.
+//   - A site that was left out keeps its own progress for the fragment's next exchange.
 //   - A commit whose every holder has died before anyone else had fetched it is lost with them: it
-//     is taken back, and the exchange is done again among those that are left. A holder that was
-//     only silent, for longer than anyone should be, must then start anew.
+//     is taken back and done again among those left; a holder that was only silent starts anew.
 //   - Whatever a site missed it is sent again when its next status shows the gap.
-//   - The coordinator may die at any moment. What it decided was durable before anyone heard of it,
-//     so the next one goes on from there (round_state.cpp): exchanges that were in flight begin
-//     again in epochs of its own term, and sites not heard yet are waited for as if they had been.
+//   - The coordinator may die at any moment: what it decided was durable before anyone heard of it,
+//     and the next one goes on from there (round_state.cpp).
 //   - A delta counts with its data steps (leases/token_ledger.h), each of them once.
 #pragma once
 
