@@ -20,6 +20,7 @@ sequence_length = 128
 batch_sequences = 32
 microbatch_sequences = 8
 warmup_steps = 20
+exact_batch = true
 eval_sequences = 256
 eval_every_steps = 0
 checkpoint_every_steps = 0

@@ -21,6 +21,7 @@ struct TrainConfig {
   double minutes = 3;            // wall time of training that the plan aims for when steps is 0
   int64_t batch_sequences = 32;  // sequences a step, all sites together; the planner may move it by
                                  // a tenth to fit the chips
+  bool exact_batch = false;      // the planner keeps batch_sequences: runs then compare
   int64_t microbatch_sequences = 8;  // most sequences a device takes at once; more are accumulated
   double lr = 3e-3;                  // peak; small models take large rates
   double min_lr_ratio = 0.1;         // the schedule ends at lr times this

@@ -66,6 +66,15 @@ TEST_CASE("shares add up through sites and devices, and samples of sites do not 
   CHECK(plan.batch_sequences <= 44);
 }
 
+TEST_CASE("an exact batch is not moved, whatever would be faster") {
+  for (const int64_t batch : {37, 40, 41}) {
+    CAPTURE(batch);
+    JobConfig job = job_of_batch(batch);
+    job.train.exact_batch = true;
+    CHECK(make_plan(job, fleet_from(kTwoSites), catalogue(), nullptr, 2).batch_sequences == batch);
+  }
+}
+
 TEST_CASE("the faster chip of the catalogue gets the larger share, and the plan says unmeasured") {
   // A model so large that arithmetic outweighs the starts of operators, and a batch so large that
   // it outweighs the reduction.

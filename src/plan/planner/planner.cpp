@@ -338,7 +338,7 @@ Plan make_plan(const JobConfig& job,
   for (const PlannedSite& site : planned) {
     for (Pace& pace : site.paces()) paces.push_back(std::move(pace));
   }
-  const BatchRange range{.asked = job.train.batch_sequences};
+  const BatchRange range{.asked = job.train.batch_sequences, .is_fixed = job.train.exact_batch};
   refuse_small_batch(range, paces.size());
   const Balance balance = balance_batch(paces, range);
 

@@ -162,7 +162,8 @@ SiteLayout play_through(const SiteProblem& problem, const Estimate& estimate) {
   for (const SiteLayout::Pipeline& pipeline : layout.pipelines) {
     paces.push_back(pipeline.shape.pace);
   }
-  const Balance balance = balance_batch(paces, {.asked = problem.batch});
+  const Balance balance =
+      balance_batch(paces, {.asked = problem.batch, .is_fixed = problem.train.exact_batch});
   const SiteTime time = simulate_site(site_run(problem, layout, balance.sequences));
   layout.sequences_a_second = static_cast<double>(balance.batch) / time.step_s;
   return layout;
