@@ -41,7 +41,7 @@ cores = [1]
 )";
 
 struct Settings {
-  int64_t steps = 150;
+  int64_t steps = 100;
   int64_t seeds = 2;
 };
 
