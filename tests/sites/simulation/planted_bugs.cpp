@@ -1,6 +1,8 @@
 // Bugs that code of this kind has had, or could well have, each as a change of what one part of the
 // protocol hears, says, writes or reads. A check that trusts a fence is broken by moving the fence:
 // code that does not look at an epoch behaves as if every epoch were the right one.
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <set>
@@ -208,10 +210,9 @@ void never_writes(FaultyCode& code, const std::string& prefix) {
   };
 }
 
-}  // namespace
-
-const std::vector<PlantedBug>& planted_bugs() {
-  static const std::vector<PlantedBug> bugs = {
+/// In what the coordinator believes and says.
+std::vector<PlantedBug> bugs_of_the_coordinator() {
+  return {
       {"reports of an old epoch count", forgets_epochs_of_reports},
       {"a result that is not there yet counts", takes_unfinished_for_whole},
       {"any greeting is a new start", believes_any_greeting},
@@ -255,6 +256,12 @@ const std::vector<PlantedBug>& planted_bugs() {
          changes_welcome(code, [](Welcome& welcome) { --welcome.start_step; });
        }},
       {"workers read one data step on", [](FaultyCode& code) { code.data_ahead = 1; }},
+  };
+}
+
+/// In what sites do and what the journal keeps.
+std::vector<PlantedBug> bugs_of_sites_and_journal() {
+  return {
       {"the stop comes before what has begun", stops_too_early},
       {"slices of an old epoch are added", adds_old_slices},
       {"a site applies before the commit", applies_before_commit},
@@ -277,6 +284,16 @@ const std::vector<PlantedBug>& planted_bugs() {
       {"terms do not rise", [](FaultyCode& code) { never_writes(code, "term"); }},
       {"commits are not written", [](FaultyCode& code) { never_writes(code, "commit/"); }},
   };
+}
+
+}  // namespace
+
+const std::vector<PlantedBug>& planted_bugs() {
+  static const std::vector<PlantedBug> bugs = [] {
+    std::vector<PlantedBug> all = bugs_of_the_coordinator();
+    std::ranges::move(bugs_of_sites_and_journal(), std::back_inserter(all));
+    return all;
+  }();
   return bugs;
 }
 

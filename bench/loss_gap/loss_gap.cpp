@@ -12,7 +12,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "bench/gap_run.h"
+#include "bench/loss_gap/gap_run.h"
 #include "bench/report.h"
 #include "data/build.h"
 
