@@ -81,17 +81,23 @@ std::string name_of(c10::ScalarType dtype) {
   return dtype == torch::kBFloat16 ? "bf16" : dtype == torch::kHalf ? "fp16" : "f32";
 }
 
-/// A part of the model on the device, with weights that are as good as any.
+/// A part of a model of as many blocks as it says, on the device, with weights as good as any.
 struct Part {
   Part(const plan::JobConfig& job, const model::ModelPart& held, chips::Device& device)
-      : weights(torch::full({model::num_values(model::part_specs(job.model, held))},
+      : config(with_blocks(job.model, held.num_blocks)),
+        weights(torch::full({model::num_values(model::part_specs(config, held))},
                             0.01,
                             torch::TensorOptions()
                                 .dtype(training_dtype(job, device))
                                 .device(device.torch_device()))),
         gradient(torch::zeros({weights.numel()}, weights.options().dtype(torch::kFloat32))),
-        parameters(job.model, held, weights),
-        stage(job.model, parameters, {}) {}
+        parameters(config, held, weights),
+        stage(config, parameters, {}) {}
+  static model::ModelConfig with_blocks(model::ModelConfig config, int64_t num_blocks) {
+    config.num_hidden_layers = num_blocks;
+    return config;
+  }
+  model::ModelConfig config;
   Tensor weights;   // [n]
   Tensor gradient;  // [n] f32
   model::Parameters parameters;
