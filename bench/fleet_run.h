@@ -4,7 +4,6 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -16,17 +15,11 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/threads.h"
+#include "bench/report.h"
 
 namespace pelago::bench {
 
 namespace fs = std::filesystem;
-
-inline double median(std::vector<double> values) {
-  std::nth_element(values.begin(),
-                   values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
-}
 
 /// A folder of this process, with a dataset of the machine's C and C++ headers that is kept between
 /// runs of a benchmark.

@@ -3,11 +3,10 @@
 // torch::optim::AdamW. Same shapes, same dtype, same tokens.
 #pragma once
 
-#include "chips/torch.h"
-
 #include <cmath>
 #include <vector>
 
+#include "chips/torch.h"
 #include "model/config.h"
 
 namespace pelago::bench {

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -38,6 +39,14 @@ struct Report {
   std::map<std::string, double> metrics;  // every other figure, unit last in the name
   std::vector<std::string> notes;         // lines under the table: what a reader must know
 };
+
+/// The middle of some values, at least one; of an even number the upper of the two.
+inline double median(std::vector<double> values) {
+  std::nth_element(values.begin(),
+                   values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
+                   values.end());
+  return values[values.size() / 2];
+}
 
 /// The CPU's model and the number of cores this process may use.
 inline std::string host_name_and_cores() {

@@ -34,11 +34,6 @@ constexpr Case kCases[] = {{"10m-1core", "10m", 1, 4, 7},
 constexpr int64_t kSequences = 8;  // a microbatch
 constexpr int64_t kTokens = 256;   // a sequence; both as a job has them by default
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 /// One thread a core, each bound to its own, and none of them slowed by denormals.
 void take_cores(const std::vector<int>& cores, int num_cores) {
   if (static_cast<int>(cores.size()) < num_cores) {

@@ -38,11 +38,6 @@ const std::map<std::string, Case>& cases() {
   return table;
 }
 
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 std::string output_of(const std::string& command) {
   std::FILE* pipe = ::popen(command.c_str(), "r");
   if (pipe == nullptr) fail("cannot start {}", command);
@@ -150,10 +145,10 @@ void measure(Report& report, int streams) {
     std::fprintf(stderr, "turn %d: %.2f Mbit/s, iperf3 %.2f\n", turn, ours.back(), theirs.back());
   }
   fs::remove_all(certs);
-  report.metrics["transport_mbit_s"] = median_of(ours);
-  report.metrics["iperf3_mbit_s"] = median_of(theirs);
+  report.metrics["transport_mbit_s"] = median(ours);
+  report.metrics["iperf3_mbit_s"] = median(theirs);
   report.metrics["streams"] = streams;
-  report.ratio = median_of(ratios);
+  report.ratio = median(ratios);
   report.target = 0.90;
 }
 

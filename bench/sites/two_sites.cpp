@@ -3,6 +3,8 @@
 // packets that are delayed and lost between two network namespaces: 100 Mbit/s, or 20 with deltas
 // in thin form, and a round trip of 60 ms and a loss of 0.1 %. `packet` also trains in step over
 // the same line, as data parallel training would.
+#include <array>
+
 #include "bench/fleet_run.h"
 #include "bench/report.h"
 #include "bench/sites/line_run.h"
@@ -25,31 +27,13 @@ eval_every_steps = 0
 checkpoint_every_steps = 0
 )";
 
-std::string fleet_of(bool emulate_line) {
-  return fmt::format(R"(
-[emulation]
-slowdown = 1000
-[[site]]
-name = "lingang"
-[[site.device]]
-device = "emulated:a100"
-[[site.device]]
-device = "emulated:h20"
-[[site]]
-name = "guizhou"
-[[site.device]]
-device = "emulated:910b"
-count = 2
-[[link]]
-between = ["lingang", "guizhou"]
-bandwidth_mbit_s = 200
-rtt_ms = 30
-emulate = {}
-)",
-                     emulate_line);
-}
+struct Line {
+  double rate_mbit, rtt_ms;
+  bool is_emulated = false;                                     // inside the transport
+  std::array<const char*, 2> listen{"127.0.0.1", "127.0.0.1"};  // of the sites
+};
 
-std::string packet_fleet_of(double rate_mbit, bool with_line) {
+std::string fleet_of(const Line& line) {
   return fmt::format(R"(
 [emulation]
 slowdown = 1000
@@ -69,11 +53,14 @@ count = 2
 [[link]]
 between = ["lingang", "guizhou"]
 bandwidth_mbit_s = {}
-rtt_ms = 60
+rtt_ms = {}
+emulate = {}
 )",
-                     with_line ? "10.77.0.1" : "127.0.0.1",
-                     with_line ? "10.77.0.2" : "127.0.0.1",
-                     rate_mbit);
+                     line.listen[0],
+                     line.listen[1],
+                     line.rate_mbit,
+                     line.rtt_ms,
+                     line.is_emulated);
 }
 
 constexpr int kPacketSteps = 32;
@@ -83,8 +70,8 @@ void measure_packets(Report& report, bool is_thin, int num_turns) {
   if (const auto obstacle = wan::PacketLine::obstacle()) fail_usage("two_sites: {}", *obstacle);
   const double rate_mbit = is_thin ? 20 : 100;
   const FleetBench bench(kJob);
-  bench.write_fleet("line.toml", packet_fleet_of(rate_mbit, true));
-  bench.write_fleet("noline.toml", packet_fleet_of(rate_mbit, false));
+  bench.write_fleet("line.toml", fleet_of({rate_mbit, 60, false, {"10.77.0.1", "10.77.0.2"}}));
+  bench.write_fleet("noline.toml", fleet_of({rate_mbit, 60}));
   const double slowdown = bench.fit_slowdown("noline.toml", 0.40);
   wan::PacketLine line({.num_sites = 2,
                         .rate_mbit = fmt::format("{}", rate_mbit),
@@ -143,8 +130,8 @@ void measure_packets(Report& report, bool is_thin, int num_turns) {
 
 void measure(Report& report) {
   const FleetBench bench(kJob);
-  bench.write_fleet("line.toml", fleet_of(true));
-  bench.write_fleet("noline.toml", fleet_of(false));
+  bench.write_fleet("line.toml", fleet_of({200, 30, true}));
+  bench.write_fleet("noline.toml", fleet_of({200, 30}));
   // Two devices of one kind count once in a probe, so the load asked for is lower than it will be.
   const double slowdown = bench.fit_slowdown("line.toml", 0.45);
   std::vector<double> with, without, ratios, waits;

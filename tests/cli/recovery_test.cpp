@@ -153,28 +153,20 @@ std::string why_lost(const Scratch& scratch, const Ended& ended) {
   return lost[0]["why"];
 }
 
-TEST_CASE("a chip that falls off its bus in mid-run is done without") {
-  const Scratch scratch("lost");
-  const Ended ended = run_with_fault(scratch, "lost@op=6000");
-  const std::string why = why_lost(scratch, ended);
-  INFO(why);
-  CHECK(contains(why, "lost"));
-}
-
-TEST_CASE("a chip that answers nothing any more is done without") {
-  const Scratch scratch("stuck");
-  const Ended ended = run_with_fault(scratch, "stuck@op=6000");
-  const std::string why = why_lost(scratch, ended);
-  INFO(why);
-  CHECK(contains(why, "is stuck"));
-}
-
-TEST_CASE("a chip that runs out of memory in mid-run is done without") {
-  const Scratch scratch("oom");
-  const Ended ended = run_with_fault(scratch, "oom@op=6000");
-  const std::string why = why_lost(scratch, ended);
-  INFO(why);
-  CHECK(contains(why, "memory"));
+TEST_CASE("a chip that falls off its bus, hangs or runs out of memory in mid-run is done without") {
+  struct Broken {
+    const char *fault, *said;
+  };
+  for (const auto& [fault, said] : {Broken{"lost@op=6000", "lost"},
+                                    Broken{"stuck@op=6000", "is stuck"},
+                                    Broken{"oom@op=6000", "memory"}}) {
+    INFO(fault);
+    const Scratch scratch("broken");
+    const Ended ended = run_with_fault(scratch, fault);
+    const std::string why = why_lost(scratch, ended);
+    INFO(why);
+    CHECK(contains(why, said));
+  }
 }
 
 }  // namespace
