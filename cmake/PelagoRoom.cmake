@@ -6,6 +6,9 @@
 add_library(pelago_options INTERFACE)
 target_include_directories(pelago_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
 target_compile_options(pelago_options INTERFACE -Wall -Wextra -Wshadow -Wconversion -Werror)
+# gcc throws away what it no longer needs whenever its memory has grown by a third: a tenth of the time.
+target_compile_options(pelago_options INTERFACE
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:--param=ggc-min-heapsize=600000>)
 target_link_libraries(pelago_options INTERFACE Threads::Threads)
 
 find_program(PELAGO_CCACHE ccache)

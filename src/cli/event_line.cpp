@@ -1,7 +1,8 @@
 #include "cli/event_line.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+
+#include "base/text/json.h"
 
 namespace pelago::cli {
 
@@ -9,7 +10,7 @@ std::optional<std::string> event_line(const std::string& name, const std::string
   if (name == "commit" || name.rfind("checkpoint", 0) == 0) return std::nullopt;
   std::string line = name;
   std::replace(line.begin(), line.end(), '_', ' ');
-  const auto fields = nlohmann::json::parse(fields_json, nullptr, /*allow_exceptions=*/false);
+  const auto fields = try_parse_json(fields_json);
   if (!fields.is_object()) return line;
   for (const auto& [key, value] : fields.items()) {
     const std::string text = value.is_string() ? value.get<std::string>() : value.dump();

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text/json.h"
 #include "cli/event_line.h"
 #include "sites/agent.h"
 #include "sites/join/join.h"

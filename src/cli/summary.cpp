@@ -3,10 +3,10 @@
 
 #include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text/json.h"
 #include "cli/many_sites.h"
 #include "cli/run_view.h"
 #include "train/run_folder.h"

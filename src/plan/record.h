@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <limits>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <string_view>
@@ -16,6 +15,7 @@
 
 #include "base/config.h"
 #include "base/error.h"
+#include "base/text/json.h"
 
 namespace pelago::plan {
 

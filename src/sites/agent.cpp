@@ -7,12 +7,12 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
-#include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "base/text/json.h"
 #include "chips/torch.h"
 #include "model/transformer.h"
 #include "sites/grpc_transport.h"

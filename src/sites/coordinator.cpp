@@ -1,10 +1,10 @@
 #include "sites/coordinator.h"
 
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text/json.h"
 
 namespace pelago::sites {
 
@@ -63,7 +63,7 @@ void Coordinator::take_report(const std::string& site, const Report& report) {
         callbacks_.on_evaluation(train::evaluation_report_from_json(report.json));
       }
     } else {
-      nlohmann::json fields = nlohmann::json::parse(report.json);
+      nlohmann::json fields = parse_json(report.json);
       fields["site"] = site;
       note_journal(journal_->record_event(report.name, fields.dump()));
       announce(report.name, fields.dump());

@@ -8,12 +8,12 @@
 #include <algorithm>
 #include <fstream>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text/json.h"
 #include "sites/process/run_host.h"
 #include "train/process/child.h"
 

@@ -10,11 +10,11 @@
 #include <cerrno>
 #include <charconv>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "base/files.h"
 #include "base/log.h"
+#include "base/text/json.h"
 
 namespace pelago::train {
 
@@ -129,7 +129,7 @@ std::string to_json(const TrainState& state) {
 TrainState train_state_from_json(const std::string& text, const std::string& name) {
   TrainState state;
   try {
-    const json value = json::parse(text);
+    const json value = parse_json(text);
     value.at("step").get_to(state.step);
     state.data_step = value.value("data_step", state.step);
     value.at("tokens").get_to(state.tokens);
@@ -143,7 +143,8 @@ TrainState train_state_from_json(const std::string& text, const std::string& nam
   } catch (const json::exception& error) {
     fail("{}: not the state of a checkpoint: {}", name, error.what());
   }
-  if (state.step < 0 || state.data_step < 0 || state.adam_steps < 0) fail("{}: a step is negative", name);
+  if (state.step < 0 || state.data_step < 0 || state.adam_steps < 0)
+    fail("{}: a step is negative", name);
   return state;
 }
 
@@ -203,7 +204,7 @@ std::string verify_checkpoint(const fs::path& checkpoint) {
     return fmt::format("{} is missing", manifest_path.string());
   }
   try {
-    const json manifest = json::parse(read_text_file(manifest_path));
+    const json manifest = parse_json(read_text_file(manifest_path));
     if (manifest.at("format").get<int>() != kManifestFormat) {
       return fmt::format("{} has format {}, this program reads {}",
                          manifest_path.string(),

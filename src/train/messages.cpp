@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text/json.h"
 
 namespace pelago::train {
 
@@ -14,7 +14,7 @@ using nlohmann::json;
 
 json parse(const std::string& text, const char* what) {
   try {
-    return json::parse(text);
+    return parse_json(text);
   } catch (const json::exception& error) {
     fail("{}: not JSON: {}", what, error.what());
   }

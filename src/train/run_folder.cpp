@@ -6,9 +6,9 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "base/files.h"
+#include "base/text/json.h"
 #include "data/dataset.h"
 #include "data/tokenizer.h"
 
@@ -41,7 +41,7 @@ void append_line(const fs::path& path, const std::string& line) {
 
 json stamped(const char* key, const std::string& kind, const std::string& fields_json) {
   json line = {{"time", unix_time_s()}, {key, kind}};
-  if (!fields_json.empty()) line.update(json::parse(fields_json));
+  if (!fields_json.empty()) line.update(parse_json(fields_json));
   return line;
 }
 
@@ -90,8 +90,8 @@ void refuse_other_job(const fs::path& run, const plan::JobConfig& job) {
         theirs,
         ours);
   };
-  const json old_model = json::parse(model::to_config_json(old.model, "float32"));
-  const json new_model = json::parse(model::to_config_json(job.model, "float32"));
+  const json old_model = parse_json(model::to_config_json(old.model, "float32"));
+  const json new_model = parse_json(model::to_config_json(job.model, "float32"));
   for (const auto& [key, value] : new_model.items()) {
     const std::string field = "model." + key;
     refuse(field.c_str(), old_model.value(key, json()).dump(), value.dump());

@@ -1,11 +1,11 @@
 #include "train/single_site.h"
 
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "base/text/json.h"
 #include "chips/torch.h"
 #include "model/transformer.h"
 #include "train/site_runner.h"
@@ -43,7 +43,7 @@ class Recorder final : public SiteEvents {
   }
   void on_checkpoint_saved(int64_t step) override { record("checkpoint_saved", {{"step", step}}); }
   void on_recovery(const std::string& event, const std::string& fields_json) override {
-    record(event, json::parse(fields_json));
+    record(event, parse_json(fields_json));
   }
   void on_warning(const std::string& message) override {
     log_warn("{}", message);

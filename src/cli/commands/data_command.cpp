@@ -3,10 +3,10 @@
 
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <stop_token>
 
 #include "base/error.h"
+#include "base/text/json.h"
 #include "base/threads.h"
 #include "cli/commands/commands.h"
 #include "cli/interrupts.h"

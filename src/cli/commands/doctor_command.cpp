@@ -3,9 +3,9 @@
 
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text/json.h"
 #include "chips/doctor.h"
 #include "cli/commands/commands.h"
 #include "cli/many_sites.h"

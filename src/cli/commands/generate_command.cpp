@@ -1,20 +1,20 @@
 // pelago generate: continues a text with a model folder, a run or a checkpoint; streamed as it
 // comes.
-#include "chips/torch.h"
 #include <unistd.h>
 
 #include <cstdio>
 #include <iostream>
 #include <iterator>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/text/json.h"
+#include "chips/torch.h"
 #include "cli/commands/commands.h"
 #include "data/tokenizer.h"
-#include "model/safetensors.h"
 #include "model/generation/sampler.h"
+#include "model/safetensors.h"
 #include "model/transformer.h"
 #include "train/run_folder.h"
 #include "train/single_site.h"

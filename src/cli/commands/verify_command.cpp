@@ -11,12 +11,12 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "base/text/json.h"
 #include "chips/emulated/faults.h"
 #include "cli/commands/commands.h"
 #include "cli/terminal.h"

@@ -1,9 +1,9 @@
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <unordered_map>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text/json.h"
 #include "data/bpe/byte_alphabet.h"
 #include "data/bpe/pre_tokenizer.h"
 #include "data/bpe/tokenizer_spec.h"

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <iterator>
-#include <nlohmann/json.hpp>
 
 #include "base/files.h"
+#include "base/text/json.h"
 #include "data/bpe/byte_alphabet.h"
 
 namespace pelago::data {

@@ -1,9 +1,8 @@
 #include "data/shards/dataset_index.h"
 
-#include <nlohmann/json.hpp>
-
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text/json.h"
 #include "data/shards/shard.h"
 
 namespace pelago::data {

@@ -5,12 +5,12 @@
 // use_cache, pretraining_tp) is skipped. transformers 5 renamed rope_theta + rope_scaling to
 // rope_parameters; both are read.
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text/json.h"
 #include "model/config.h"
 
 namespace pelago::model {

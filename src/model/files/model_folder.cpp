@@ -4,11 +4,11 @@
 // second time (accepted if it equals the embedding).
 #include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/text/json.h"
 #include "model/safetensors.h"
 #include "model/transformer.h"
 

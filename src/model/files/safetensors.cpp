@@ -4,18 +4,17 @@
 // Format: github.com/huggingface/safetensors, README, "Format".
 #include "model/safetensors.h"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 #include <vector>
 
 #include "base/error.h"
+#include "base/text/json.h"
+#include "chips/torch.h"
 #include "model/files/safetensors_dtype.h"
 
 namespace pelago::model {

@@ -1,18 +1,18 @@
 // The writer streams: the header, then each tensor from where it lies, to a temporary name that is
 // forced to disk and renamed. Tensors with wider elements come first, in the given order otherwise,
 // as the reference implementation has it: without gaps, that keeps every tensor aligned.
-#include <ATen/ATen.h>
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 
 #include "base/error.h"
+#include "base/text/json.h"
+#include "chips/torch.h"
 #include "model/files/safetensors_dtype.h"
 #include "model/safetensors.h"
 

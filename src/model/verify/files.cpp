@@ -3,9 +3,8 @@
 
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
 #include "base/error.h"
+#include "base/text/json.h"
 #include "chips/torch.h"
 #include "model/safetensors.h"
 #include "model/verify/verification.h"
@@ -107,7 +106,7 @@ VerificationTask read_task(const fs::path& folder) {
   task.tokens = file.tensor("tokens").clone();
   task.targets = file.tensor("targets").clone();
   try {
-    for (const json& call : json::parse(metadata_of(file, path, "calls"))) {
+    for (const json& call : parse_json(metadata_of(file, path, "calls"))) {
       task.calls.push_back(call_from_json(call, file));
     }
   } catch (const json::exception& error) {

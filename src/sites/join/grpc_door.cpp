@@ -5,9 +5,9 @@
 
 #include <chrono>
 #include <mutex>
-#include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "base/text/json.h"
 #include "door.grpc.pb.h"
 #include "sites/tls.h"
 #include "sites/transport/transport.h"

@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "base/files.h"
+#include "base/text/json.h"
 #include "sites/tls.h"
 
 namespace pelago::sites {
@@ -74,7 +74,7 @@ std::string to_json(const JoinToken& token) {
 JoinToken read_join_token(const fs::path& path) {
   JoinToken token;
   try {
-    const json value = json::parse(read_text_file(path));
+    const json value = parse_json(read_text_file(path));
     if (value.at("pelago_join_token") != 1) fail_usage("{}: of another version", path.string());
     value.at("run").get_to(token.run);
     value.at("site").get_to(token.site);
@@ -104,7 +104,7 @@ std::vector<TokenBook::Entry> TokenBook::read() const {
   const fs::path path = dir_ / kBook;
   if (!fs::exists(path)) return entries;
   try {
-    for (const json& value : json::parse(read_text_file(path))) {
+    for (const json& value : parse_json(read_text_file(path))) {
       entries.push_back({.id = value.at("id"),
                          .site = value.at("site"),
                          .secret_hash = value.at("secret_sha256"),

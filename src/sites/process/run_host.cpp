@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <nlohmann/json.hpp>
 
 #include "base/config.h"
 #include "base/error.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "base/text/json.h"
 #include "sites/agent.h"
 #include "sites/process/line_emulation.h"
 #include "sites/process/site_agent.h"
@@ -151,7 +151,7 @@ CoordinatorCallbacks RunHost::coordinator_callbacks() {
 
 void RunHost::record(const std::string& name, const std::string& fields_json) {
   if (name == "site_failed" || name == "site_refused") {
-    const json words = json::parse(fields_json);
+    const json words = parse_json(fields_json);
     totals_[words.at("site")].last_words =
         words.value("message", words.value("reason", std::string()));
   }

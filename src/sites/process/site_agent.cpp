@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text/json.h"
 #include "sites/process/site_checkpoint.h"
 #include "train/checkpoint.h"
 

@@ -1,9 +1,8 @@
 #include "sites/process/site_checkpoint.h"
 
-#include <nlohmann/json.hpp>
-
 #include "base/files.h"
 #include "base/log.h"
+#include "base/text/json.h"
 #include "chips/torch.h"
 #include "model/safetensors.h"
 #include "train/checkpoint.h"
@@ -46,7 +45,7 @@ std::vector<int64_t> numbers_of(const model::SafetensorsFile& file,
   const auto found = file.metadata().find(key);
   try {
     if (found == file.metadata().end()) fail("{}: has no metadata {}", path.string(), key);
-    auto numbers = nlohmann::json::parse(found->second).get<std::vector<int64_t>>();
+    auto numbers = parse_json(found->second).get<std::vector<int64_t>>();
     if (numbers.size() == num_numbers) return numbers;
   } catch (const nlohmann::json::exception&) {
     // Said below.

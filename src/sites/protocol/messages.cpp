@@ -1,7 +1,8 @@
 #include "sites/protocol/messages.h"
 
 #include <array>
-#include <nlohmann/json.hpp>
+
+#include "base/text/json.h"
 
 namespace pelago::sites {
 
@@ -157,7 +158,7 @@ Result<Message> decode(Frame frame) {
                  fmt::format("frame of {}: head of {} bytes", frame.from, frame.head.size())};
   }
   try {
-    const auto head = nlohmann::json::parse(frame.head);
+    const auto head = parse_json(frame.head);
     if (!is_plausible(head)) {
       return Error{ErrorCode::kCorrupt,
                    fmt::format("frame of {}: {} with a number or a depth that no message has",

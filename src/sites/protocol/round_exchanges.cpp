@@ -1,8 +1,8 @@
 // The life of an exchange: gathering -> exchanging(epoch) -> committed, and the common stop.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text/json.h"
 #include "sites/protocol/round_machine.h"
 
 namespace pelago::sites {

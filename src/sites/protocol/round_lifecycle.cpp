@@ -1,8 +1,8 @@
 // When the run begins and ends.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text/json.h"
 #include "sites/protocol/round_machine.h"
 
 namespace pelago::sites {

@@ -3,9 +3,9 @@
 #include "sites/protocol/round_machine.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text/json.h"
 
 namespace pelago::sites {
 

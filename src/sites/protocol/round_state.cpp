@@ -5,9 +5,9 @@
 //   - Exchanges in flight begin again, in an epoch of this term: nobody has changed its weights.
 //   - Answers that were lost with the old coordinator are asked for by the next status.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text/json.h"
 #include "sites/protocol/round_machine.h"
 
 namespace pelago::sites {
@@ -25,7 +25,7 @@ bool has_prefix(const std::string& key, const std::string& prefix) {
   return key.compare(0, prefix.size(), prefix) == 0;
 }
 
-json json_of(const Message& message) { return json::parse(encode(kCoordinatorName, message).head); }
+json json_of(const Message& message) { return parse_json(encode(kCoordinatorName, message).head); }
 
 template <typename T>
 T message_of(const json& value) {
@@ -43,11 +43,11 @@ T message_of(const json& value) {
 void RoundMachine::restore(const DurableState& known) {
   try {
     if (const auto term = known.find(kTermKey); term != known.end()) {
-      term_ = json::parse(term->second).get<int64_t>() + 1;
+      term_ = parse_json(term->second).get<int64_t>() + 1;
     }
     for (const auto& [key, value] : known) {
       if (!has_prefix(key, kCommitPrefix)) continue;
-      const json kept = json::parse(value);
+      const json kept = parse_json(value);
       Made made{.commit = message_of<Commit>(kept.at("commit")), .incarnations = {}};
       kept.at("incarnations").get_to(made.incarnations);
       const int64_t exchange = made.commit.exchange;
@@ -55,7 +55,7 @@ void RoundMachine::restore(const DurableState& known) {
     }
     const auto run = known.find(kRunKey);
     if (run != known.end()) {
-      const int phase = json::parse(run->second).at("phase").get<int>();
+      const int phase = parse_json(run->second).at("phase").get<int>();
       const bool was_live = phase == static_cast<int>(RunPhase::kStarting) ||
                             phase == static_cast<int>(RunPhase::kTraining);
       if (!options_.resume) {
@@ -74,7 +74,7 @@ void RoundMachine::restore(const DurableState& known) {
 }
 
 void RoundMachine::go_on(const DurableState& known) {
-  const json kept = json::parse(known.at(kRunKey));
+  const json kept = parse_json(known.at(kRunKey));
   phase_ = static_cast<RunPhase>(kept.at("phase").get<int>());
   start_mode_ = static_cast<StartMode>(kept.at("start_mode").get<int>());
   start_step_ = kept.at("start_step");
@@ -107,7 +107,7 @@ void RoundMachine::go_on_if_alive(const std::string& from, const Message& messag
   if (const auto* heartbeat = std::get_if<Heartbeat>(&message))
     incarnation = heartbeat->incarnation;
   if (const auto* status = std::get_if<SiteStatus>(&message)) incarnation = status->incarnation;
-  const json kept = json::parse(kept_site->second);
+  const json kept = parse_json(kept_site->second);
   const bool is_member = incarnation != 0 && kept.contains("welcome") &&
                          kept.at("hello").at("incarnation").get<uint64_t>() == incarnation;
   if (!is_member) return;
@@ -116,7 +116,7 @@ void RoundMachine::go_on_if_alive(const std::string& from, const Message& messag
 }
 
 void RoundMachine::restore_site(Site& site, const std::string& value) {
-  const json kept = json::parse(value);
+  const json kept = parse_json(value);
   site.hello = message_of<Hello>(kept.at("hello"));
   // A site that was not taken in, or was expelled, has to greet again.
   site.incarnation = kept.contains("welcome") ? site.hello.incarnation : 0;

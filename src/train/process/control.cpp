@@ -1,9 +1,9 @@
 #include "train/process/control.h"
 
 #include <cstdlib>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text/json.h"
 
 namespace pelago::train {
 
@@ -56,7 +56,7 @@ void Control::set_answer(std::function<void(int64_t)> answer) {
 
 /// A question must be answered while the training thread waits for its device or for others.
 bool Control::answer(const std::string& packet) {
-  const json message = json::parse(packet, nullptr, /*allow_exceptions=*/false);
+  const json message = try_parse_json(packet);
   if (message.is_discarded() || message.value("type", "") != "question") return false;
   const std::lock_guard lock(answer_mutex_);
   if (answer_) answer_(message.at("question").get<int64_t>());
@@ -64,7 +64,7 @@ bool Control::answer(const std::string& packet) {
 }
 
 WorkerSetup Control::wait_for_setup() {
-  const json message = json::parse(packets_.pop().value_or("{}"), nullptr, false);
+  const json message = try_parse_json(packets_.pop().value_or("{}"));
   if (message.is_discarded() || message.value("type", "") != "setup") {
     fail("the first message to a worker is not its setup");
   }
@@ -91,7 +91,7 @@ void Control::listen(double timeout_s) {
 }
 
 void Control::handle(const std::string& packet) {
-  const json message = json::parse(packet);
+  const json message = parse_json(packet);
   const std::string type = message.at("type");
   if (type == "go") {
     may_train_ = true;

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "base/clock.h"
 #include "base/files.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "base/text/json.h"
 #include "chips/emulated/faults.h"
 #include "chips/torch.h"
 #include "data/tokenizer.h"
@@ -52,7 +52,7 @@ Tensor view_of(std::span<float> values) {
 }
 
 std::string typed(const char* type, const std::string& fields_json) {
-  json message = json::parse(fields_json);
+  json message = parse_json(fields_json);
   message["type"] = type;
   return message.dump();
 }

@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "base/text/json.h"
 #include "base/threads.h"
 #include "chips/torch.h"
 #include "train/process/control.h"

@@ -1,9 +1,9 @@
 // What a supervisor does when a device is lost, slow, or back.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/files.h"
+#include "base/text/json.h"
 #include "train/checkpoint.h"
 #include "train/recovery/plan_files.h"
 #include "train/recovery/supervisor.h"

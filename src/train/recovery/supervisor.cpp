@@ -3,12 +3,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "base/clock.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "base/text/json.h"
 #include "train/checkpoint.h"
 #include "train/rank/rank_run.h"
 #include "train/run_folder.h"
@@ -180,7 +180,7 @@ bool Supervisor::poll(double timeout_s) {
 }
 
 void Supervisor::handle(size_t rank, const std::string& packet) {
-  const json message = json::parse(packet, nullptr, /*allow_exceptions=*/false);
+  const json message = try_parse_json(packet);
   if (message.is_discarded()) {
     fail("rank {} of site {} sent a message that is not JSON", rank, roster_.site().name);
   }
