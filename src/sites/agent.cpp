@@ -117,8 +117,8 @@ int64_t frame_bytes_max(const GlobalState& state) {
   for (const train::Fragment& fragment : state.fragments()) {
     largest = std::max(largest, fragment.end - fragment.begin);
   }
-  // The largest frame is a fragment's weights and momentum for a site that joins.
-  return 2 * largest * static_cast<int64_t>(sizeof(float)) + (1 << 20);
+  // The largest frame is a slice of a delta of 32 bits, or a leaf of the state.
+  return (largest + kLeafValues) * static_cast<int64_t>(sizeof(float)) + (1 << 20);
 }
 
 }  // namespace

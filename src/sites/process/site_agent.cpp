@@ -27,7 +27,26 @@ MergeRule merge_rule(const std::string& combine) {
   return combine == "median_of_means" ? MergeRule::kMedianOfMeans : MergeRule::kMean;
 }
 
-MemberOptions member_options(const SiteAgentOptions& options) {
+/// The site's newest checkpoint; null if there is none that can be read.
+std::unique_ptr<const GlobalState> newest_checkpoint(const SiteAgentOptions& options,
+                                                     const fs::path& site_dir,
+                                                     const GlobalState& like) {
+  if (options.hello.checkpoints.empty()) return nullptr;
+  auto older = std::make_unique<GlobalState>(like);
+  try {
+    read_site_checkpoint(
+        train::checkpoint_path(site_dir / "checkpoints", options.hello.checkpoints.back().step),
+        *older);
+  } catch (const Failure& failure) {
+    log_warn("checkpoint left out reason=\"{}\"", failure.what());
+    return nullptr;
+  }
+  return older;
+}
+
+MemberOptions member_options(const SiteAgentOptions& options,
+                             const fs::path& site_dir,
+                             const GlobalState& state) {
   const plan::SitePlan& site = options.plan.sites[static_cast<size_t>(options.site_idx)];
   const plan::SitesConfig& exchange = options.plan.exchange;
   MemberOptions member;
@@ -42,6 +61,9 @@ MemberOptions member_options(const SiteAgentOptions& options) {
   member.tokens_per_step = site.batch_sequences * options.plan.sequence_length;
   member.heartbeat_s = exchange.heartbeat_s;
   member.hello = options.hello;
+  member.recall = [options, site_dir, &state] {
+    return newest_checkpoint(options, site_dir, state);
+  };
   return member;
 }
 
@@ -76,7 +98,7 @@ SiteAgent::SiteAgent(const SiteAgentOptions& options,
       transport_(&transport),
       state_(&state),
       clock_(&clock),
-      member_(member_options(options), state),
+      member_(member_options(options, site_dir_, state), state),
       turned_s_(clock.now_s()),
       heart_([this](const std::stop_token& stop) { beat(stop); }) {}
 
@@ -122,7 +144,10 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
 void SiteAgent::receive(double timeout_s) {
   while (const std::optional<Arrival> arrival = transport_->receive(timeout_s)) {
     timeout_s = 0;
-    if (!arrival->frame) continue;  // the coordinator tells who is left
+    if (!arrival->frame) {
+      carry_out(member_.on_lost(arrival->peer, clock_->now_s()));
+      continue;
+    }
     const Result<Message> message = decode(*arrival->frame);
     if (message) {
       carry_out(member_.on_message(arrival->peer, *message, clock_->now_s()));

@@ -13,19 +13,20 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "sites/exchange/fragment_exchange.h"
 #include "sites/exchange/global_state.h"
+#include "sites/fetch/fragment_fetcher.h"
+#include "sites/fetch/leaf_shelf.h"
 #include "sites/protocol/messages.h"
 #include "sites/trust/delta_watch.h"
 
@@ -40,6 +41,9 @@ struct MemberOptions {
   double heartbeat_s = 1;
   double coordinator_silence_s = 60;  // then the site gives up; a restart of it takes less
   Hello hello;                        // with a new incarnation
+  /// The newest checkpoint of this site, if it has one. Asked once, when it joins: what is still
+  /// true of it need not travel.
+  std::function<std::unique_ptr<const GlobalState>()> recall;
 };
 
 struct SendMessage {
@@ -85,6 +89,8 @@ class Member {
   /// local: the fragment's weights [N] f32; stays as it is until GiveMerged.
   MemberActions on_snapshot(int64_t exchange, std::span<const float> local, double now_s);
   MemberActions on_finished(double now_s);
+  /// The connection to a peer broke: what was asked of it is asked of another.
+  MemberActions on_lost(const std::string& peer, double now_s);
   void on_step(int64_t completed_steps) { status_.completed_steps = completed_steps; }
   /// This site wants to leave: asks the coordinator to stop everyone.
   MemberActions ask_stop(double now_s);
@@ -108,14 +114,6 @@ class Member {
     int64_t noted_epoch = -1;                     // in which my delta was taken, as far as I know
     double progress_s = 0;
   };
-  struct Fetching {
-    int64_t exchange_min = -1;
-    std::vector<SiteAddress> donors;
-    size_t next_donor = 0;
-    double asked_s = -1e9;
-    std::optional<FragmentState> early;  // came before the commit that vouches for it
-  };
-
   void take(const std::string& from, const Welcome& welcome);
   void take(const std::string& from, const Refused& refused);
   void take(const std::string& from, const AllowTraining& allow);
@@ -127,7 +125,9 @@ class Member {
   void take(const std::string& from, const Slice& slice);
   void take(const std::string& from, const Want& want);
   void take(const std::string& from, const Fetch& fetch);
-  void take(const std::string& from, const FragmentState& fetched);
+  void take(const std::string& from, const FragmentManifest& manifest);
+  void take(const std::string& from, const FetchLeaf& wanted);
+  void take(const std::string& from, const FragmentLeaf& leaf);
   void take(const std::string& from, const Hello&) { refuse(from, "hello"); }
   void take(const std::string& from, const Heartbeat&) { refuse(from, "heartbeat"); }
   void take(const std::string& from, const SiteStatus&) { refuse(from, "status"); }
@@ -146,9 +146,14 @@ class Member {
   void settle_all();
   const Commit* newest_commit(int64_t fragment) const;
   void forget_lost(int64_t exchange, int64_t epoch);
-  void fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors);
-  void ask_donor(int64_t fragment, Fetching& fetching);
-  void believe(int64_t fragment, Fetching& fetching);
+  // member_fetch.cpp
+  void begin_join();
+  bool can_give(const std::string& from, int64_t fragment);
+  Vouch vouch(int64_t exchange, const std::string& hash) const;
+  void fetch_on();
+  void take_over(const FetchedFragment& fetched);
+  void end_join();
+  void change(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
   std::vector<std::string> missing(const Record& record) const;
   void send_slice(const std::string& to, Slice slice, bool again);
   void refuse(const std::string& from, const std::string& why);
@@ -164,12 +169,12 @@ class Member {
   GlobalState* state_;
   SiteStatus status_;
   std::optional<Welcome> welcome_;
-  std::map<int64_t, Record> records_;                             // snapshot taken, not yet applied
-  std::vector<std::pair<std::string, Slice>> laid_aside_;         // of peers that are ahead
-  std::map<int64_t, Commit> known_commits_;                       // by exchange
-  std::map<int64_t, Fetching> fetches_;                           // by fragment
-  std::set<std::tuple<std::string, int64_t, int64_t>> answered_;  // address, fragment, exchange
-  std::map<std::pair<int64_t, size_t>, DeltaWatch> watches_;      // by fragment, number of members
+  std::map<int64_t, Record> records_;                      // snapshot taken, not yet applied
+  std::vector<std::pair<std::string, Slice>> laid_aside_;  // of peers that are ahead
+  std::map<int64_t, Commit> known_commits_;                // by exchange
+  LeafShelf shelf_;
+  FragmentFetcher fetcher_;
+  std::map<std::pair<int64_t, size_t>, DeltaWatch> watches_;  // by fragment, number of members
   bool status_changed_ = false;
   bool has_left_ = false;
   double now_s_ = 0;

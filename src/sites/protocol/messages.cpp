@@ -66,8 +66,10 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StopAt, step)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Slice, exchange, epoch, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Want, exchange, epoch, of_mean)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, address)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentState, fragment, exchange, hash)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, hash, address)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentManifest, fragment, exchange, hash)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FetchLeaf, fragment, hash, leaf, address)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentLeaf, fragment, hash, leaf)
 void to_json(nlohmann::json& json, const Release&) { json = nlohmann::json::object(); }
 void from_json(const nlohmann::json&, Release&) {}
 void to_json(nlohmann::json& json, const Alive&) { json = nlohmann::json::object(); }
@@ -90,7 +92,9 @@ constexpr std::array<std::string_view, std::variant_size_v<Message>> kNames = {"
                                                                                "slice",
                                                                                "want",
                                                                                "fetch",
-                                                                               "fragment_state"};
+                                                                               "fragment_manifest",
+                                                                               "fetch_leaf",
+                                                                               "fragment_leaf"};
 
 // JSON heads are small; anything larger is not one of ours.
 constexpr size_t kHeadBytesMax = 4 << 20;

@@ -1,6 +1,6 @@
 // What the coordinator and the sites' agents tell each other. Every message states a fact that
-// stays true ("this exchange, in this epoch, has these members"), none says "one more": sent twice,
-// late or in another order, it does no harm. Whoever misses an answer says again where it stands
+// stays true ("this exchange, in this epoch, has these members"), none says "one more": twice, late
+// or in another order, it does no harm. Whoever misses an answer says again where it stands
 // (SiteStatus), and is sent again what it lacks.
 #pragma once
 
@@ -16,7 +16,7 @@
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 2;
+inline constexpr int64_t kWireVersion = 3;
 
 struct SiteAddress {
   std::string site;
@@ -146,17 +146,30 @@ struct Want {
   int64_t epoch = 0;
   bool of_mean = false;
 };
-/// "Give me this fragment as of this exchange or a later one."
+/// "Tell me what you hold of this fragment, as of this exchange or a later one."
 struct Fetch {
   int64_t fragment = 0;
   int64_t exchange_min = -1;
+  std::string hash;     // rather than the newest, this one, if it is still here; or empty
   std::string address;  // where the answer goes: a site that has started anew is found elsewhere
 };
-struct FragmentState {
+/// What the sender holds of a fragment, leaf by leaf (fetch/leaves.h).
+struct FragmentManifest {
+  int64_t fragment = 0, exchange = -1;
+  std::string hash;     // the root over the leaf hashes
+  std::string payload;  // leaf hashes, 32 hex digits each, one after another
+};
+/// "Give me this leaf of the fragment with this hash." Else a manifest.
+struct FetchLeaf {
   int64_t fragment = 0;
-  int64_t exchange = -1;
+  std::string hash, address;
+  int64_t leaf = 0;
+};
+struct FragmentLeaf {
+  int64_t fragment = 0;
   std::string hash;
-  std::string payload;  // global weights f32, then outer momentum f32
+  int64_t leaf = 0;
+  std::string payload;  // f32
 };
 
 using Message = std::variant<Hello,
@@ -174,7 +187,9 @@ using Message = std::variant<Hello,
                              Slice,
                              Want,
                              Fetch,
-                             FragmentState>;
+                             FragmentManifest,
+                             FetchLeaf,
+                             FragmentLeaf>;
 
 /// "hello", "slice", ...: for logs.
 std::string_view name_of(const Message& message);

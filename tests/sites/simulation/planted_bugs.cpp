@@ -174,8 +174,16 @@ void applies_before_commit(FaultyCode& code) {
 void believes_any_fragment(FaultyCode& code) {
   // The donor's exchange is taken for the one that was asked for.
   code.site_hears = [](const std::string&, const std::string&, Message& message) {
-    if (auto* state = as<FragmentState>(message))
-      state->exchange = std::max<int64_t>(state->exchange - 3, -1);
+    if (auto* manifest = as<FragmentManifest>(message))
+      manifest->exchange = std::max<int64_t>(manifest->exchange - 3, -1);
+    return true;
+  };
+}
+
+void gives_other_leaves(FaultyCode& code) {
+  code.site_hears = [](const std::string&, const std::string&, Message& message) {
+    if (auto* wanted = as<FetchLeaf>(message))
+      wanted->leaf = std::max<int64_t>(wanted->leaf - 1, 0);
     return true;
   };
 }
@@ -269,7 +277,9 @@ std::vector<PlantedBug> bugs_of_sites_and_journal() {
       {"a fragment that is missing is not asked for",
        [](FaultyCode& code) { code.site_says = never<Fetch>(); }},
       {"a donor does not answer",
-       [](FaultyCode& code) { code.site_says = never<FragmentState>(); }},
+       [](FaultyCode& code) { code.site_says = never<FragmentManifest>(); }},
+      {"a donor gives no leaves", [](FaultyCode& code) { code.site_says = never<FragmentLeaf>(); }},
+      {"a donor gives the leaf before the one that was asked for", gives_other_leaves},
       {"a delta claims data steps it has not",
        [](FaultyCode& code) {
          changes_status(code, [](ReadyExchange& held) { held.data_begin = 0; });

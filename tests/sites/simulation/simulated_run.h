@@ -31,6 +31,7 @@ struct SimulatedRunOptions {
   int64_t num_coordinator_crashes = 0;
   bool has_zombie = false;  // a site is frozen for a while and then goes on
   bool has_frozen_coordinator = false;
+  double lies = 0;          // this share of the leaves that site0 gives away is wrong
   double restart_s = 3;     // until a crashed site is back
   double stop_after_s = 0;  // 0: never
   double disk_s = 0;        // the coordinator's disk takes up to so long
@@ -73,6 +74,10 @@ class SimulatedRun {
   const std::vector<int64_t>& last_steps() const { return last_steps_; }
   const std::vector<std::string>& last_hashes() const { return last_hashes_; }
   int64_t num_refused() const { return num_refused_ + coordinator_->num_refused(); }
+  int64_t num_lies() const { return num_lies_; }
+  /// Leaves of joiners that travelled, and those that their own disks still had.
+  int64_t num_leaves_fetched() const { return num_leaves_fetched_; }
+  int64_t num_leaves_kept() const { return num_leaves_kept_; }
   double virtual_s() const { return clock_.now_s(); }
 
  private:
@@ -82,7 +87,8 @@ class SimulatedRun {
     double step_s = 1;
     std::unique_ptr<Transport> transport;
     std::unique_ptr<GlobalState> state;
-    std::unique_ptr<Member> member;  // null: down
+    std::unique_ptr<Member> member;     // null: down
+    std::unique_ptr<GlobalState> disk;  // a checkpoint, older than the state; null: none yet
     SimulatedWorkers workers;
     double workers_ready_s = -1;
     double heartbeat_s = 0;
@@ -118,6 +124,8 @@ class SimulatedRun {
   void haunt(Site& site);
   void turn(Site& site);
   void hear(Site& site, const std::string& peer, const Frame& frame);
+  void say(Site& site, SendMessage& send);
+  void note(const Report& report);
   void carry_out(Site& site, MemberActions actions);
   void act(Site& site, MemberAction& action);
   void start_workers(Site& site, const StartWorkers& begin);
@@ -141,6 +149,7 @@ class SimulatedRun {
   uint64_t num_starts_ = 0;
   int64_t num_restarts_ = 0;
   int64_t num_refused_ = 0;
+  int64_t num_lies_ = 0, num_leaves_fetched_ = 0, num_leaves_kept_ = 0;
   std::vector<int64_t> last_steps_;
   std::vector<std::string> last_hashes_;
 };
