@@ -10,6 +10,7 @@
 #include "chips/torch.h"
 #include "chips/vendor/trial.h"
 #include "model/parameters.h"
+#include "plan/fleet.h"
 
 namespace pelago::train {
 
@@ -152,9 +153,30 @@ void Trainer::store(const HostState& state, const Fragment& range) const {
   shards_->write(state, range);
 }
 
+/// Real chips copy to the host at 12 bytes a parameter over tens of GB/s: for small batches that is
+/// longer than a step. Their own memory takes the same copy in a hundredth of the time.
+bool Trainer::has_room_for_copies() {
+  constexpr double kSpare = 0.1;  // of the memory: what has not yet been used may be needed
+  const auto memory_bytes = static_cast<double>(device_->memory_bytes());
+  const int64_t work_bytes = device_->stats().peak_bytes - copies_bytes_;
+  const int64_t copy_bytes = shards_->copy_bytes();
+  if (static_cast<double>(work_bytes + copy_bytes) > (1 - kSpare) * memory_bytes) return false;
+  copies_bytes_ = std::max(copies_bytes_, copy_bytes);
+  return true;
+}
+
 void Trainer::store_behind(const HostState& state, std::function<void()> on_done) {
-  storer_.add([this, state, after = device_->mark(), done = std::move(on_done)] {
-    shards_->write_behind(state, *device_, after);
+  storing_reads_masters_ = !has_room_for_copies();
+  if (storing_reads_masters_) {
+    storer_.add([this, state, after = device_->mark(), done = std::move(on_done)] {
+      shards_->write_behind(state, *device_, after);
+      done();
+    });
+    return;
+  }
+  auto copies = shards_->copy_own();
+  storer_.add([this, state, copies, after = device_->mark(), done = std::move(on_done)] {
+    shards_->write_copies(*copies, state, *device_, after);
     done();
   });
 }
@@ -162,6 +184,7 @@ void Trainer::store_behind(const HostState& state, std::function<void()> on_done
 void Trainer::finish_storing() {
   const double begin_s = steady_now_s();
   storer_.wait();
+  storing_reads_masters_ = false;
   const double end_s = steady_now_s();
   device_->note_host_wait(begin_s, end_s);
   storing_s_ += end_s - begin_s;
@@ -264,7 +287,7 @@ StepReport Trainer::step(int64_t step_idx) {
   links_.control->all_reduce_sum(sums.values());
   const double reduced_s = steady_now_s();
   give_sign();
-  finish_storing();
+  if (storing_reads_masters_) finish_storing();
   StepReport report = apply_gradient(step_idx, sums);
   device_->synchronize();
   give_sign();
@@ -326,11 +349,19 @@ void Trainer::gather_weights() {
   reducer_.wait();
 }
 
+bool Trainer::may_differ() const {
+  const std::vector<plan::DevicePlan>& devices = options_.site.devices;
+  const bool has_copies = options_.site.pipelines.size() > 1 && !options_.site.slice_optimizer;
+  return has_copies && std::any_of(devices.begin(), devices.end(), [&](const auto& device) {
+           return plan::kind_of_device(device.device) !=
+                  plan::kind_of_device(devices.front().device);
+         });
+}
+
 void Trainer::align_ranks(const HostState& scratch) {
-  const Fragment whole{0, options_.model.num_parameters()};
-  shards_->write(scratch, whole);
+  shards_->write(scratch, {0, options_.model.num_parameters()});
   links_.control->barrier();
-  shards_->read(scratch, whole);
+  shards_->read_others(scratch);
   links_.control->barrier();  // nobody writes there again before all have read
 }
 
