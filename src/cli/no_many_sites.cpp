@@ -24,6 +24,16 @@ ManySitesOutcome train_many_sites(const train::RunFolder&,
   refuse();
 }
 
+std::unique_ptr<OneSiteCopies> open_one_site_copies(const train::RunFolder&,
+                                                    const plan::JobConfig& job,
+                                                    const plan::Plan&,
+                                                    bool) {
+  if (!job.train.copy_checkpoints_to.empty()) refuse();
+  return nullptr;
+}
+
+std::optional<std::string> fetch_plan_of_run(const plan::JobConfig&) { return std::nullopt; }
+
 void make_job_certificates(const JobCertificates&) { refuse(); }
 
 std::vector<std::string> renew_job_certificates(const JobCertificates&) { refuse(); }

@@ -187,6 +187,10 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("eval_sequences", train.eval_sequences, 0, kCountMax);
   section.take_between("checkpoint_every_steps", train.checkpoint_every_steps, 0, kCountMax);
   section.take_between("keep_checkpoints", train.keep_checkpoints, 1, kCountMax);
+  section.take("copy_checkpoints_to", train.copy_checkpoints_to);
+  if (!train.copy_checkpoints_to.empty() && !train.copy_checkpoints_to.starts_with("s3://")) {
+    section.refuse("copy_checkpoints_to", train.copy_checkpoints_to, "must be s3://BUCKET/PREFIX");
+  }
   section.take_between("snapshot_every_steps", train.snapshot_every_steps, 0, kCountMax);
   section.take_between("audit_every_steps", train.audit_every_steps, 0, kCountMax);
   section.take("known_answer", train.known_answer);

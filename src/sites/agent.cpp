@@ -15,6 +15,7 @@
 #include "base/text/json.h"
 #include "chips/torch.h"
 #include "model/transformer.h"
+#include "sites/copies/run_copies.h"
 #include "sites/grpc_transport.h"
 #include "sites/join/tls_probe.h"
 #include "sites/process/line_emulation.h"
@@ -80,6 +81,7 @@ Hello hello_of(const AgentOptions& options,
                const plan::JobConfig& job,
                const GlobalState& state,
                const std::string& address,
+               const std::optional<CopierOptions>& copies,
                std::vector<std::string>& problems) {
   const train::TrainState identity = train::identity_of(job);
   Hello hello;
@@ -93,6 +95,7 @@ Hello hello_of(const AgentOptions& options,
   hello.address = address;
   hello.checkpoints =
       offer_checkpoints(options.run_dir / "sites" / options.site / "checkpoints", problems);
+  if (copies && hello.checkpoints.empty()) hello.checkpoints = offer_copies(*copies, problems);
   if (options.resume_step) {
     std::erase_if(hello.checkpoints,
                   [&](const CheckpointOffer& offer) { return offer.step != *options.resume_step; });
@@ -158,14 +161,18 @@ int run_agent(const AgentOptions& options) {
                    encode(options.site, Report{.name = event, .json = words.dump()}));
   };
   std::vector<std::string> problems;
-  const Hello hello = hello_of(options, job, state, transport.address(), problems);
+  const std::optional<CopierOptions> copies = copier_options(job, options.run_dir, options.site);
+  const Hello hello = hello_of(options, job, state, transport.address(), copies, problems);
   for (const std::string& problem : problems) tell("warning", problem);
   {
-    SiteAgent agent(
-        {.run_dir = options.run_dir, .site_idx = site_idx, .plan = plan, .hello = hello},
-        transport,
-        state,
-        clock);
+    SiteAgent agent({.run_dir = options.run_dir,
+                     .site_idx = site_idx,
+                     .plan = plan,
+                     .hello = hello,
+                     .copies = copies},
+                    transport,
+                    state,
+                    clock);
     try {
       const Leave leave = agent.run(stop_requested);
       log_info("leaving reason=\"{}\"", leave.reason);

@@ -20,6 +20,7 @@ namespace {
 constexpr double kPollS = 0.003;  // an exchange waits for at most two of these a hop
 constexpr double kHangS = 60;     // a main thread that has not turned for so long is dead
 constexpr double kTickS = 0.02;
+constexpr double kLastCopyS = 600;  // 12 bytes a parameter, and more: 1 B over 200 Mbit/s
 
 MergeRule merge_rule(const std::string& combine) {
   if (combine == "direction") return MergeRule::kDirection;
@@ -131,6 +132,7 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
       member_.set_sent_bytes(sent_bytes);
       if (stop_requested) carry_out(member_.ask_stop(now_s));
       carry_out(member_.on_tick(now_s));
+      report_copies();
     }
     receive(kPollS);
     if (runner_ && is_running_ && !leave_ && !runner_->poll(is_running_ ? kPollS : 0)) {
@@ -138,6 +140,7 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
       carry_out(member_.on_finished(clock_->now_s()));
     }
   }
+  finish_copies();
   return *leave_;
 }
 
@@ -188,11 +191,17 @@ void SiteAgent::start_workers(const StartWorkers& start) {
   run.data_shift = start.data_step - start.step;
   if (start.mode == StartMode::kResume) {
     const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
+    if (!fs::exists(checkpoint)) fetch_checkpoint(start.step);
     read_site_checkpoint(checkpoint, *state_);
     run.resume_from = checkpoint;
   } else if (start.mode == StartMode::kJoin) {
     run.start_from_shared = true;
     run.start_step = start.step;
+  }
+  if (options_.copies) {
+    CopierOptions copies = *options_.copies;
+    copies.start_step = start.step;
+    copier_ = std::make_unique<CheckpointCopier>(std::move(copies));
   }
   log_info("starting workers step={} joining={}", start.step, run.start_from_shared);
   runner_ = std::make_unique<train::SiteRunner>(run, *this);
@@ -201,6 +210,29 @@ void SiteAgent::start_workers(const StartWorkers& start) {
   }
   runner_->start();
   is_running_ = true;
+}
+
+// The machine has none of the run's checkpoints, and offered what the store has.
+void SiteAgent::fetch_checkpoint(int64_t step) {
+  if (!options_.copies) return;
+  const Status fetched =
+      fetch_copy(*options_.copies, step, [this] { turned_s_ = clock_->now_s(); });
+  if (!fetched)
+    fail("{}; start the site again, or begin anew with --fresh", fetched.error().message);
+  report("checkpoint_fetched", json{{"step", step}}.dump());
+}
+
+void SiteAgent::report_copies() {
+  if (!copier_) return;
+  for (const auto& [name, fields] : copier_->take_events()) report(name, fields);
+}
+
+// The last one is the model: it is waited for, but not for ever.
+void SiteAgent::finish_copies() {
+  if (!copier_) return;
+  const double end_s = clock_->now_s() + kLastCopyS;
+  while (!copier_->finish(kTickS) && clock_->now_s() < end_s) turned_s_ = clock_->now_s();
+  report_copies();
 }
 
 void SiteAgent::give_merged(const GiveMerged& merged) {
@@ -252,6 +284,7 @@ Status SiteAgent::add_to_checkpoint(int64_t step, const fs::path& dir) {
 }
 
 void SiteAgent::on_checkpoint_saved(int64_t step) {
+  if (copier_) copier_->offer(step);
   report("checkpoint", json{{"step", step}}.dump());
 }
 

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "plan/job.h"
 #include "plan/plan.h"
+#include "sites/copies/checkpoint_copier.h"
 #include "sites/exchange/global_state.h"
 #include "sites/protocol/member.h"
 #include "sites/transport/transport.h"
@@ -26,6 +27,7 @@ struct SiteAgentOptions {
   int site_idx = 0;
   plan::Plan plan;
   Hello hello;
+  std::optional<CopierOptions> copies;  // where copies of checkpoints go, and come from
 };
 
 class SiteAgent final : public train::SiteEvents {
@@ -57,6 +59,9 @@ class SiteAgent final : public train::SiteEvents {
   void give_merged(const GiveMerged& merged);
   void receive(double timeout_s);
   void report(const std::string& name, const std::string& json);
+  void fetch_checkpoint(int64_t step);
+  void report_copies();
+  void finish_copies();
   void beat(const std::stop_token& stop);
 
   SiteAgentOptions options_;
@@ -69,6 +74,7 @@ class SiteAgent final : public train::SiteEvents {
   std::mutex copies_mutex_;                                       // guards copies_
   std::map<int64_t, std::unique_ptr<const GlobalState>> copies_;  // by step, until they are saved
   std::unique_ptr<train::SiteRunner> runner_;  // once the run has begun for this site
+  std::unique_ptr<CheckpointCopier> copier_;   // once the run has begun, if copies are wanted
   bool is_running_ = false;                    // the workers have not finished
   std::optional<Leave> leave_;
   std::atomic<double> turned_s_;  // when the main thread last turned
