@@ -40,6 +40,10 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
                                   RunView& view,
                                   LiveLine& line);
 
+/// Throws Failure (exit 2) if the job wants copies of checkpoints and its place or this process's
+/// account are wrong.
+void check_copies(const plan::JobConfig& job);
+
 /// Copies of the checkpoints of a run of one site, in the store that its job names.
 class OneSiteCopies {
  public:

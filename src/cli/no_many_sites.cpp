@@ -1,6 +1,7 @@
 // Takes the place of many_sites.cpp in a build with -DPELAGO_SITES=OFF.
 #include "base/error.h"
 #include "cli/many_sites.h"
+#include "plan/checkpoint_config.h"
 
 namespace pelago::cli {
 
@@ -24,11 +25,14 @@ ManySitesOutcome train_many_sites(const train::RunFolder&,
   refuse();
 }
 
+void check_copies(const plan::JobConfig& job) {
+  if (!plan::checkpoint_config_of(job).copy_to.empty()) refuse();
+}
+
 std::unique_ptr<OneSiteCopies> open_one_site_copies(const train::RunFolder&,
-                                                    const plan::JobConfig& job,
+                                                    const plan::JobConfig&,
                                                     const plan::Plan&,
                                                     bool) {
-  if (!job.train.copy_checkpoints_to.empty()) refuse();
   return nullptr;
 }
 

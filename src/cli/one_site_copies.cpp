@@ -38,6 +38,8 @@ int64_t find_start(const sites::CopierOptions& options) {
 
 }  // namespace
 
+void check_copies(const plan::JobConfig& job) { sites::copier_options(job, {}, ""); }
+
 std::unique_ptr<OneSiteCopies> open_one_site_copies(const train::RunFolder& folder,
                                                     const plan::JobConfig& job,
                                                     const plan::Plan& plan,

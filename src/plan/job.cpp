@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "base/error.h"
+#include "plan/checkpoint_config.h"
 
 namespace pelago::plan {
 
@@ -187,10 +188,6 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("eval_sequences", train.eval_sequences, 0, kCountMax);
   section.take_between("checkpoint_every_steps", train.checkpoint_every_steps, 0, kCountMax);
   section.take_between("keep_checkpoints", train.keep_checkpoints, 1, kCountMax);
-  section.take("copy_checkpoints_to", train.copy_checkpoints_to);
-  if (!train.copy_checkpoints_to.empty() && !train.copy_checkpoints_to.starts_with("s3://")) {
-    section.refuse("copy_checkpoints_to", train.copy_checkpoints_to, "must be s3://BUCKET/PREFIX");
-  }
   section.take_between("snapshot_every_steps", train.snapshot_every_steps, 0, kCountMax);
   section.take_between("audit_every_steps", train.audit_every_steps, 0, kCountMax);
   section.take("known_answer", train.known_answer);
@@ -271,6 +268,15 @@ bool is_folder_name(const std::string& name) {
          std::all_of(name.begin(), name.end(), allowed);
 }
 
+CheckpointConfig read_checkpoint(const Section& section) {
+  CheckpointConfig checkpoint;
+  section.take("copy_to", checkpoint.copy_to);
+  if (!checkpoint.copy_to.empty() && !checkpoint.copy_to.starts_with("s3://")) {
+    section.refuse("copy_to", checkpoint.copy_to, "must be s3://BUCKET/PREFIX");
+  }
+  return checkpoint;
+}
+
 void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   const Section root(table, pass);
   root.take("name", job.name);
@@ -285,6 +291,7 @@ void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   read_data(Section(table.table("data"), pass), job.model, job.data);
   read_train(Section(table.table("train"), pass), job.train);
   read_sites(Section(table.table("sites"), pass), job.sites);
+  read_checkpoint(Section(table.table("checkpoint"), pass));
 }
 
 }  // namespace
@@ -315,6 +322,11 @@ double TrainConfig::learning_rate(int64_t step, int64_t num_steps) const {
   const double progress = progress_from(static_cast<double>(warmup_steps));
   const double height = 0.5 * (1 + std::cos(std::numbers::pi * progress));
   return lr * (min_lr_ratio + (1 - min_lr_ratio) * height);
+}
+
+CheckpointConfig checkpoint_config_of(const JobConfig& job) {
+  const ConfigTable table = ConfigTable::parse(job.source_toml, "job.toml");
+  return read_checkpoint(Section(table.table("checkpoint"), Pass::kCheck));
 }
 
 JobConfig read_job(const std::filesystem::path& path, const std::vector<std::string>& overrides) {

@@ -48,8 +48,6 @@ struct TrainConfig {
   int64_t eval_sequences = 64;    // of the held-out split, 0: all
   int64_t checkpoint_every_steps = 50;
   int64_t keep_checkpoints = 3;
-  std::string copy_checkpoints_to;   // "s3://BUCKET/PREFIX": the newest keep_checkpoints lie there,
-                                     // too, for the day on which the disk is gone; empty: nowhere
   int64_t snapshot_every_steps = 8;  // at least, to the host's memory: what a lost device costs to
                                      // repeat; 0: none, a lost device goes back to a checkpoint
   int64_t audit_every_steps = 200;   // one microbatch, by another chip again; 0: never

@@ -162,6 +162,7 @@ void run_train(const TrainArguments& arguments, const Globals& globals) {
   if (arguments.resume && !arguments.plan.empty())
     fail_usage("--resume goes on with the plan of the run; leave --plan out");
   const Setup setup = read_setup(arguments.job, arguments.fleet, arguments.overrides);
+  if (arguments.starts_agents) check_copies(setup.job);  // else it is the agents' hosts that copy
   std::signal(SIGINT, count_stop_request);
   std::signal(SIGTERM, count_stop_request);
   const auto start = arguments.resume  ? train::RunStart::kResume

@@ -1,13 +1,16 @@
 #include "sites/copies/run_copies.h"
 
+#include "plan/checkpoint_config.h"
+
 namespace pelago::sites {
 
 std::optional<CopierOptions> copier_options(const plan::JobConfig& job,
                                             const std::filesystem::path& run_dir,
                                             const std::string& site) {
-  if (job.train.copy_checkpoints_to.empty()) return std::nullopt;
+  const plan::CheckpointConfig wanted = plan::checkpoint_config_of(job);
+  if (wanted.copy_to.empty()) return std::nullopt;
   CopierOptions options;
-  options.store.place = parse_s3_place(job.train.copy_checkpoints_to);
+  options.store.place = parse_s3_place(wanted.copy_to);
   options.store.account = account_from_environment();
   options.run = job.name;
   options.site = site;

@@ -28,7 +28,7 @@ std::string first_of(const char* name, const char* other) {
 S3Place parse_s3_place(const std::string& text) {
   constexpr const char* kScheme = "s3://";
   const auto refuse = [&](const char* why) {
-    fail_usage("train.copy_checkpoints_to = \"{}\": {}; write s3://BUCKET/PREFIX", text, why);
+    fail_usage("checkpoint.copy_to = \"{}\": {}; write s3://BUCKET/PREFIX", text, why);
   };
   if (text.rfind(kScheme, 0) != 0) refuse("does not begin with s3://");
   const std::string rest = text.substr(std::string(kScheme).size());
@@ -58,7 +58,7 @@ S3Account account_from_environment() {
                                     std::pair("AWS_SECRET_ACCESS_KEY", &account.secret_key)}) {
     if (!value->empty()) continue;
     fail_usage(
-        "train.copy_checkpoints_to needs the environment variable {}, which is not set; set it "
+        "checkpoint.copy_to needs the environment variable {}, which is not set; set it "
         "where sites start, or leave the key out",
         name);
   }

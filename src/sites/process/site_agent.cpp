@@ -33,11 +33,12 @@ std::unique_ptr<const GlobalState> newest_checkpoint(const SiteAgentOptions& opt
                                                      const fs::path& site_dir,
                                                      const GlobalState& like) {
   if (options.hello.checkpoints.empty()) return nullptr;
+  const fs::path checkpoint =
+      train::checkpoint_path(site_dir / "checkpoints", options.hello.checkpoints.back().step);
+  if (!fs::exists(checkpoint)) return nullptr;  // a copy in the store: the others are nearer
   auto older = std::make_unique<GlobalState>(like);
   try {
-    read_site_checkpoint(
-        train::checkpoint_path(site_dir / "checkpoints", options.hello.checkpoints.back().step),
-        *older);
+    read_site_checkpoint(checkpoint, *older);
   } catch (const Failure& failure) {
     log_warn("checkpoint left out reason=\"{}\"", failure.what());
     return nullptr;

@@ -309,7 +309,7 @@ TEST_CASE("a place that cannot be one is refused by name") {
                             "s3://bucket/%2e"}) {
     CAPTURE(wrong);
     CHECK_THROWS_WITH_AS(
-        parse_s3_place(wrong), doctest::Contains("train.copy_checkpoints_to"), Failure);
+        parse_s3_place(wrong), doctest::Contains("checkpoint.copy_to"), Failure);
   }
 }
 
