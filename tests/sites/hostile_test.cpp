@@ -1,6 +1,7 @@
 // Over real sockets: a peer that has a good certificate and says what it likes, and a line that is
 // cut in the middle of a frame. Whatever happens, the honest peer beside it is heard.
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 #include <grpcpp/grpcpp.h>
 #include <netinet/in.h>
 #include <poll.h>

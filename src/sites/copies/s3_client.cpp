@@ -120,7 +120,8 @@ S3Client::Answer S3Client::try_once(const Request& request) {
   if (request.method == "PUT" || request.method == "POST") {
     curl_easy_setopt(
         curl, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
-    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, reinterpret_cast<const char*>(request.body.data()));
+    const auto* body = reinterpret_cast<const char*>(request.body.data());
+    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body == nullptr ? "" : body);  // null: from stdin
   }
   curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers.list);
   const std::string signing = fmt::format("aws:amz:{}:s3", account.region);
@@ -314,7 +315,9 @@ Status S3Client::put_parts(const std::string& key, std::span<const std::byte> by
       return ok();
     }
   }
-  perform({.method = "DELETE", .key = key, .query = "uploadId=" + upload});
+  const Result<Answer> given_up =
+      perform({.method = "DELETE", .key = key, .query = "uploadId=" + upload});
+  if (!given_up) log_debug("upload stays open key={}", key);
   return *failure;
 }
 
