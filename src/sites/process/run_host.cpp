@@ -10,6 +10,7 @@
 #include "base/text/json.h"
 #include "sites/agent.h"
 #include "sites/process/line_emulation.h"
+#include "sites/process/shared_run.h"
 #include "sites/process/site_agent.h"
 #include "sites/tls.h"
 
@@ -36,13 +37,18 @@ Hello expected_of(const fs::path& run_dir) {
   return expected;
 }
 
-RoundOptions round_options(const fs::path& run_dir, const plan::Plan& plan, bool resume) {
+RoundOptions round_options(const fs::path& run_dir,
+                           const plan::Plan& plan,
+                           const ManySitesOptions& options,
+                           const std::string& address) {
+  const bool goes_on = options.store != nullptr && is_live(options.store->load());
   return {.sites = names_of(plan),
           .schedule = schedule_of(plan),
           .grace_s = plan.exchange.grace_s,
           .heartbeat_s = plan.exchange.heartbeat_s,
           .exchange_s = exchange_limit_s(plan),
-          .resume = resume,
+          .resume = options.resume || goes_on,
+          .address = address,
           .expected = expected_of(run_dir)};
 }
 
@@ -90,30 +96,49 @@ void make_tokens(const fs::path& tokens_dir,
   }
 }
 
+TokenBook::Keeper keeper_of(EtcdStore* store) {
+  if (store == nullptr) return {};
+  return [store](const std::string& book) { return keep_token_book(*store, book); };
+}
+
+/// The store that decides, with the journal beside it brought to the same state.
+StateStore& state_of(EtcdStore* store, Journal& journal) {
+  if (store == nullptr) return journal;
+  even_out(*store, journal);
+  return *store;
+}
+
 }  // namespace
 
 RunHost::RunHost(const train::RunFolder& run_folder,
                  const plan::Plan& plan,
                  const ManySitesOptions& options,
                  const ManySitesCallbacks& callbacks)
-    : run_folder_(&run_folder),
+    : store_(options.store),
+      run_folder_(&run_folder),
       callbacks_(&callbacks),
       sites_(names_of(plan)),
       num_steps_(plan.steps),
       begin_s_(clock_.now_s()),
       certs_dir_(made_certificates(run_folder.path() / "certs")),
       tokens_dir_(run_folder.path() / "tokens"),
-      door_(certs_dir_, tokens_dir_, files_of(run_folder.path())),
+      door_(certs_dir_, tokens_dir_, files_of(run_folder.path()), keeper_of(options.store)),
       transport_(line_options(plan, certs_dir_, options.listen, door_)),
       journal_(run_folder.path() / "journal.sqlite"),
-      coordinator_(round_options(run_folder.path(), plan, options.resume),
+      coordinator_(round_options(run_folder.path(), plan, options, transport_.address()),
                    transport_,
+                   state_of(options.store, journal_),
                    journal_,
                    clock_,
                    coordinator_callbacks()) {
   for (const std::string& site : sites_) totals_[site].summary.site = site;
   make_tokens(tokens_dir_, certs_dir_, plan, options.tokens);
+  if (store_ != nullptr) share_run_files(*store_, run_folder.path());
   log_info("coordinator listening address={}", transport_.address());
+}
+
+bool RunHost::is_deposed() const {
+  return coordinator_.is_deposed() || (store_ != nullptr && store_->is_deposed());
 }
 
 fs::path RunHost::token_file(const std::string& site) const {
@@ -211,6 +236,7 @@ ManySitesSummary RunHost::summary() const {
   result.commits = rounds().num_commits();
   result.differing_hashes = rounds().num_differing();
   result.stopped = rounds().was_stopped() && result.last_step < num_steps_;
+  result.deposed = is_deposed();
   result.wall_s = clock_.now_s() - begin_s_;
   return result;
 }

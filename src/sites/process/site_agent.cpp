@@ -41,6 +41,7 @@ MemberOptions member_options(const SiteAgentOptions& options) {
   member.outer = {.lr = exchange.outer_lr, .momentum = exchange.outer_momentum};
   member.tokens_per_step = site.batch_sequences * options.plan.sequence_length;
   member.heartbeat_s = exchange.heartbeat_s;
+  member.coordinators = options.coordinators;
   member.hello = options.hello;
   return member;
 }

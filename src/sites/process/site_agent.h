@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/clock.h"
 #include "plan/job.h"
@@ -26,6 +27,7 @@ struct SiteAgentOptions {
   int site_idx = 0;
   plan::Plan plan;
   Hello hello;
+  std::vector<std::string> coordinators;  // where one may be
 };
 
 class SiteAgent final : public train::SiteEvents {

@@ -13,6 +13,8 @@ namespace {
 
 // Longer than a fragment takes on any line worth using; a donor that is still sending ignores it.
 constexpr double kFetchHeartbeats = 5;
+// A coordinator that another has taken over from was silent for longer.
+constexpr double kSeekHeartbeats = 3;
 
 }  // namespace
 
@@ -44,6 +46,7 @@ MemberActions Member::on_tick(double now_s) {
     has_left_ = true;
     return take_actions();
   }
+  seek_coordinator();
   if (!welcome_ && now_s - greeted_s_ >= options_.heartbeat_s) {
     greeted_s_ = now_s;
     act(SendMessage{.to = kCoordinatorName, .message = options_.hello});
@@ -143,8 +146,21 @@ void Member::take(const std::string& from, const Release&) {
   has_left_ = true;
 }
 
-void Member::take(const std::string& from, const Alive&) {
-  if (from != kCoordinatorName) refuse(from, "answer to a heartbeat");
+void Member::take(const std::string& from, const Alive& alive) {
+  if (from != kCoordinatorName) return refuse(from, "answer to a heartbeat");
+  // One that another has taken over from may not know it yet.
+  if (alive.term < coordinator_term_ || alive.address.empty()) return;
+  coordinator_term_ = alive.term;
+  act(KnowAddress{.site = kCoordinatorName, .address = alive.address});
+}
+
+// It may have died, and another have taken over that does not know where this site is.
+void Member::seek_coordinator() {
+  const double silent_s = now_s_ - std::max(*heard_s_, sought_s_);
+  if (options_.coordinators.size() < 2 || silent_s < kSeekHeartbeats * options_.heartbeat_s) return;
+  sought_s_ = now_s_;
+  coordinator_idx_ = (coordinator_idx_ + 1) % options_.coordinators.size();
+  act(KnowAddress{.site = kCoordinatorName, .address = options_.coordinators[coordinator_idx_]});
 }
 
 void Member::fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors) {

@@ -38,8 +38,9 @@ struct MemberOptions {
   OuterOptions outer;
   int64_t tokens_per_step = 0;
   double heartbeat_s = 1;
-  double coordinator_silence_s = 60;  // then the site gives up; a restart of it takes less
-  Hello hello;                        // with a new incarnation
+  double coordinator_silence_s = 60;      // then the site gives up; a restart of it takes less
+  std::vector<std::string> coordinators;  // where one may be; a silent one is sought at the next
+  Hello hello;                            // with a new incarnation
 };
 
 struct SendMessage {
@@ -145,12 +146,13 @@ class Member {
   void note_taken(const Commit& commit);
   void settle_all();
   const Commit* newest_commit(int64_t fragment) const;
-  void forget_lost(int64_t exchange, int64_t epoch);
+  void forget_lost(int64_t fragment, int64_t exchange, int64_t epoch);
   void fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors);
   void ask_donor(int64_t fragment, Fetching& fetching);
   void believe(int64_t fragment, Fetching& fetching);
   std::vector<std::string> missing(const Record& record) const;
   void send_slice(const std::string& to, Slice slice, bool again);
+  void seek_coordinator();
   void refuse(const std::string& from, const std::string& why);
   void tell_status();
   template <typename Action>
@@ -177,6 +179,9 @@ class Member {
   double greeted_s_ = -1e9;
   std::optional<double> ticked_s_;
   std::optional<double> heard_s_;  // from the coordinator
+  double sought_s_ = -1e9;
+  size_t coordinator_idx_ = 0;
+  int64_t coordinator_term_ = 0;  // the newest heard of
   MemberActions actions_;
 };
 

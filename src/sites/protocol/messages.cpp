@@ -62,16 +62,15 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Refused, incarnation, reason, exit_code)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(AllowTraining, incarnation)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Begin, exchange, epoch, members)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
-    Commit, exchange, epoch, members, hash, donors, taken_exchange, taken_epoch)
+    Commit, exchange, epoch, members, hash, donors, taken_exchange, taken_epoch, lost_epoch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StopAt, step)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Alive, term, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Slice, exchange, epoch, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Want, exchange, epoch, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentState, fragment, exchange, hash)
 void to_json(nlohmann::json& json, const Release&) { json = nlohmann::json::object(); }
 void from_json(const nlohmann::json&, Release&) {}
-void to_json(nlohmann::json& json, const Alive&) { json = nlohmann::json::object(); }
-void from_json(const nlohmann::json&, Alive&) {}
 
 namespace {
 

@@ -16,7 +16,7 @@
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 2;
+inline constexpr int64_t kWireVersion = 3;
 
 struct SiteAddress {
   std::string site;
@@ -122,14 +122,21 @@ struct Commit {
   // must not send those tokens again.
   int64_t taken_exchange = -1;
   int64_t taken_epoch = -1;
+  // Later commits of the fragment with an epoch below this one had been taken back when this was
+  // sent. A site that knows one of them would wait for ever for what nobody holds.
+  int64_t lost_epoch = -1;
 };
 struct StopAt {
   int64_t step = 0;
 };
 /// Every site is done: the agent may end.
 struct Release {};
-/// The answer to a heartbeat.
-struct Alive {};
+/// The answer to a heartbeat: "the coordinator of this term is at this address". One that has taken
+/// over says so to every site that an earlier one knew, unasked.
+struct Alive {
+  int64_t term = 0;
+  std::string address;  // "HOST:PORT"; empty: where it was
+};
 
 // Between sites.
 

@@ -272,6 +272,7 @@ Commit RoundMachine::for_site(const Made& made, const Site& site) const {
     }
   }
   const int64_t fragment = fragment_of(commit.exchange);
+  if (newest_commit(fragment) == &made) commit.lost_epoch = lost_epoch_;
   for (auto taken = commits_.rbegin(); taken != commits_.rend(); ++taken) {
     if (fragment_of(taken->first) != fragment) continue;
     const auto member = taken->second.incarnations.find(site.name);
@@ -313,6 +314,7 @@ void RoundMachine::revoke_lost() {
       record("commit_lost", json{{"exchange", exchange}}.dump());
       next_exchange_ = std::min(next_exchange_, exchange);
       commits_.erase(exchange);
+      lost_epoch_ = ++epoch_;
       out_.writes.push_back({.key = fmt::format("commit/{}", exchange), .value = {}});
       count_again();
     }

@@ -73,7 +73,7 @@ RoundOutput RoundMachine::on_message(const std::string& from,
     } else if (site->incarnation != 0) {
       ++num_refused_;  // of an earlier start
     }
-    out_.messages.emplace_back(from, Alive{});
+    out_.messages.emplace_back(from, alive());
   } else if (!std::holds_alternative<Report>(message)) {
     ++num_refused_;  // only sites say the rest to each other
   }
@@ -104,8 +104,19 @@ RoundOutput RoundMachine::on_tick(double now_s) {
     }
   }
   ticked_s_ = now_s;
+  if (term_ > 0 && now_s - called_s_ >= options_.heartbeat_s) call_unheard();
   advance();
   return take_output();
+}
+
+// Sites that an earlier coordinator knew, and whose answers may go to its address still.
+void RoundMachine::call_unheard() {
+  called_s_ = now_s_;
+  for (const auto& [name, address] : addresses()) {
+    const Site& site = *find(name);
+    const bool is_known = live_ || (site.welcome && (site.is_unheard || site.dead));
+    if (is_known) out_.messages.emplace_back(name, alive());
+  }
 }
 
 RoundOutput RoundMachine::request_stop(double now_s) {
@@ -207,6 +218,15 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
   return welcome;
 }
 
+// Whether it can begin where the run began.
+bool RoundMachine::has_start(const Site& site) const {
+  const auto& offers = site.hello.checkpoints;
+  return start_mode_ == StartMode::kFresh ||
+         std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& offer) {
+           return offer.step == start_step_;
+         });
+}
+
 // Everything that differs, so that one look mends it.
 // Empty hashes of the run itself are not known, and differ from nothing.
 std::string RoundMachine::differences(const Hello& mine, const Hello& theirs) {
@@ -285,7 +305,11 @@ void RoundMachine::welcome_joiner(Site& site) {
         is_live(donor) && (donor.is_unheard || trains(donor) || is_finished(donor));
     if (has_state) welcome.donors.push_back({.site = donor.name, .address = donor.hello.address});
   }
-  if (welcome.donors.empty()) return;  // advance() then finds that no site is left
+  if (welcome.donors.empty()) {
+    // As long as nothing is committed, what the others held is what anybody can start with.
+    if (commits_.empty() && has_start(site)) send(site, *(site.welcome = first_welcome(site)));
+    return;  // else advance() finds that no site is left
+  }
   site.welcome = welcome;
   send(site, welcome);
   for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {

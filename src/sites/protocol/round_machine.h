@@ -35,8 +35,7 @@ class RoundMachine {
  public:
   /// known: what an earlier coordinator of this run made durable; empty: there was none. Goes on
   /// with that run; if options.resume is set, only if one of its sites is still at work, and else
-  /// back to a checkpoint. Throws Failure
-  /// if known cannot be read.
+  /// back to a checkpoint. Throws Failure if known cannot be read.
   explicit RoundMachine(RoundOptions options, const DurableState& known = {});
 
   RoundOutput on_message(const std::string& from, const Message& message, double now_s);
@@ -67,8 +66,7 @@ class RoundMachine {
   bool may_answer(const std::string& site, const Hello& hello) const;
   /// Where the sites of an earlier coordinator were last heard: it may speak to them at once.
   std::vector<std::pair<std::string, std::string>> addresses() const;
-  /// How many coordinators of this run there were before.
-  int64_t term() const { return term_; }
+  int64_t term() const { return term_; }  // how many coordinators of this run there were before
   /// What became of a site's lane so far, in data steps.
   LaneAccount account(const std::string& site) const;
   /// The first exchange of this run; earlier ones belong to the checkpoint it went on from.
@@ -87,8 +85,7 @@ class RoundMachine {
     int64_t returned_steps = 0;  // data steps read by starts that died, and given back
     std::set<int64_t> held;      // commits that this start of the site held when they were made
     bool dead = false;
-    double died_s = 0;
-    double heard_s = 0;
+    double died_s = 0, heard_s = 0;
     std::optional<double> lost_s;
     double sent_s = -1e9;  // when something was last sent to it
   };
@@ -98,7 +95,6 @@ class RoundMachine {
     double begun_s = 0;
     std::set<std::string> left_out;  // for not holding it in time, in an earlier epoch
   };
-
   struct Made {
     Commit commit;
     std::map<std::string, uint64_t> incarnations;  // of its members
@@ -113,10 +109,12 @@ class RoundMachine {
   const ReadyExchange* ready(const Site& site, int64_t exchange) const;
   bool is_live(const Site& site) const;
   bool trains(const Site& site) const;
+  bool begins(const Site& site) const;
   static bool is_finished(const Site& site) {
     return site.status && site.status->phase == SitePhase::kFinished;
   }
   Welcome first_welcome(const Site& site) const;
+  bool has_start(const Site& site) const;
   bool is_awaited(const Site& site, int64_t exchange) const;
   int64_t fragment_of(int64_t exchange) const;
   int64_t snapshot_step(int64_t exchange) const;
@@ -167,6 +165,8 @@ class RoundMachine {
   bool stop_is_known() const;
   void finish_if_done();
 
+  Alive alive() const { return {.term = term_, .address = options_.address}; }
+  void call_unheard();
   void send(Site& site, const Message& message);
   void send_live(const Message& message);
   void record(const std::string& name, const std::string& fields_json);
@@ -184,16 +184,16 @@ class RoundMachine {
   int64_t next_exchange_ = 0;  // the first that is not committed, as long as they come in order
   int64_t first_logged_ = 0;
   int64_t term_ = 0;
-  int64_t epoch_ = 0;
+  int64_t epoch_ = 0, lost_epoch_ = 0;  // when commits were last taken back, or a term began
   int64_t start_step_ = 0;
   StartMode start_mode_ = StartMode::kFresh;
   bool stop_requested_ = false;
   std::optional<int64_t> stop_step_;
   std::optional<std::string> failure_;
   int64_t num_commits_ = 0, num_differing_ = 0, num_refused_ = 0;
-  double now_s_ = 0;                  // of the event at hand
-  std::optional<double> ticked_s_;    // the last on_tick
-  std::optional<double> forsaken_s_;  // since when no site trains
+  double now_s_ = 0, called_s_ = -1e9;  // of the event at hand; of the last call to the unheard
+  std::optional<double> ticked_s_;      // the last on_tick
+  std::optional<double> forsaken_s_;    // since when no site trains
   RoundOutput out_;
 };
 

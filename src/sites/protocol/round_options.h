@@ -19,6 +19,7 @@ struct RoundOptions {
   double exchange_s = 60;  // longest time from Begin to the last Held; then somebody is left out
   double absence_s = 60;   // a site silent for so long is not waited for by what only it may hold
   bool resume = false;     // start from the newest checkpoint common to all
+  std::string address;     // where sites reach this coordinator; empty: where they reached the last
   Hello expected;          // the run's own hashes, which a site's must be; empty ones: not known
 };
 

@@ -68,7 +68,7 @@ void RoundMachine::restore(const DurableState& known) {
     fail("the coordinator's state cannot be read: {}; start from a checkpoint with --resume",
          error.what());
   }
-  epoch_ = term_ * kTermEpochs;
+  epoch_ = lost_epoch_ = term_ * kTermEpochs;
   out_.writes.push_back({.key = kTermKey, .value = std::to_string(term_)});
   count_again();
 }
@@ -191,13 +191,13 @@ void RoundMachine::count_again() {
 
 std::vector<std::pair<std::string, std::string>> RoundMachine::addresses() const {
   std::vector<std::pair<std::string, std::string>> addresses;
-  if (live_) {
-    RoundOptions options = options_;
-    options.resume = false;
-    return RoundMachine(options, *live_).addresses();
-  }
   for (const Site& site : sites_) {
-    if (site.incarnation != 0) addresses.emplace_back(site.name, site.hello.address);
+    const auto kept = live_ ? live_->find(kSitePrefix + site.name) : DurableState::const_iterator();
+    if (live_ && site.incarnation == 0 && kept != live_->end()) {
+      addresses.emplace_back(site.name, json::parse(kept->second).at("hello").at("address"));
+    } else if (site.incarnation != 0) {
+      addresses.emplace_back(site.name, site.hello.address);
+    }
   }
   return addresses;
 }

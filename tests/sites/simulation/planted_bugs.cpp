@@ -283,6 +283,14 @@ std::vector<PlantedBug> bugs_of_sites_and_journal() {
       {"the journal forgets the run", [](FaultyCode& code) { forgets(code, "run"); }},
       {"terms do not rise", [](FaultyCode& code) { never_writes(code, "term"); }},
       {"commits are not written", [](FaultyCode& code) { never_writes(code, "commit/"); }},
+      {"a stand-by takes over without what is written",
+       [](FaultyCode& code) { forgets(code, ""); }},
+      {"what a deposed coordinator writes counts",
+       [](FaultyCode& code) { code.store_forgets_seats = true; }},
+      {"a request that comes twice is carried out twice",
+       [](FaultyCode& code) { code.store_forgets_numbers = true; }},
+      {"it is said before it is written",
+       [](FaultyCode& code) { code.says_before_written = true; }},
   };
 }
 

@@ -24,6 +24,13 @@ void SimulatedRun::start(Site& site) {
   member.heartbeat_s = 0.5;
   member.hello.incarnation = site.incarnation;
   member.hello.address = network_.address(site.name);
+  member.hello.checkpoints = site.disk.offers();
+  // Told of all coordinators when it first came up, and of none in vain for ever.
+  if (coordinators_.size() > 1) {
+    for (const auto& coordinator : coordinators_) {
+      member.coordinators.push_back(network_.address(coordinator->endpoint()));
+    }
+  }
   site.transport->set_address(kCoordinatorName, network_.address(kCoordinatorName));
   site.member = std::make_unique<Member>(member, *site.state);
   site.workers = SimulatedWorkers{};
@@ -38,6 +45,7 @@ void SimulatedRun::crash(Site& site) {
     site.has_left = true;
     return;
   }
+  site.disk.crash(clock_.now_s(), rng_);
   network_.cut(site.name);
   site.restart_s = clock_.now_s() + options_.restart_s;
   ++num_restarts_;
@@ -140,12 +148,24 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
 
 void SimulatedRun::start_workers(Site& site, const StartWorkers& begin) {
   SimulatedWorkers& workers = site.workers;
-  workers.completed_steps = begin.step;
+  if (begin.mode == StartMode::kResume) {
+    const SimulatedCheckpoint* checkpoint = site.disk.find(begin.step);
+    if (checkpoint == nullptr || checkpoint->is_torn || checkpoint->data_step != begin.data_step) {
+      return complain(site.name + " is to go on from a checkpoint that it has not");
+    }
+    *site.state = checkpoint->state;
+  }
+  workers.completed_steps = workers.saved_step = begin.step;
   workers.data_shift = begin.data_step + faulty_.data_ahead - begin.step;
   workers.local.assign(site.state->global().begin(), site.state->global().end());
+  if (begin.mode == StartMode::kResume) workers.local = site.disk.find(begin.step)->local;
   workers.snapshot = workers.local;
   site.workers_ready_s = clock_.now_s() + 0.5 + rng_.next_uniform();
-  truth_.on_start(site.name, site.incarnation, begin.step, begin.step + workers.data_shift);
+  if (begin.mode == StartMode::kResume) {
+    truth_.on_resume(site.name, site.incarnation, site.disk.find(begin.step)->incarnation);
+  } else {
+    truth_.on_start(site.name, site.incarnation, begin.step, begin.step + workers.data_shift);
+  }
   if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
 }
 
@@ -187,9 +207,27 @@ void SimulatedRun::take_merge(Site& site, int64_t exchange, int64_t fragment) {
   if (workers.waits_for == exchange) workers.waits_for.reset();
 }
 
+// What lies in memory at a quiet step is written behind training.
+void SimulatedRun::save_checkpoint(Site& site) {
+  SimulatedWorkers& workers = site.workers;
+  workers.saved_step = workers.completed_steps;
+  site.disk.save({.incarnation = site.incarnation,
+                  .step = workers.completed_steps,
+                  .data_step = workers.completed_steps + workers.data_shift,
+                  .state = *site.state,
+                  .local = workers.local,
+                  .synced_s = clock_.now_s() + options_.site_disk_s * rng_.next_uniform(),
+                  .is_torn = false});
+}
+
 void SimulatedRun::train(Site& site) {
   SimulatedWorkers& workers = site.workers;
   if (!workers.trains || workers.has_finished || workers.waits_for) return;
+  const bool is_checkpoint_step = options_.schedule.is_checkpoint_step(
+      workers.completed_steps, options_.checkpoint_every_steps);
+  if (is_checkpoint_step && workers.saved_step != workers.completed_steps && !site.is_ghost) {
+    save_checkpoint(site);
+  }
   const bool is_last = workers.completed_steps >= options_.schedule.num_steps;
   if (workers.stop_step == workers.completed_steps && !is_last) {
     workers.has_finished = true;

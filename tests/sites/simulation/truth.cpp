@@ -25,11 +25,22 @@ void Truth::on_start(const std::string& site,
   starts_[{site, incarnation}] = {.step = step, .data = first_data};
 }
 
+void Truth::on_resume(const std::string& site, uint64_t incarnation, uint64_t saver) {
+  savers_[incarnation] = origin(saver);
+  starts_[{site, incarnation}] = starts_[{site, saver}];
+}
+
+uint64_t Truth::origin(uint64_t incarnation) const {
+  const auto saver = savers_.find(incarnation);
+  return saver == savers_.end() ? incarnation : saver->second;
+}
+
 void Truth::on_writes(const std::vector<StateWrite>& writes) {
   for (const StateWrite& write : writes) {
     if (write.key == "run") {
       const int phase = json::parse(write.value).at("phase").get<int>();
-      if (phase < std::exchange(phase_, phase)) complain("the run has begun anew");
+      const bool goes_back = phase < std::exchange(phase_, phase);
+      if (goes_back && !std::exchange(may_go_back_, false)) complain("the run has begun anew");
     }
     if (write.key.rfind("site/", 0) == 0) on_site(write.key.substr(5), write.value);
     if (write.key.rfind("commit/", 0) != 0) continue;
@@ -94,7 +105,9 @@ void Truth::on_commit(Made made) {
     for (const auto& [other, earlier] : commits_) {
       if (fragment_of(other) != fragment_of(exchange)) continue;
       const auto was = earlier.incarnations.find(member.site);
-      if (was == earlier.incarnations.end() || was->second != incarnation) continue;
+      if (was == earlier.incarnations.end() || origin(was->second) != origin(incarnation)) {
+        continue;
+      }
       for (const MemberShare& share : earlier.commit.members) {
         if (share.site == member.site) begin = std::max(begin, share.data_end);
       }
