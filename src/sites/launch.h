@@ -40,7 +40,7 @@ struct SiteSummary {
   int64_t missing_commits = 0;  // made without it; it fetched the result instead
   int64_t restarts = 0;
   int64_t sent_bytes = 0;
-  /// Bytes sent for exchanges a parameter exchanged: 0.56 for two sites at 4 bits (scales counted).
+  /// Bytes sent for exchanges a parameter exchanged: 0.42 for two sites at 4 bits (scales counted).
   double sent_bytes_per_parameter = 0;
 };
 

@@ -69,7 +69,7 @@ class Site {
     MemberOptions options;
     options.site = "a";
     options.schedule = kSchedule;
-    options.tokens_per_step = 10;
+    options.sequence_tokens = 10;
     options.hello.incarnation = kIncarnation;
     return options;
   }

@@ -117,7 +117,7 @@ TEST_CASE("a run replays exactly from its seed, whatever failed in it") {
 TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or unaccounted for") {
   const double begin_s = steady_now_s();
   double virtual_s = 0;
-  int64_t num_restarts = 0, num_terms = 0, num_refused = 0, num_lost_commits = 0;
+  int64_t num_restarts = 0, num_terms = 0, num_refused = 0, num_lost_commits = 0, num_shares = 0;
   int64_t num_power_cuts = 0, num_late_writes = 0;
   const uint64_t first = first_seed();
   for (uint64_t seed = first; seed < first + num_seeds(100); ++seed) {
@@ -131,17 +131,20 @@ TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or
     num_lost_commits += run.truth().num_lost_commits();
     num_power_cuts += run.num_power_cuts();
     num_late_writes += run.store().num_refused();
+    num_shares += run.num_share_changes();
   }
   const double speed = virtual_s / (steady_now_s() - begin_s);
   MESSAGE("restarts of sites " << num_restarts << ", of coordinators " << num_terms
                                << ", refused messages " << num_refused << ", commits taken back "
-                               << num_lost_commits << ", power cuts " << num_power_cuts
-                               << ", writes of deposed coordinators refused " << num_late_writes
+                                << num_lost_commits << ", new shares " << num_shares
+                                << ", power cuts " << num_power_cuts
+                                << ", writes of deposed coordinators refused " << num_late_writes
                                << ", times real time " << speed);
   CHECK(num_restarts > 0);  // the faults have fired
   CHECK(num_terms > 0);
   CHECK(num_refused > 0);
   CHECK(num_power_cuts + num_late_writes > 0);
+  CHECK(num_shares > 0);
   CHECK(speed > 100);
 }
 

@@ -14,11 +14,12 @@
 namespace pelago::sites {
 
 struct GraceOptions {
-  double min_s = 0.2;         // scheduling and one lost packet on a long line
+  double min_s = 2;           // a busy host may stop a process for a second, and whoever is left
+                              // out must fetch the fragment: 16 times the bytes of an exchange
   double max_s = 10;          // sites.grace_s: also the window until enough has been measured
   double deviations = 4;      // median deviations beyond the median that still count as usual
   size_t exchanges_min = 4;   // before the measurements count
-  size_t exchanges_max = 32;  // older ones are forgotten
+  size_t exchanges_max = 8;   // older ones are forgotten: a site that drifts is known after four
 };
 
 /// One exchange, as the coordinator saw it.

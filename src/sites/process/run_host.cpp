@@ -42,8 +42,15 @@ RoundOptions round_options(const fs::path& run_dir,
                            const ManySitesOptions& options,
                            const std::string& address) {
   const bool goes_on = options.store != nullptr && is_live(options.store->load());
+  std::vector<int64_t> least;
+  for (const plan::SitePlan& site : plan.sites) {
+    least.push_back(static_cast<int64_t>(site.pipelines.size()));
+  }
   return {.sites = names_of(plan),
           .schedule = schedule_of(plan),
+          .shares = shares_of(plan),
+          .shares_least = least,
+          .share_watch = {},
           .grace_s = plan.exchange.grace_s,
           .heartbeat_s = plan.exchange.heartbeat_s,
           .exchange_s = exchange_limit_s(plan),

@@ -31,10 +31,11 @@ MemberActions Member::on_snapshot(int64_t exchange, std::span<const float> local
   PELAGO_ASSERT(welcome_.has_value(), "workers start after the welcome");
   Record& record = records_[exchange];
   record.local = local;
-  record.tokens = (snapshot_step(exchange) - sent_step) * options_.tokens_per_step;
-  const int64_t shift = welcome_->data_step - welcome_->start_step;
-  record.data_begin = sent_step + shift;
-  record.data_end = snapshot_step(exchange) + shift;
+  record.data_begin = sent_step + data_shift();
+  record.data_end = snapshot_step(exchange) + data_shift();
+  record.tokens =
+      shares_.count(options_.lane, StepRange{.begin = record.data_begin, .end = record.data_end}) *
+      options_.sequence_tokens;
   status_changed_ = true;
   settle_all();
   return take_actions();
@@ -192,6 +193,7 @@ void Member::take(const std::string& from, const Want& want) {
 
 void Member::take(const std::string& from, const Commit& commit) {
   if (from != kCoordinatorName || !is_possible(commit.exchange)) return refuse(from, "commit");
+  if (welcome_) take_shares(commit.shares);
   const int64_t fragment = fragment_of(commit.exchange);
   // Epochs rise from commit to commit of a fragment: one that does not fit was taken back.
   const bool was_taken_back =

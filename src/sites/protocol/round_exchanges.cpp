@@ -27,10 +27,9 @@ bool RoundMachine::is_good_delta(const Site& site, const ReadyExchange& held) {
       held.exchange >= 0 &&
       held.exchange < options_.schedule.num_regular() + options_.schedule.num_fragments;
   if (is_possible && commits_.contains(held.exchange)) return true;  // it waits for the commit
-  const int64_t shift = site.welcome->data_step - site.welcome->start_step;
   const bool is_of_lease = is_possible && held.tokens >= 0 && held.data_begin >= 0 &&
                            held.data_begin <= held.data_end &&
-                           held.data_end == snapshot_step(held.exchange) + shift;
+                           held.data_end == snapshot_step(held.exchange) + data_shift(site);
   if (!is_of_lease) {
     ++num_refused_;
     return false;
@@ -62,8 +61,9 @@ void RoundMachine::collect_ready() {
     for (const ReadyExchange& held : site.status->exchanges) {
       const bool is_possible = held.exchange >= first_logged_ && held.exchange < num_exchanges;
       if (!is_possible || commits_.contains(held.exchange)) continue;
-      exchanges_.try_emplace(held.exchange,
-                             Exchange{.first_ready_s = now_s_, .begin = {}, .left_out = {}});
+      Exchange& state = exchanges_[held.exchange];
+      if (state.ready_s.empty()) state.first_ready_s = now_s_;
+      state.ready_s.try_emplace(site.name, now_s_);
     }
   }
 }
@@ -72,7 +72,7 @@ bool RoundMachine::is_due(int64_t exchange, const Exchange& state) const {
   const bool all_ready = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
     return !is_awaited(site, exchange) || ready(site, exchange) != nullptr;
   });
-  return all_ready || now_s_ - state.first_ready_s >= options_.grace_s;
+  return all_ready || now_s_ - state.first_ready_s >= grace_.seconds();
 }
 
 void RoundMachine::advance_exchange(int64_t exchange, Exchange& state) {
@@ -115,7 +115,7 @@ void RoundMachine::begin(int64_t exchange, Exchange& state) {
   }
   state.begun_s = now_s_;
   if (next.members.empty()) {  // whoever was ready has died: gather anew
-    state = Exchange{.first_ready_s = now_s_, .begin = {}, .left_out = {}};
+    state = Exchange{};
     return;
   }
   if (state.begin) {
@@ -127,7 +127,11 @@ void RoundMachine::begin(int64_t exchange, Exchange& state) {
           return member.site == site.name;
         });
     if (is_awaited(site, exchange) && !is_member) {
-      record("site_left_out", json{{"site", site.name}, {"exchange", exchange}}.dump());
+      record("site_left_out",
+             json{{"site", site.name},
+                  {"exchange", exchange},
+                  {"waited_s", now_s_ - state.first_ready_s}}
+                 .dump());
     }
   }
   state.begin = next;
@@ -212,6 +216,8 @@ bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
     record("site_cleared", json{{"site", site}, {"exchange", exchange}}.dump());
   }
   spend(commit);
+  note_times(exchange, exchanges_.at(exchange));
+  share_anew(exchange);
   keep_commit(kept->second);
   out_.commits.push_back(commit);
   for (Site& site : sites_) {
@@ -281,13 +287,14 @@ Commit RoundMachine::for_site(const Made& made, const Site& site) const {
     commit.taken_epoch = taken->second.commit.epoch;
     break;
   }
+  commit.shares = unknown_shares(site);
   return commit;
 }
 
 // It was too long away: what it holds may no longer be what was committed.
 void RoundMachine::expel(Site& site) {
   const LaneAccount before = account(site.name);
-  site.returned_steps = before.returned;
+  site.returned = before.returned;
   site.past.insert(std::exchange(site.incarnation, 0));
   site.welcome.reset();
   site.status.reset();

@@ -14,9 +14,15 @@ using nlohmann::json;
 RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
     : options_(std::move(options)),
       suspects_(options_.schedule.num_fragments),
-      ledger_(options_.sites.size(), options_.schedule.num_fragments) {
+      ledger_(LaneShares(options_.shares.empty() ? std::vector<int64_t>(options_.sites.size(), 1)
+                                                 : options_.shares),
+              options_.schedule.num_fragments),
+      grace_({.max_s = options_.grace_s}),
+      share_watch_(options_.share_watch) {
   PELAGO_ASSERT(!options_.sites.empty(), "the plan has a site");
   PELAGO_ASSERT(options_.schedule.num_fragments > 0, "sites that never exchange need no rounds");
+  PELAGO_ASSERT(options_.shares.empty() || options_.shares.size() == options_.sites.size(),
+                "each site has a share");
   for (const std::string& name : options_.sites) {
     sites_.emplace_back();
     sites_.back().name = name;
@@ -73,12 +79,20 @@ RoundOutput RoundMachine::on_message(const std::string& from,
     } else if (site->incarnation != 0) {
       ++num_refused_;  // of an earlier start
     }
-    out_.messages.emplace_back(from, alive());
+    answer_heartbeat(*site);
   } else if (!std::holds_alternative<Report>(message)) {
     ++num_refused_;  // only sites say the rest to each other
   }
   advance();
   return take_output();
+}
+
+// A site gives its coordinator up after a minute: on a thin line not every heartbeat is answered.
+void RoundMachine::answer_heartbeat(Site& site) {
+  const double silence_s = std::min(kSilentHeartbeats * options_.heartbeat_s, 10.0);
+  if (now_s_ - site.alive_s < silence_s) return;
+  site.alive_s = now_s_;
+  out_.messages.emplace_back(site.name, alive());
 }
 
 RoundOutput RoundMachine::on_lost(const std::string& name, double now_s) {
@@ -173,7 +187,7 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   }
   if (refuse_mismatch(site, hello)) return;
   const LaneAccount before = account(site.name);
-  site.returned_steps = before.returned + before.in_hand;
+  site.returned = before.returned + before.in_hand;
   if (site.incarnation != 0) site.past.insert(site.incarnation);
   site.incarnation = hello.incarnation;
   site.hello = hello;
@@ -210,7 +224,8 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
                   .data_step = start_step_,
                   .first_exchange = first_logged_,
                   .first_logged = first_logged_,
-                  .donors = {}};
+                  .donors = {},
+                  .shares = {shares().changes().begin(), shares().changes().end()}};
   for (const CheckpointOffer& offer : site.hello.checkpoints) {
     const bool is_it = start_mode_ == StartMode::kResume && offer.step == start_step_;
     if (is_it) welcome.data_step = offer.data_step;
@@ -299,7 +314,8 @@ void RoundMachine::welcome_joiner(Site& site) {
       .data_step = ledger_.next_data_step(lane_of(site)),
       .first_exchange = first,
       .first_logged = first_logged_,
-      .donors = {}};
+      .donors = {},
+      .shares = {shares().changes().begin(), shares().changes().end()}};
   for (const Site& donor : sites_) {
     const bool has_state =
         is_live(donor) && (donor.is_unheard || trains(donor) || is_finished(donor));

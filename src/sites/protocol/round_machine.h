@@ -13,6 +13,7 @@
 //   - The coordinator may die at any moment: what it decided was durable before anyone heard of it,
 //     and the next one goes on from there (round_state.cpp).
 //   - A delta counts with its data steps (leases/token_ledger.h), each of them once.
+//   - New shares are decided with a commit that no site can pass without hearing of them.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,10 @@
 #include <utility>
 #include <vector>
 
+#include "sites/exchange/batch_shares.h"
+#include "sites/exchange/grace_window.h"
 #include "sites/leases/token_ledger.h"
+#include "sites/protocol/round/round_records.h"
 #include "sites/protocol/round_options.h"
 #include "sites/state/state_store.h"
 #include "sites/trust/suspects.h"
@@ -67,38 +71,17 @@ class RoundMachine {
   /// Where the sites of an earlier coordinator were last heard: it may speak to them at once.
   std::vector<std::pair<std::string, std::string>> addresses() const;
   int64_t term() const { return term_; }  // how many coordinators of this run there were before
-  /// What became of a site's lane so far, in data steps.
+  /// What became of a site's lane so far, in sequences.
   LaneAccount account(const std::string& site) const;
+  const LaneShares& shares() const { return ledger_.shares(); }
   /// The first exchange of this run; earlier ones belong to the checkpoint it went on from.
   int64_t first_logged() const { return first_logged_; }
   const std::optional<SiteStatus>& status(const std::string& site) const;
 
  private:
-  struct Site {
-    std::string name;
-    uint64_t incarnation = 0;  // 0: never heard of
-    std::set<uint64_t> past;   // incarnations of earlier starts: they are refused
-    Hello hello;
-    std::optional<Welcome> welcome;  // absent: not taken in
-    std::optional<SiteStatus> status;
-    bool is_unheard = false;     // known from an earlier coordinator, has not spoken to this one
-    int64_t returned_steps = 0;  // data steps read by starts that died, and given back
-    std::set<int64_t> held;      // commits that this start of the site held when they were made
-    bool dead = false;
-    double died_s = 0, heard_s = 0;
-    std::optional<double> lost_s;
-    double sent_s = -1e9;  // when something was last sent to it
-  };
-  struct Exchange {
-    double first_ready_s = 0;
-    std::optional<Begin> begin;  // absent: gathering
-    double begun_s = 0;
-    std::set<std::string> left_out;  // for not holding it in time, in an earlier epoch
-  };
-  struct Made {
-    Commit commit;
-    std::map<std::string, uint64_t> incarnations;  // of its members
-  };
+  using Site = KnownSite;
+  using Exchange = OpenExchange;
+  using Made = MadeCommit;
 
   // A site silent for so many heartbeats is dead.
   static constexpr double kSilentHeartbeats = 5;
@@ -124,6 +107,7 @@ class RoundMachine {
   void take_hello(Site& site, const Hello& hello);
   void take_status(Site& site, const SiteStatus& status);
   void answer_gaps(Site& site);
+  void answer_heartbeat(Site& site);
   void hear(Site& site);
   void mark_dead(Site& site, const std::string& why);
   static std::string differences(const Hello& mine, const Hello& theirs);
@@ -132,6 +116,13 @@ class RoundMachine {
   void welcome_joiner(Site& site);
   void allow(Site& site);
   void dismiss(Site& site, const std::string& reason, int exit_code);
+
+  // round/round_pace.cpp
+  void note_times(int64_t exchange, const Exchange& state);
+  void share_anew(int64_t exchange);
+  double pace_s(const Site& site) const;
+  int64_t data_shift(const Site& site) const;
+  std::vector<ShareChange> unknown_shares(const Site& site) const;
 
   // round_state.cpp
   void restore(const DurableState& known);
@@ -144,6 +135,9 @@ class RoundMachine {
   void keep_commit(const Made& made);
   void spend(const Commit& commit);
   void count_again();
+  void restore_shares(const DurableState& known);
+  void keep_shares();
+  void forget_shares();
 
   void advance();
   void start_if_gathered();
@@ -180,7 +174,9 @@ class RoundMachine {
   std::map<int64_t, Made> commits_;        // by exchange, from first_logged_ on
   std::map<int64_t, Made> earlier_;        // of the course that this run was resumed from
   Suspects suspects_;
-  TokenLedger ledger_;         // follows from commits_ and earlier_
+  TokenLedger ledger_;  // follows from commits_ and earlier_, and from shares made durable
+  GraceWindow grace_;
+  ShareWatch share_watch_;
   int64_t next_exchange_ = 0;  // the first that is not committed, as long as they come in order
   int64_t first_logged_ = 0;
   int64_t term_ = 0;

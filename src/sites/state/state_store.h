@@ -11,7 +11,7 @@
 
 namespace pelago::sites {
 
-/// By name: "run", "term", "site/NAME", "commit/EXCHANGE". Values: JSON.
+/// By name: "run", "term", "site/NAME", "commit/EXCHANGE", "shares". Values: JSON.
 using DurableState = std::map<std::string, std::string>;
 
 struct StateWrite {

@@ -9,6 +9,7 @@ namespace pelago::sites {
 namespace {
 
 constexpr double kTickS = 0.0125;
+constexpr int64_t kShare = 4;  // sequences of each site, at the start
 
 std::string endpoint_of(int64_t coordinator_idx) {
   return coordinator_idx == 0 ? kCoordinatorName
@@ -49,6 +50,8 @@ SimulatedRunOptions any_run(uint64_t seed) {
   }
   options.site_disk_s = more.next_uniform() < 0.5 ? 3 * more.next_uniform() : 0;
   options.has_power_cut = more.next_uniform() < 0.15;
+  Rng drift = Rng(seed).fork("drift");
+  if (drift.next_uniform() < 0.4) options.slower_at_s = 0.1 + 8 * drift.next_uniform();
   return options;
 }
 
@@ -86,7 +89,7 @@ SimulatedRun::SimulatedRun(const SimulatedRunOptions& options)
     : options_(options),
       rng_(Rng(options.network.seed).fork("run")),
       network_(options.network, clock_),
-      truth_(options.schedule),
+      truth_(options.schedule, kSequenceTokens),
       store_({.is_shared = options.num_coordinators > 1, .delay_s = options.disk_s}, truth_, rng_) {
   if (options.bug != nullptr) options.bug->plant(faulty_);
   store_.leave_out(faulty_.store_forgets_seats, faulty_.store_forgets_numbers);
@@ -96,10 +99,13 @@ SimulatedRun::SimulatedRun(const SimulatedRunOptions& options)
   rounds.heartbeat_s = 0.5;
   rounds.exchange_s = 20;
   rounds.absence_s = 20;
+  rounds.share_watch = {.gain_min = 0.05, .rounds = 1};  // a short run is to see several changes
   sites_.resize(static_cast<size_t>(options.num_sites));
+  shares_.assign(sites_.size(), kShare);
+  rounds.shares = shares_;
   for (size_t i = 0; i < sites_.size(); ++i) {
     sites_[i].name = fmt::format("site{}", i);
-    sites_[i].step_s = 0.4 + 0.2 * rng_.next_uniform();
+    sites_[i].sequence_s = (0.4 + 0.2 * rng_.next_uniform()) / kShare;
     rounds.sites.push_back(sites_[i].name);
   }
   const int64_t num_fragments = options.schedule.num_fragments;
@@ -280,6 +286,10 @@ void SimulatedRun::check_end() {
 
 void SimulatedRun::complain(const std::string& what) {
   truth_.complain(fmt::format("at {:.2f} s: {}", clock_.now_s(), what));
+}
+
+int64_t SimulatedRun::num_share_changes() const {
+  return static_cast<int64_t>(rounds().shares().changes().size());
 }
 
 std::string SimulatedRun::where() const {

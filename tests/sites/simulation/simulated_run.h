@@ -23,6 +23,8 @@
 
 namespace pelago::sites {
 
+inline constexpr int64_t kSequenceTokens = 100;
+
 struct SimulatedRunOptions {
   int64_t num_sites = 3;
   int64_t num_values = 1000;
@@ -40,6 +42,7 @@ struct SimulatedRunOptions {
   bool has_frozen_coordinator = false;
   double restart_s = 3;     // until a crashed site is back
   double stop_after_s = 0;  // 0: never
+  double slower_at_s = 0;   // from then on one site takes three times as long; 0: never
   double disk_s = 0;        // the coordinator's disk, or the way to the store, takes up to so long
   int bits = 4;
   double faults_until_s = 30;
@@ -56,6 +59,7 @@ SimulatedRunOptions any_run(uint64_t seed);
 /// Moves as workers do: steps, snapshots, waits for merges, takes them half and half.
 struct SimulatedWorkers {
   std::vector<float> local, snapshot;
+  std::map<int64_t, std::vector<int64_t>> shares;  // by the step from which they hold
   int64_t completed_steps = 0;
   int64_t saved_step = -1;      // of the newest checkpoint
   int64_t data_shift = 0;       // data step less step
@@ -89,12 +93,13 @@ class SimulatedRun {
   const std::vector<std::string>& last_hashes() const { return last_hashes_; }
   int64_t num_refused() const { return num_refused_ + sum(&SimulatedCoordinator::num_refused); }
   double virtual_s() const { return clock_.now_s(); }
+  int64_t num_share_changes() const;
 
  private:
   struct Site {
     std::string name;
     uint64_t incarnation = 0;
-    double step_s = 1;
+    double sequence_s = 1;
     std::unique_ptr<Transport> transport;
     std::unique_ptr<GlobalState> state;
     std::unique_ptr<Member> member;  // null: down
@@ -157,6 +162,8 @@ class SimulatedRun {
   void save_checkpoint(Site& site);
   void take_snapshot(Site& site, int64_t exchange);
   void take_merge(Site& site, int64_t exchange, int64_t fragment);
+  StepRange lane_of(const Site& site) const;
+  double step_s(const Site& site) const;
 
   SimulatedRunOptions options_;
   ManualClock clock_;
@@ -167,6 +174,7 @@ class SimulatedRun {
   SimulatedStore store_;
   std::vector<std::unique_ptr<SimulatedCoordinator>> coordinators_;
   std::vector<train::Fragment> fragments_;
+  std::vector<int64_t> shares_;  // at the start
   std::vector<Site> sites_;
   std::vector<std::unique_ptr<Site>> ghosts_;
   std::vector<Fault> faults_;  // by time, latest first

@@ -114,18 +114,18 @@ TEST_CASE(
 TEST_CASE("a site whose coordinator is silent seeks it at each address in turn") {
   Site site({"first:1", "second:1", "third:1"});
   site.pass(0);
-  for (double now_s = 0.5; now_s < 2.9; now_s += 0.5) {
+  for (double now_s = 0.5; now_s < 7.9; now_s += 0.5) {
     site.pass(now_s);
     CHECK(site.coordinator() == "first:1");
   }
-  site.pass(3.1);
+  site.pass(8.1);
   CHECK(site.coordinator() == "second:1");
-  site.pass(3.6);
+  site.pass(8.6);
   CHECK(site.coordinator() == "second:1");
-  site.pass(6.2);
+  site.pass(16.2);
   CHECK(site.coordinator() == "third:1");
-  site.hear(1, "second:1", 6.3);
-  for (double now_s = 6.5; now_s < 9.2; now_s += 0.5) site.pass(now_s);
+  site.hear(1, "second:1", 16.3);
+  for (double now_s = 16.5; now_s < 24.2; now_s += 0.5) site.pass(now_s);
   CHECK(site.coordinator() == "second:1");
 }
 
@@ -143,7 +143,7 @@ TEST_CASE("a site that waits for a commit that was taken back goes on from the o
   options.site = "a";
   options.schedule = {.inner_steps = 8, .num_fragments = 2, .overlap_steps = 1, .num_steps = 40};
   options.exchange.bits = 32;
-  options.tokens_per_step = 1;
+  options.sequence_tokens = 1;
   options.hello = hello_of("a");
   Member member(options, state);
   const auto say = [&](const Message& message) {

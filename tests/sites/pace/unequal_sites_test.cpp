@@ -105,7 +105,7 @@ TEST_CASE("what the transfer leaves of tau steps is waited away") {
 }
 
 TEST_CASE("on a line without slack a site within its usual lateness is still waited for") {
-  GraceWindow window({});
+  GraceWindow window({.min_s = 0.2});
   for (int i = 0; i < 9; ++i) window.observe(times(2.0, 1.0, 1.0 + 0.1 * (i % 3)));
   CHECK(window.seconds() == doctest::Approx(1.5));  // median 1.1, deviations of 0.1
 }
@@ -121,7 +121,7 @@ TEST_CASE("one exchange that took for ever hardly moves the window, and it stays
 }
 
 TEST_CASE("the window follows a line that has become slower") {
-  GraceWindow window({});
+  GraceWindow window({.min_s = 0.2});
   for (int i = 0; i < 32; ++i) window.observe(times(0.2, 4, 0.1));
   const double before_s = window.seconds();
   for (int i = 0; i < 32; ++i) window.observe(times(3.0, 4, 0.1));
