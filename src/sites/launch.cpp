@@ -134,7 +134,8 @@ class Launch {
            words,
            agent.log.string());
     }
-    host_->count_restart(agent.site);
+    // One that was told to start anew has not failed.
+    if (ended.exit_code() != kExitTryAgain) host_->count_restart(agent.site);
     host_->record("site_restarted",
                   json{{"site", agent.site},
                        {"restarts", num_restarts + 1},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "base/config.h"
 #include "base/error.h"
@@ -155,6 +156,14 @@ fs::path RunHost::token_file(const std::string& site) const {
 void RunHost::poll(double timeout_s) {
   coordinator_.poll(timeout_s);
   for (const auto& [name, fields] : door_.take_events()) record(name, fields);
+  const int64_t num_refused = rounds().num_refused();
+  note_refused(kCoordinatorName, num_refused - std::exchange(num_refused_, num_refused));
+}
+
+// Who was away for long speaks of what is past: refused, and told, since it should be rare.
+void RunHost::note_refused(const std::string& by, int64_t count) {
+  if (count <= 0) return;
+  record("messages_refused", json{{"site", by}, {"count", count}}.dump());
 }
 
 CoordinatorCallbacks RunHost::coordinator_callbacks() {
@@ -201,6 +210,7 @@ void RunHost::take_status(const std::string& site, const SiteStatus& status) {
     totals.before = sum_of(totals);
     totals.now = {};
   }
+  note_refused(site, status.num_refused - totals.now.num_refused);
   totals.now = status;
   const SiteStatus sum = sum_of(totals);
   if (callbacks_->on_line) {

@@ -54,6 +54,7 @@ class RunHost {
   };
 
   CoordinatorCallbacks coordinator_callbacks();
+  void note_refused(const std::string& by, int64_t count);
   void take_status(const std::string& site, const SiteStatus& status);
   static SiteStatus sum_of(const Totals& totals);
 
@@ -69,6 +70,7 @@ class RunHost {
   GrpcTransport transport_;
   Journal journal_;
   std::map<std::string, Totals> totals_;
+  int64_t num_refused_ = 0;  // by the coordinator, as far as told
   Coordinator coordinator_;
 };
 

@@ -193,6 +193,7 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   site.hello = hello;
   site.status.reset();
   site.held.clear();
+  site.late = {.num_anew = site.late.num_anew};
   site.welcome.reset();
   site.is_unheard = false;
   site.dead = false;  // it is another start; the one that was lost does not return
@@ -347,15 +348,10 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
       static_cast<int64_t>(status.applied.size()) != options_.schedule.num_fragments) {
     ++num_refused_;
     if (site.incarnation == 0 && site.past.contains(status.incarnation)) {
-      out_.messages.emplace_back(
-          site.name,
-          Refused{
-              .incarnation = status.incarnation,
-              .reason = fmt::format("site {}: silent for more than {:.0f} s, the others went on "
-                                    "without what it holds; it must start anew",
-                                    site.name,
-                                    options_.absence_s),
-              .exit_code = kExitTryAgain});
+      out_.messages.emplace_back(site.name,
+                                 Refused{.incarnation = status.incarnation,
+                                         .reason = start_anew_reason(site.name),
+                                         .exit_code = kExitTryAgain});
     }
     return;
   }

@@ -83,8 +83,7 @@ class RoundMachine {
   using Exchange = OpenExchange;
   using Made = MadeCommit;
 
-  // A site silent for so many heartbeats is dead.
-  static constexpr double kSilentHeartbeats = 5;
+  static constexpr double kSilentHeartbeats = 5;  // after which a site is dead
   // A coordinator of a later term has higher epochs, and a person can read both in the number.
   static constexpr int64_t kTermEpochs = 1'000'000'000;
 
@@ -150,6 +149,8 @@ class RoundMachine {
   bool leave_out_suspects(int64_t exchange, Exchange& state);
   const Made* newest_commit(int64_t fragment) const;
   void expel(Site& site);
+  void note_late(int64_t exchange);
+  bool is_needed(const Site& site) const;
   bool may_hold(const Site& site, const Commit& commit) const;
   Commit for_site(const Made& made, const Site& site) const;
   void revoke_lost();

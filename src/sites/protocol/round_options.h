@@ -34,4 +34,11 @@ struct RoundOutput {
   std::vector<std::pair<std::string, Message>> messages;    // to a site
 };
 
+/// To a start of a site that is not heard any more.
+inline std::string start_anew_reason(const std::string& site) {
+  return "site " + site +
+         ": was away or behind for so long that the others went on without what it holds; it must "
+         "start anew, where they are";
+}
+
 }  // namespace pelago::sites

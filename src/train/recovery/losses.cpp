@@ -50,11 +50,13 @@ void Supervisor::record(const std::string& event, const std::string& fields_json
 std::vector<size_t> Supervisor::culprits() {
   std::vector<size_t> lost;  // in the order of their ends
   const double deadline_s = steady_now_s() + kAftermathS;
+  const auto is_any_left = [this] { return !workers_.all_are(&Worker::is_lost); };
   do {
     for (size_t rank = 0; rank < workers_.size(); ++rank) {
       const bool is_known = std::find(lost.begin(), lost.end(), rank) != lost.end();
       if (workers_[rank].is_lost && !is_known) lost.push_back(rank);
     }
+    if (!is_any_left()) break;
     workers_.wait(deadline_s - steady_now_s(),
                   [this](size_t rank, const std::string& packet) { handle(rank, packet); });
   } while (steady_now_s() < deadline_s);

@@ -170,7 +170,8 @@ void SimulatedRun::start_workers(Site& site, const StartWorkers& begin) {
   workers.snapshot = workers.local;
   site.workers_ready_s = clock_.now_s() + 0.5 + rng_.next_uniform();
   if (begin.mode == StartMode::kResume) {
-    truth_.on_resume(site.name, site.incarnation, site.disk.find(begin.step)->incarnation);
+    truth_.on_resume(
+        site.name, site.incarnation, site.disk.find(begin.step)->incarnation, begin.data_step);
   } else {
     truth_.on_start(site.name, site.incarnation, begin.step, begin.step + workers.data_shift);
   }

@@ -44,7 +44,15 @@ void Truth::on_start(const std::string& site,
   starts_[{site, incarnation}] = {.step = step, .data = first_data};
 }
 
-void Truth::on_resume(const std::string& site, uint64_t incarnation, uint64_t saver) {
+void Truth::on_resume(const std::string& site,
+                      uint64_t incarnation,
+                      uint64_t saver,
+                      int64_t first_data) {
+  // What was read since is read again, perhaps with other shares.
+  std::erase_if(sequences_, [&](const auto& read) {
+    return read.first.first == site && read.first.second >= first_data;
+  });
+  std::erase_if(readers_, [&](const auto& reader) { return reader.second == site; });
   savers_[incarnation] = origin(saver);
   starts_[{site, incarnation}] = starts_[{site, saver}];
 }

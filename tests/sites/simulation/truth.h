@@ -30,7 +30,7 @@ class Truth {
   // What happened at a site. first_data: the data step that this start's first step reads.
   void on_start(const std::string& site, uint64_t incarnation, int64_t step, int64_t first_data);
   /// From a checkpoint of an earlier start: what that one had learned is in this one.
-  void on_resume(const std::string& site, uint64_t incarnation, uint64_t saver);
+  void on_resume(const std::string& site, uint64_t incarnation, uint64_t saver, int64_t first_data);
   /// samples: [begin, end) of the run's, those of this data step in the site's lane.
   void on_read(const std::string& site, int64_t data_step, StepRange samples);
   // What became durable.

@@ -11,6 +11,14 @@
 
 namespace pelago::sites {
 
+/// How a site that trains comes to be too late for exchanges.
+struct Lateness {
+  int64_t exchange = -1;     // the last that began without it
+  int64_t behind_steps = 0;  // the furthest of the others, then
+  int64_t num_times = 0;     // in a row, without catching up
+  int64_t num_anew = 0;      // starts that were told to begin anew since it last was a member
+};
+
 struct KnownSite {
   std::string name;
   uint64_t incarnation = 0;  // 0: never heard of
@@ -27,6 +35,7 @@ struct KnownSite {
   std::optional<double> lost_s;
   double sent_s = -1e9;   // when something was last sent to it
   double alive_s = -1e9;  // when its heartbeat was last answered
+  Lateness late;
 };
 
 struct OpenExchange {
