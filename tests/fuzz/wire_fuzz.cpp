@@ -67,7 +67,7 @@ class Site {
  private:
   static MemberOptions options() {
     MemberOptions options;
-    options.site = "a";
+    options.site = std::string("a");  // g++ 12 warns falsely of the assignment of a literal
     options.schedule = kSchedule;
     options.sequence_tokens = 10;
     options.hello.incarnation = kIncarnation;

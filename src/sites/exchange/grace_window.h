@@ -5,7 +5,9 @@
 //             can be waited away without any chip noticing (Decoupled DiLoCo, arXiv:2604.21428).
 //   lateness  how far behind the first site the others usually are, median and median deviation:
 //             a site within its usual lateness is not late.
-// The window is the larger of the two, within the job's bounds. Pure: time comes in.
+// The window is the larger of the two, within the job's bounds. How late a site is that was not
+// waited for, nobody knows: each such time the window doubles, and narrows again while all come. So
+// a site that has become slow is waited for until the batch is shared anew. Pure: time comes in.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +21,7 @@ struct GraceOptions {
   double max_s = 10;          // sites.grace_s: also the window until enough has been measured
   double deviations = 4;      // median deviations beyond the median that still count as usual
   size_t exchanges_min = 4;   // before the measurements count
-  size_t exchanges_max = 8;   // older ones are forgotten: a site that drifts is known after four
+  size_t exchanges_max = 32;  // older ones are forgotten
 };
 
 /// One exchange, as the coordinator saw it.
@@ -32,14 +34,17 @@ struct ExchangeTimes {
 class GraceWindow {
  public:
   explicit GraceWindow(const GraceOptions& options) : options_(options) {}
-  /// After each commit. An exchange that left a site out counts with the lateness of those in it.
+  /// After each commit in which everybody is.
   void observe(const ExchangeTimes& times);
+  /// After a commit without a site that came too late.
+  void widen();
   /// From the first snapshot of an exchange on, this long.
   double seconds() const;
 
  private:
   GraceOptions options_;
   std::deque<ExchangeTimes> exchanges_;  // the newest last
+  double widened_s_ = 0;                 // the window is not below it
 };
 
 }  // namespace pelago::sites

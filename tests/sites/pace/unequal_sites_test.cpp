@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -118,6 +119,20 @@ TEST_CASE("one exchange that took for ever hardly moves the window, and it stays
   CHECK(window.seconds() == doctest::Approx(0.2));
   for (int i = 0; i < 40; ++i) window.observe(times(0.1, 60, 0));
   CHECK(window.seconds() == 5);
+}
+
+TEST_CASE("whoever came too late doubles the window, which narrows again while all come") {
+  GraceWindow window({.min_s = 2, .max_s = 10});
+  for (int i = 0; i < 8; ++i) window.observe(times(0.1, 0.2, 0.0));
+  CHECK(window.seconds() == doctest::Approx(2));
+  for (const double wanted_s : {4.0, 8.0, 10.0, 10.0}) {
+    window.widen();
+    CHECK(window.seconds() == doctest::Approx(wanted_s));
+  }
+  for (int i = 0; i < 7; ++i) window.observe(times(0.1, 0.2, 0.0));
+  CHECK(window.seconds() == doctest::Approx(10 * std::pow(0.9, 7)));
+  for (int i = 0; i < 20; ++i) window.observe(times(0.1, 0.2, 0.0));
+  CHECK(window.seconds() == doctest::Approx(2));
 }
 
 TEST_CASE("the window follows a line that has become slower") {

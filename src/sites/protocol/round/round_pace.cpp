@@ -27,8 +27,19 @@ double RoundMachine::pace_s(const Site& site) const {
 // The final exchanges are waited for, whatever they take: they say nothing about the others.
 void RoundMachine::note_times(int64_t exchange, const Exchange& state) {
   if (exchange >= options_.schedule.num_regular()) return;
+  const std::vector<MemberShare>& members = state.begin->members;
+  const bool left_one_out = std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+    return is_awaited(site, exchange) &&
+           std::none_of(members.begin(), members.end(), [&](const MemberShare& member) {
+             return member.site == site.name;
+           });
+  });
+  if (left_one_out) {
+    grace_.widen();
+    return;
+  }
   double fastest_s = 0, first_s = now_s_, last_s = 0;
-  for (const MemberShare& member : state.begin->members) {
+  for (const MemberShare& member : members) {
     const double step_s = pace_s(*find(member.site));
     if (step_s > 0 && (fastest_s == 0 || step_s < fastest_s)) fastest_s = step_s;
     const auto ready = state.ready_s.find(member.site);
@@ -37,19 +48,9 @@ void RoundMachine::note_times(int64_t exchange, const Exchange& state) {
     last_s = std::max(last_s, ready->second);
   }
   if (fastest_s == 0) return;
-  double lateness_s = last_s - first_s;
-  // Whoever was not waited for came later than the window, nobody knows by how much.
-  const std::vector<MemberShare>& members = state.begin->members;
-  const bool left_one_out = std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) {
-    return is_awaited(site, exchange) &&
-           std::none_of(members.begin(), members.end(), [&](const MemberShare& member) {
-             return member.site == site.name;
-           });
-  });
-  if (left_one_out) lateness_s = std::min(2 * grace_.seconds(), options_.grace_s);
   grace_.observe({.transfer_s = now_s_ - state.begun_s,
                   .available_s = static_cast<double>(options_.schedule.overlap_steps) * fastest_s,
-                  .lateness_s = lateness_s});
+                  .lateness_s = last_s - first_s});
 }
 
 void RoundMachine::share_anew(int64_t exchange) {
