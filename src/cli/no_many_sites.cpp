@@ -1,7 +1,9 @@
 // Takes the place of many_sites.cpp in a build with -DPELAGO_SITES=OFF.
 #include "base/error.h"
 #include "cli/many_sites.h"
-#include "plan/checkpoint_config.h"
+
+// There is none in this build.
+class pelago::sites::EtcdStore {};
 
 namespace pelago::cli {
 
@@ -25,8 +27,16 @@ ManySitesOutcome train_many_sites(const train::RunFolder&,
   refuse();
 }
 
+Seat::Seat(std::unique_ptr<sites::EtcdStore>) { refuse(); }
+
+Seat::~Seat() = default;
+
+std::unique_ptr<Seat> take_seat(const SeatWanted&, const std::atomic<int>&) { refuse(); }
+
+void fetch_run_files(Seat&, const std::filesystem::path&) { refuse(); }
+
 void check_copies(const plan::JobConfig& job) {
-  if (!plan::checkpoint_config_of(job).copy_to.empty()) refuse();
+  if (!job.checkpoint.copy_to.empty()) refuse();
 }
 
 std::unique_ptr<OneSiteCopies> open_one_site_copies(const train::RunFolder&,

@@ -169,6 +169,7 @@ int run_agent(const AgentOptions& options) {
                      .site_idx = site_idx,
                      .plan = plan,
                      .hello = hello,
+                     .coordinators = options.coordinators,
                      .copies = copies},
                     transport,
                     state,

@@ -146,7 +146,7 @@ void CheckpointCopier::work(const std::stop_token& stop) {
 }
 
 void CheckpointCopier::note(int64_t step,
-                            const Result<int64_t>& copied,
+                            Result<int64_t>& copied,
                             double seconds,
                             int64_t num_retries) {
   if (copied) {
@@ -169,7 +169,7 @@ void CheckpointCopier::note(int64_t step,
 
 Status CheckpointCopier::learn_course(S3Client& store) {
   if (course_) return ok();
-  const Result<CopyIndex> index = index_of(store, options_);
+  Result<CopyIndex> index = index_of(store, options_);
   if (!index) return index.error();
   const bool goes_on =
       index->checkpoints.empty() || index->checkpoints.back().step <= options_.start_step;
@@ -187,7 +187,7 @@ Status CheckpointCopier::copy_plan(S3Client& store) {
 
 Result<int64_t> CheckpointCopier::copy(S3Client& store, int64_t step) {
   const fs::path folder = train::checkpoint_path(options_.checkpoints_dir, step);
-  const Result<CheckpointOffer> offer = offer_of(folder);
+  Result<CheckpointOffer> offer = offer_of(folder);
   if (!offer) return offer.error();
   Status done = learn_course(store);
   if (done) done = copy_plan(store);
@@ -222,7 +222,7 @@ bool CheckpointCopier::add_to(CopyIndex& index, const CheckpointOffer& offer) co
 // Read, change, write if nobody else has: until it is done, or a newer course has begun.
 Status CheckpointCopier::move_latest(S3Client& store, const CheckpointOffer& offer) {
   for (int race = 0; race < kRacesMax; ++race) {
-    const Result<CopyIndex> before = index_of(store, options_);
+    Result<CopyIndex> before = index_of(store, options_);
     if (!before) return before.error();
     if (before->course > *course_) {
       return Error{ErrorCode::kRefused,
@@ -232,7 +232,7 @@ Status CheckpointCopier::move_latest(S3Client& store, const CheckpointOffer& off
     }
     CopyIndex after = *before;
     if (!add_to(after, offer)) return ok();
-    const Result<bool> won = store.put_if(key_of(options_, kLatest), to_json(after), before->etag);
+    Result<bool> won = store.put_if(key_of(options_, kLatest), to_json(after), before->etag);
     if (!won) return won.error();
     if (!*won) continue;
     remove_superseded(store, *before, after);
@@ -264,7 +264,7 @@ void CheckpointCopier::remove_superseded(S3Client& store,
 
 Result<std::optional<CopyIndex>> find_copies(const CopierOptions& options) {
   S3Client store(options.store);
-  const Result<CopyIndex> index = index_of(store, options);
+  Result<CopyIndex> index = index_of(store, options);
   if (!index) return index.error();
   if (index->checkpoints.empty()) return std::optional<CopyIndex>();
   return std::optional<CopyIndex>(*index);
@@ -290,7 +290,7 @@ void fetch_file(S3Client& store,
   const auto part = static_cast<int64_t>(options.store.part_bytes);
   for (int64_t begin = 0; begin < num_bytes; begin += part) {
     on_progress();
-    const Result<std::string> bytes = store.get_range(
+    Result<std::string> bytes = store.get_range(
         file_key(options, step, path.filename()), begin, std::min(part, num_bytes - begin));
     if (!bytes) fail("{}", bytes.error().message);
     out << *bytes;

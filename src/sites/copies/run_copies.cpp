@@ -1,16 +1,13 @@
 #include "sites/copies/run_copies.h"
 
-#include "plan/checkpoint_config.h"
-
 namespace pelago::sites {
 
 std::optional<CopierOptions> copier_options(const plan::JobConfig& job,
                                             const std::filesystem::path& run_dir,
                                             const std::string& site) {
-  const plan::CheckpointConfig wanted = plan::checkpoint_config_of(job);
-  if (wanted.copy_to.empty()) return std::nullopt;
+  if (job.checkpoint.copy_to.empty()) return std::nullopt;
   CopierOptions options;
-  options.store.place = parse_s3_place(wanted.copy_to);
+  options.store.place = parse_s3_place(job.checkpoint.copy_to);
   options.store.account = account_from_environment();
   options.run = job.name;
   options.site = site;
@@ -22,7 +19,7 @@ std::optional<CopierOptions> copier_options(const plan::JobConfig& job,
 
 std::vector<CheckpointOffer> offer_copies(const CopierOptions& options,
                                           std::vector<std::string>& problems) {
-  const Result<std::optional<CopyIndex>> copies = find_copies(options);
+  Result<std::optional<CopyIndex>> copies = find_copies(options);
   if (!copies) {
     problems.push_back("no copies of checkpoints: " + copies.error().message);
     return {};

@@ -14,7 +14,9 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/rng.h"
 #include "sites/copies/s3_place.h"
+#include "sites/http/http_client.h"
 
 namespace pelago::sites {
 
@@ -39,7 +41,6 @@ class S3Client {
   /// is_stopped: asked before each try and during pauses; then everything ends as kUnavailable.
   explicit S3Client(
       S3Options options, std::function<bool()> is_stopped = [] { return false; });
-  ~S3Client();
 
   // All: kUnavailable after the last try; kRefused with the store's reason (credentials, no such
   // bucket). Messages name bucket and key, never a secret.
@@ -64,15 +65,10 @@ class S3Client {
     std::span<const std::byte> body = {};
     std::vector<std::string> headers = {};  // "Name: value"
   };
-  struct Answer {
-    long status = 0;  // 0: none came
-    std::string body, etag, reason;
-  };
-  struct Wire;
-  Result<Answer> perform(const Request& request);
-  Answer try_once(const Request& request);
+  Result<HttpAnswer> perform(const Request& request);
+  Result<HttpAnswer> try_once(const Request& request);
   bool pause(int num_failed);
-  Error refusal(const Request& request, const Answer& answer) const;
+  Error refusal(const Request& request, const HttpAnswer& answer) const;
   Status put_parts(const std::string& key, std::span<const std::byte> bytes);
   Result<std::string> put_part(const std::string& key,
                                const std::string& upload,
@@ -81,7 +77,8 @@ class S3Client {
 
   S3Options options_;
   std::function<bool()> is_stopped_;
-  std::unique_ptr<Wire> wire_;
+  HttpClient http_;
+  Rng chance_;  // of the pauses
   std::atomic<int64_t> num_retries_ = 0;
 };
 

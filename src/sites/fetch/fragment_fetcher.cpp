@@ -211,11 +211,17 @@ void FragmentFetcher::ask_for_manifests(int64_t fragment, Want& want) {
   if (!want.first_asked_s) want.first_asked_s = now_s_;
   for (const std::string& name : want.donors) {
     const auto offer = want.offers.find(name);
-    const bool has_it =
+    const bool offers_it =
         offer != want.offers.end() && (!want.target || want.target->hash == offer->second.hash);
+    // Its commit may never be heard of: the coordinator repeats the newest only, and the donor will
+    // hold that.
+    const bool may_be_outdated =
+        offers_it && !want.target &&
+        voucher_(offer->second.exchange, offer->second.hash) == Vouch::kNotYet;
+    const bool has_it = offers_it && !may_be_outdated;
     const auto asked = want.asked_s.find(name);
-    const double pause_s =
-        (want.target ? kSilentHeartbeats : kAskHeartbeats) * options_.heartbeat_s;
+    const double pause_s = (want.target || may_be_outdated ? kSilentHeartbeats : kAskHeartbeats) *
+                           options_.heartbeat_s;
     const bool is_due = asked == want.asked_s.end() || now_s_ - asked->second > pause_s;
     if (has_it || !is_due || rests(name)) continue;
     want.asked_s[name] = now_s_;

@@ -109,7 +109,7 @@ std::vector<CheckpointOffer> offer_checkpoints(const fs::path& checkpoints_dir,
                                                std::vector<std::string>& problems) {
   std::vector<CheckpointOffer> offers;
   for (const int64_t step : train::good_checkpoints(checkpoints_dir, &problems)) {
-    const Result<CheckpointOffer> offer = offer_of(train::checkpoint_path(checkpoints_dir, step));
+    Result<CheckpointOffer> offer = offer_of(train::checkpoint_path(checkpoints_dir, step));
     if (offer && !offer->hash.empty()) {
       offers.push_back(*offer);
     } else if (!offer) {

@@ -11,12 +11,14 @@
 #include <vector>
 
 #include "base/error.h"
+#include "sites/fetch/fetch_messages.h"
+#include "sites/leases/lane_shares.h"
 #include "sites/transport/transport.h"
 
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 3;
+inline constexpr int64_t kWireVersion = 4;
 
 struct SiteAddress {
   std::string site;
@@ -68,6 +70,8 @@ struct SiteStatus {
   int64_t sequence = 0;  // an older status than the last is dropped
   SitePhase phase = SitePhase::kCatchingUp;
   int64_t completed_steps = 0;
+  int64_t step_us = 0;      // median of the last round's steps, the line not counted; 0: not known
+  int64_t shares_from = 0;  // the newest shares that it knows: they hold from this data step on
   std::vector<ReadyExchange> exchanges;  // snapshot taken, outcome not yet applied
   std::vector<int64_t> applied;          // the newest commit it holds, of each fragment; -1: none
   int64_t stop_step = -1;                // it will stop there
@@ -94,6 +98,7 @@ struct Welcome {
   int64_t first_exchange = 0;  // that this site may take part in
   int64_t first_logged = 0;    // the coordinator knows the hash of every commit from here on
   std::vector<SiteAddress> donors;
+  std::vector<ShareChange> shares = {};  // after the plan's
 };
 /// The site cannot take part, ever; or it has nothing left to do (exit_code 0).
 struct Refused {
@@ -122,14 +127,24 @@ struct Commit {
   // must not send those tokens again.
   int64_t taken_exchange = -1;
   int64_t taken_epoch = -1;
+  // Later commits of the fragment with an epoch below this one had been taken back when this was
+  // sent. A site that knows one of them would wait for ever for what nobody holds.
+  int64_t lost_epoch = -1;
+  // Those that this site has not said it knows: nobody reads the first data step of new shares
+  // before it has heard a commit that tells of them.
+  std::vector<ShareChange> shares = {};
 };
 struct StopAt {
   int64_t step = 0;
 };
 /// Every site is done: the agent may end.
 struct Release {};
-/// The answer to a heartbeat.
-struct Alive {};
+/// The answer to a heartbeat: "the coordinator of this term is at this address". One that has taken
+/// over says so to every site that an earlier one knew, unasked.
+struct Alive {
+  int64_t term = 0;
+  std::string address;  // "HOST:PORT"; empty: where it was
+};
 
 // Between sites.
 
@@ -146,32 +161,6 @@ struct Want {
   int64_t epoch = 0;
   bool of_mean = false;
 };
-/// "Tell me what you hold of this fragment, as of this exchange or a later one."
-struct Fetch {
-  int64_t fragment = 0;
-  int64_t exchange_min = -1;
-  std::string hash;     // rather than the newest, this one, if it is still here; or empty
-  std::string address;  // where the answer goes: a site that has started anew is found elsewhere
-};
-/// What the sender holds of a fragment, leaf by leaf (fetch/leaves.h).
-struct FragmentManifest {
-  int64_t fragment = 0, exchange = -1;
-  std::string hash;     // the root over the leaf hashes
-  std::string payload;  // leaf hashes, 32 hex digits each, one after another
-};
-/// "Give me this leaf of the fragment with this hash." Else a manifest.
-struct FetchLeaf {
-  int64_t fragment = 0;
-  std::string hash, address;
-  int64_t leaf = 0;
-};
-struct FragmentLeaf {
-  int64_t fragment = 0;
-  std::string hash;
-  int64_t leaf = 0;
-  std::string payload;  // f32
-};
-
 using Message = std::variant<Hello,
                              Heartbeat,
                              SiteStatus,

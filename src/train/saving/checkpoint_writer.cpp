@@ -73,10 +73,8 @@ void CheckpointWriter::write(const HostState& state, const TrainState& counters)
   if (!wrong.empty()) {
     std::error_code ignored;
     if (!dir.empty()) fs::remove_all(dir, ignored);
-    const std::string message =
-        fmt::format("checkpoint of step {} not saved, training goes on: {}", counters.step, wrong);
-    log_warn("{}", message);
-    control_->send(json({{"type", "warning"}, {"message", message}}).dump());
+    control_->warn(
+        fmt::format("checkpoint of step {} not saved, training goes on: {}", counters.step, wrong));
     return;
   }
   log_info("checkpoint written step={} write_s={:.4f}", counters.step, steady_now_s() - begin_s);

@@ -187,7 +187,8 @@ void S3Server::serve(int connection, const std::stop_token& stop) {
     if (!made.etag.empty()) text += "ETag: " + made.etag + "\r\n";
     text += "\r\n" + made.body;
     const bool is_broken = !made.body.empty() && take_one(break_answers);
-    if (is_broken) text.resize(text.size() - (made.body.size() + 1) / 2);
+    if (is_broken)
+      text.erase(text.end() - static_cast<std::ptrdiff_t>((made.body.size() + 1) / 2), text.end());
     send_all(connection, text);
     if (is_broken) break;
   }
