@@ -293,6 +293,21 @@ TEST_CASE("a commit that is not yet known is waited for without blame") {
   CHECK(joiner.state.fragment_hash(0) == fair.committed().at(0));
 }
 
+TEST_CASE(
+    "a state whose commit is never heard of is not waited for once the donors have the next") {
+  Fair fair;
+  const auto voucher = [&](int64_t exchange, const std::string& hash) {
+    return exchange == 0 ? Vouch::kNotYet : fair.voucher()(exchange, hash);
+  };
+  Joiner joiner(voucher);
+  joiner.fetcher.want(0, 0, fair.addresses());
+  for (int i = 0; i < 20; ++i) fair.step(joiner);
+  for (const char* name : {"a", "b", "c"}) fair.donor(name).commit_next(2, fair.now_s());
+  fair.finish(joiner);
+  CHECK(joiner.state.applied()[0] == 2);
+  CHECK(joiner.blamed.empty());
+}
+
 TEST_CASE("where nobody vouches, most donors are right") {
   Fair fair;
   fair.committed().clear();  // all of it from before this coordinator's first commit

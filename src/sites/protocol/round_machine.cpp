@@ -150,7 +150,8 @@ void RoundMachine::hear(Site& site) {
   site.lost_s.reset();
   if (!site.dead) return;
   site.dead = false;
-  site.is_unheard = site.welcome && !site.status;
+  // What it last said was before it was away: it is not judged by that.
+  site.is_unheard = site.welcome.has_value();
   record("site_returned", json{{"site", site.name}}.dump());
 }
 

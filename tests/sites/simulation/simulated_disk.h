@@ -49,9 +49,11 @@ class SimulatedDisk {
     }
     return offers;
   }
-  bool holds_safely(int64_t step, double now_s) const {
+  /// The same weights at the same step: nobody goes back to others.
+  bool holds_safely(const SimulatedCheckpoint& same, double now_s) const {
     return std::any_of(kept_.begin(), kept_.end(), [&](const SimulatedCheckpoint& each) {
-      return each.step == step && each.synced_s <= now_s && !each.is_torn;
+      return each.step == same.step && each.synced_s <= now_s && !each.is_torn &&
+             each.state.hash() == same.state.hash();
     });
   }
   const std::vector<SimulatedCheckpoint>& kept() const { return kept_; }

@@ -170,7 +170,7 @@ bool SimulatedRun::can_go_back() const {
   const std::vector<SimulatedCheckpoint>& kept = sites_.front().disk.kept();
   return std::any_of(kept.begin(), kept.end(), [&](const SimulatedCheckpoint& each) {
     return std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
-      return site.disk.holds_safely(each.step, now_s);
+      return site.disk.holds_safely(each, now_s);
     });
   });
 }

@@ -9,42 +9,17 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <filesystem>
 #include <thread>
 
 #include "base/clock.h"
 #include "base/rng.h"
-#include "sites/grpc_transport.h"
+#include "sites/hostile/certificates.h"
 #include "sites/join/grpc_credentials.h"
-#include "sites/tls.h"
 #include "sites/transport/frame_assembly.h"
 #include "wire.grpc.pb.h"
 
 namespace pelago::sites {
 namespace {
-
-namespace fs = std::filesystem;
-
-class Certificates {
- public:
-  explicit Certificates(const std::string& name)
-      : dir_(fs::temp_directory_path() / ("pelago-hostile-" + name)) {
-    fs::remove_all(dir_);
-    fs::create_directories(dir_);
-    make_certificates(dir_, {"a", "b", "hostile"});
-  }
-  ~Certificates() { fs::remove_all(dir_); }
-  const fs::path& dir() const { return dir_; }
-  std::unique_ptr<GrpcTransport> open(const std::string& name) const {
-    GrpcTransportOptions options;
-    options.name = name;
-    options.certs_dir = dir_;
-    return std::make_unique<GrpcTransport>(options);
-  }
-
- private:
-  fs::path dir_;
-};
 
 std::optional<Frame> next_frame(Transport& end, double timeout_s = 5) {
   const double deadline_s = steady_now_s() + timeout_s;
@@ -106,7 +81,7 @@ void check_that_a_is_heard(const Certificates& certificates, GrpcTransport& b) {
 }
 
 TEST_CASE("over a real line, impossible lengths and offsets end the stream of whoever sends them") {
-  const Certificates certificates("lengths");
+  const Certificates certificates("lengths", {"a", "b", "hostile"});
   const auto b = certificates.open("b");
   const uint64_t huge = uint64_t{1} << 63U;
   const FrameChunk impossible[] = {
@@ -130,7 +105,7 @@ TEST_CASE("over a real line, impossible lengths and offsets end the stream of wh
 }
 
 TEST_CASE("over a real line, a chunk that was changed on its way is refused") {
-  const Certificates certificates("checksum");
+  const Certificates certificates("checksum", {"a", "b", "hostile"});
   const auto b = certificates.open("b");
   HostilePeer hostile(certificates, b->address());
   hostile.say({.session = 7, .head = "{}", .frame_payload_bytes = 1, .payload = "x"},
@@ -140,7 +115,7 @@ TEST_CASE("over a real line, a chunk that was changed on its way is refused") {
 }
 
 TEST_CASE("over a real line, replayed and reordered frames come out once and in order") {
-  const Certificates certificates("replay");
+  const Certificates certificates("replay", {"a", "b", "hostile"});
   const auto b = certificates.open("b");
   const std::string payloads[] = {"zero", "one", "two"};
   const auto chunk = [&](uint64_t frame) {
@@ -257,7 +232,7 @@ class CuttingProxy {
 };
 
 TEST_CASE("a frame whose connections are cut twice goes on from where it was, and arrives whole") {
-  const Certificates certificates("cut");
+  const Certificates certificates("cut", {"a", "b", "hostile"});
   const auto a = certificates.open("a"), b = certificates.open("b");
   const std::string at = b->address();
   CuttingProxy proxy(std::stoi(at.substr(at.rfind(':') + 1)), {3'000'000, 8'000'000});
