@@ -19,6 +19,7 @@
 #include "sites/grpc_transport.h"
 #include "sites/join/tls_probe.h"
 #include "sites/process/line_emulation.h"
+#include "sites/process/plan_facts.h"
 #include "sites/process/site_agent.h"
 #include "sites/process/site_checkpoint.h"
 #include "sites/tls.h"
@@ -89,6 +90,7 @@ Hello hello_of(const AgentOptions& options,
   hello.incarnation =
       Rng::mix(static_cast<uint64_t>(now.count())) ^ Rng::mix(static_cast<uint64_t>(::getpid()));
   hello.plan_hash = plan_hash(options.run_dir, identity);
+  hello.plan_facts = plan_facts(read_text_file(options.run_dir / "plan.json"));
   hello.tokenizer_hash = identity.tokenizer_hash;
   hello.dataset_hash = identity.dataset_hash;
   hello.weights_hash = hash_hex(std::as_bytes(state.global()));

@@ -22,15 +22,17 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SiteAddress, site, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ShareChange, data_step, sequences)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MemberShare, site, address, tokens, data_begin, data_end)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointOffer, step, hash, data_step)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hello,
-                                   incarnation,
-                                   wire_version,
-                                   plan_hash,
-                                   tokenizer_hash,
-                                   dataset_hash,
-                                   weights_hash,
-                                   address,
-                                   checkpoints)
+// With defaults: of another version it is still read, and told that the versions differ.
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Hello,
+                                                incarnation,
+                                                wire_version,
+                                                plan_hash,
+                                                plan_facts,
+                                                tokenizer_hash,
+                                                dataset_hash,
+                                                weights_hash,
+                                                address,
+                                                checkpoints)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Heartbeat, incarnation)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(ReadyExchange,
                                                 exchange,

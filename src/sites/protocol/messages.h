@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -44,8 +45,9 @@ struct Hello {
   uint64_t incarnation = 0;  // new at each start of the agent
   int64_t wire_version = kWireVersion;
   std::string plan_hash, tokenizer_hash, dataset_hash;
-  std::string weights_hash;  // of the initial weights made from the seed
-  std::string address;       // where other sites reach this one
+  std::map<std::string, std::string> plan_facts = {};  // by key: to name what differs
+  std::string weights_hash;                            // of the initial weights made from the seed
+  std::string address;                                 // where other sites reach this one
   std::vector<CheckpointOffer> checkpoints;
 };
 /// "I am here", from a thread of its own, so that a long save is not taken for death.

@@ -109,7 +109,6 @@ class RoundMachine {
   void answer_heartbeat(Site& site);
   void hear(Site& site);
   void mark_dead(Site& site, const std::string& why);
-  static std::string differences(const Hello& mine, const Hello& theirs);
   bool refuse_mismatch(Site& site, const Hello& hello);
   void answer_hello(Site& site);
   void welcome_joiner(Site& site);
