@@ -345,5 +345,29 @@ TEST_CASE("ranks that hold other bits of a value take those of the rank that own
   for (size_t i = 0; i < seen[0].size(); ++i) CHECK(seen[0][i].equal(seen[1][i]));
 }
 
+TEST_CASE("copies with the same bits agree, and one other bit in one moment is seen") {
+  for (const int64_t wrong_element : {int64_t{-1}, int64_t{0}, int64_t{700}}) {
+    CAPTURE(wrong_element);
+    SiteShape shape;
+    shape.sequences = {2, 2};
+    shape.tamper = [&](int rank) {
+      StepTamper tamper;
+      tamper.moments = [&, rank](size_t bucket, Tensor&, Tensor& v) {
+        if (rank == 1 && bucket == 0 && wrong_element >= 0) {
+          v.view(torch::kInt32)[wrong_element % v.numel()].bitwise_xor_(1);
+        }
+      };
+      return tamper;
+    };
+    const MemorySource text = learnable_tokens(2000);
+    std::atomic<int> num_agree = 0;
+    run_grid(shape, text, [&](TestRank& rank) {
+      rank.trainer.step(0);
+      num_agree += rank.trainer.copies_agree() ? 1 : 0;
+    });
+    CHECK(num_agree == (wrong_element < 0 ? 2 : 0));
+  }
+}
+
 }  // namespace
 }  // namespace pelago::train

@@ -47,6 +47,8 @@ class Shards {
   void read(const HostState& state, const Fragment& range);
   /// Takes what other ranks write, and nothing else.
   void read_others(const HostState& state);
+  /// A hash of masters and moments that this rank keeps of a bucket: equal bits, equal hashes.
+  uint64_t digest(size_t bucket_idx) const;
   /// Takes weights alone. master: f32 [N].
   void read_weights(std::span<const float> master, const Fragment& range);
   /// Writes own_slices of the range.

@@ -334,14 +334,16 @@ void RankRun::evaluate() {
 
 /// Of a checkpoint in mid-run, the ranks copy their state to the slot while the next step computes:
 /// training stands still only for what that step could not hide. Unlike chips that keep copies of
-/// one master first take the same bits, so that a run that resumes goes on as this one does.
+/// one master, and hold other bits, first take the same, so that a run that resumes goes on as this
+/// one does: that takes the way over the hosts, and is longer than a step of a small batch.
 void RankRun::save_checkpoint(Saving how) {
   const double begin_s = steady_now_s();
   finish_saving();
   copying_begun_s_ = trainer_->storing_s();
   trainer_->save_counters(state_);
   size_t slot_idx = 0;
-  if (how == Saving::kAtOnce || trainer_->may_differ()) {
+  const bool differ = trainer_->may_differ() && !trainer_->copies_agree();
+  if (how == Saving::kAtOnce || differ) {
     const HostState slot = snapshots_->begin_at_once();
     trainer_->align_ranks(slot);
     slot_idx = snapshots_->finish_at_once(state_);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "base/clock.h"
@@ -356,6 +357,39 @@ bool Trainer::may_differ() const {
            return plan::kind_of_device(device.device) !=
                   plan::kind_of_device(devices.front().device);
          });
+}
+
+bool Trainer::copies_agree() {
+  std::vector<uint64_t> own(group_ranks_.size() + 1, 0);  // by group; last: whether one cannot tell
+  try {
+    for (size_t i = 0; i < shards_->buckets().size(); ++i) {
+      const auto group =
+          std::find(group_ranks_.begin(), group_ranks_.end(), shards_->buckets()[i].ranks);
+      uint64_t& digest = own[static_cast<size_t>(group - group_ranks_.begin())];
+      digest = Rng::mix(digest ^ shards_->digest(i));
+    }
+  } catch (const c10::NotImplementedError& missing) {  // a chip without sums of whole numbers
+    own.back() = 1;
+  }
+  const std::vector<std::byte> gathered = links_.control->all_gather(std::as_bytes(std::span(own)));
+  const auto of = [&](int rank, size_t idx) {
+    uint64_t value = 0;
+    std::memcpy(&value,
+                gathered.data() + (static_cast<size_t>(rank) * own.size() + idx) * sizeof value,
+                sizeof value);
+    return value;
+  };
+  for (int rank = 0; rank < links_.control->num_ranks(); ++rank) {
+    if (of(rank, own.size() - 1) != 0) return false;
+  }
+  for (size_t group = 0; group < group_ranks_.size(); ++group) {
+    const std::vector<int>& ranks = group_ranks_[group];
+    const bool agree = std::all_of(ranks.begin(), ranks.end(), [&](int rank) {
+      return of(rank, group) == of(ranks.front(), group);
+    });
+    if (!agree) return false;
+  }
+  return true;
 }
 
 void Trainer::align_ranks(const HostState& scratch) {

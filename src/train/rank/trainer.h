@@ -115,6 +115,9 @@ class Trainer {
 
   /// Whether unlike chips each keep a copy of the same master: their bits may differ by rounding.
   bool may_differ() const;
+  /// Whether all copies of each master and moment have the same bits now. All ranks together. False
+  /// also if a chip cannot tell.
+  bool copies_agree();
   /// All ranks take the same bits of weights and moments: they write them to `scratch`, memory that
   /// all ranks see, and read back what others wrote.
   void align_ranks(const HostState& scratch);
