@@ -146,7 +146,7 @@ void CheckpointCopier::work(const std::stop_token& stop) {
 }
 
 void CheckpointCopier::note(int64_t step,
-                            Result<int64_t>& copied,
+                            const Result<int64_t>& copied,
                             double seconds,
                             int64_t num_retries) {
   if (copied) {

@@ -47,7 +47,8 @@ std::string encoded(const std::string& text) {
 S3Client::S3Client(S3Options options, std::function<bool()> is_stopped)
     : options_(std::move(options)),
       is_stopped_(std::move(is_stopped)),
-      http_({.connect_s = options_.connect_s,
+      http_({.certs_dir = {},
+             .connect_s = options_.connect_s,
              .timeout_s = 0,
              .stall_s = options_.stall_s,
              .uses_proxy = true,

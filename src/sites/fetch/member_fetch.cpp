@@ -24,12 +24,15 @@ MemberActions Member::on_lost(const std::string& peer, double now_s) {
   return take_actions();
 }
 
+// What a site that joins has fetched it gives away at once: those who had it may have died since.
 bool Member::can_give(const std::string& from, int64_t fragment) {
   if (fragment < 0 || fragment >= static_cast<int64_t>(state_->fragments().size())) {
     refuse(from, "request for a fragment that is not there");
     return false;
   }
-  return status_.phase == SitePhase::kTraining || status_.phase == SitePhase::kFinished;
+  if (status_.phase == SitePhase::kTraining || status_.phase == SitePhase::kFinished) return true;
+  if (!welcome_ || welcome_->mode != StartMode::kJoin) return false;
+  return !fetcher_.wants(fragment) || state_->applied()[static_cast<size_t>(fragment)] >= 0;
 }
 
 void Member::take(const std::string& from, const Fetch& fetch) {

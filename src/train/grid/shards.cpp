@@ -153,8 +153,8 @@ uint64_t Shards::digest(size_t bucket_idx) const {
                                     table.sum(1, false, torch::kInt64),
                                     rest.to(torch::kInt64)})
                             .cpu();
-    all += hash_hex(std::as_bytes(
-        std::span(sums.const_data_ptr<int64_t>(), static_cast<size_t>(sums.numel()))));
+    all += hash_hex(
+        std::as_bytes(std::span(sums.data_ptr<int64_t>(), static_cast<size_t>(sums.numel()))));
   }
   return std::stoull(hash_hex(all).substr(0, 16), nullptr, 16);
 }

@@ -224,9 +224,11 @@ TEST_CASE("what a late site was left out with goes out with the fragment's next 
   LeafShelf shelf(theirs);
   const std::string hash = theirs.fragment_hash(0);
   member.on_message("b", shelf.manifest(0, hash, 2), 2);
-  const auto answer = shelf.leaf({.fragment = 0, .hash = hash, .address = "b", .leaf = 0}, 2);
-  REQUIRE(answer);
-  member.on_message("b", answer->leaf, 2);
+  for (const int64_t leaf : {0, 1}) {  // weights, momentum
+    const auto answer = shelf.leaf({.fragment = 0, .hash = hash, .address = "b", .leaf = leaf}, 2);
+    REQUIRE(answer);
+    member.on_message("b", answer->leaf, 2);
+  }
   REQUIRE(state.applied()[0] == 0);
   member.on_snapshot(2, local, 3);
   const ReadyExchange& next = member.status().exchanges.at(0);
