@@ -1,5 +1,4 @@
 // What a member fetches from others (fetch/fragment_fetcher.h), and gives to them.
-#include "base/log.h"
 #include "base/text/json.h"
 #include "sites/protocol/member.h"
 
@@ -84,7 +83,6 @@ void Member::fetch_on() {
   }
   for (const auto& [donor, what] : fetcher_.take_refusals()) {
     refuse(donor, what);
-    log_warn("refused from={} what=\"{}\"", donor, what);
     act(SendMessage{.to = kCoordinatorName,
                     .message = Report{.name = "donor_refused",
                                       .json = json{{"donor", donor}, {"reason", what}}.dump()}});

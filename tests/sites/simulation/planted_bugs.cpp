@@ -140,6 +140,14 @@ void adds_old_slices(FaultyCode& code) {
   };
 }
 
+// Slices of an epoch arrive when another has begun.
+void late_and_often(SimulatedRunOptions& run) {
+  run.num_sites = 4;
+  run.num_crashes = 4;
+  run.num_partitions = 4;
+  run.network.jitter_s = 1.5;
+}
+
 void applies_before_commit(FaultyCode& code) {
   // The site that holds the whole outcome takes its own report for the commit.
   auto begun = std::make_shared<std::map<std::string, Begins>>();
@@ -277,6 +285,11 @@ std::vector<PlantedBug> bugs_of_shares() {
       {"a joiner does not hear of new shares",
        [](FaultyCode& code) {
          changes_welcome(code, [](Welcome& welcome) { welcome.shares.clear(); });
+       },
+       [](SimulatedRunOptions& run) {
+         run.slower_at_s = 0.1;
+         run.num_crashes = 6;
+         run.network.loss = 0.3;  // else the commits tell it
        }},
       {"one site comes to new shares a data step late",
        [](FaultyCode& code) {
@@ -301,7 +314,7 @@ std::vector<PlantedBug> bugs_of_shares() {
 std::vector<PlantedBug> bugs_of_sites_and_journal() {
   return {
       {"the stop comes before what has begun", stops_too_early},
-      {"slices of an old epoch are added", adds_old_slices},
+      {"slices of an old epoch are added", adds_old_slices, late_and_often},
       {"a site applies before the commit", applies_before_commit},
       {"a fragment of any exchange is believed", believes_any_fragment},
       {"a fragment that is missing is not asked for",
