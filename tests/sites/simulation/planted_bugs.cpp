@@ -289,7 +289,7 @@ std::vector<PlantedBug> bugs_of_shares() {
        [](SimulatedRunOptions& run) {
          run.slower_at_s = 0.1;
          run.num_crashes = 6;
-         run.network.loss = 0.3;  // else the commits tell it
+         run.network.loss = 0.15;  // else the commits tell it
        }},
       {"one site comes to new shares a data step late",
        [](FaultyCode& code) {
