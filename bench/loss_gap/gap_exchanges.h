@@ -18,7 +18,7 @@ namespace pelago::bench {
 class GapExchanges {
  public:
   GapExchanges(const GapRun& run, const model::ModelConfig& config, std::deque<GapSite>& sites)
-      : run_(run), sites_(&sites) {
+      : run_(run), thin_local_(run.sites.delta_bits == 2 && !run.owes), sites_(&sites) {
     schedule_ = {.inner_steps = run.sites.inner_steps,
                  .num_fragments = run.sites.fragments,
                  .overlap_steps = run.sites.overlap_steps,
@@ -36,7 +36,13 @@ class GapExchanges {
     if (leaving >= 0) begin(leaving % run_.sites.fragments, completed);
     if (schedule_.merge_after(completed) >= 0) merge(run_.sites.merge_alpha);
   }
-  void after_last_step() {
+  void after_last_step(bool as_mean) {
+    if (as_mean) {
+      run_.sites.outer_lr = 1;
+      run_.sites.outer_momentum = 0;
+      run_.sites.delta_bits = std::max(4, run_.sites.delta_bits);
+    }
+    is_last_ = true;
     for (int64_t fragment = 0; fragment < run_.sites.fragments; ++fragment) {
       begin(fragment, run_.steps);
       merge(0);
@@ -56,7 +62,9 @@ class GapExchanges {
   struct Flying {
     int64_t fragment = 0;
     std::vector<sites::FragmentOutcome> outcomes;
+    std::vector<std::vector<float>> snapshots, unsent;
   };
+  bool keeps_unsent() const { return run_.sites.delta_bits == 2 && !run_.owes; }
 
   std::span<float> local(size_t site, int64_t fragment) {
     const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
@@ -77,19 +85,26 @@ class GapExchanges {
       spec.tokens.push_back(share * run_.sequence_length * (completed - since));
     }
     std::vector<std::unique_ptr<sites::FragmentExchange>> members;
+    const std::vector<float> none(local(0, fragment).size(), 0.0F);
     for (size_t i = 0; i < sites_->size(); ++i) {
       spec.member_idx = static_cast<int64_t>(i);
       members.push_back(std::make_unique<sites::FragmentExchange>(
-          spec, states_[i].global(fragment), local(i, fragment), states_[i].kept_error(fragment)));
+          spec,
+          states_[i].global(fragment),
+          local(i, fragment),
+          thin_local_ ? none : states_[i].kept_error(fragment)));
     }
     carry(members);
-    Flying flying{.fragment = fragment, .outcomes = {}};
+    Flying flying{.fragment = fragment, .outcomes = {}, .snapshots = {}, .unsent = {}};
     for (size_t i = 0; i < sites_->size(); ++i) {
       flying.outcomes.push_back(states_[i].outer_step(
           fragment,
           members[i]->mean(),
           {.lr = run_.sites.outer_lr, .momentum = run_.sites.outer_momentum}));
       states_[i].keep_error(fragment, members[i]->new_error(), completed);
+      const std::span<const float> now = local(i, fragment), error = members[i]->new_error();
+      flying.snapshots.emplace_back(now.begin(), now.end());
+      flying.unsent.emplace_back(error.begin(), error.end());
     }
     exchanged_values_ += static_cast<int64_t>(local(0, fragment).size());
     sent_steps_[static_cast<size_t>(fragment)] = completed;
@@ -104,7 +119,7 @@ class GapExchanges {
           if (from == to) continue;
           sites::FragmentExchange& sender = *members[static_cast<size_t>(from)];
           sites::FragmentExchange& receiver = *members[static_cast<size_t>(to)];
-          const std::string slice = of_mean ? *sender.mean_slice() : sender.delta_slice(to);
+          const std::string slice = of_mean ? sender.mean_slice(to) : sender.delta_slice(to);
           const Status taken =
               of_mean ? receiver.accept_mean(from, slice) : receiver.accept_delta(from, slice);
           PELAGO_ASSERT(static_cast<bool>(taken), "a slice of ours is sound");
@@ -123,7 +138,10 @@ class GapExchanges {
       const std::span<const float> global = states_[i].global(flying.fragment);
       const std::span<float> now = local(i, flying.fragment);
       for (size_t k = 0; k < now.size(); ++k) {
-        now[k] = keep * now[k] + (1 - keep) * global[k];
+        const float target = keeps_unsent() ? global[k] - flying.unsent[i][k] : global[k];
+        now[k] = is_last_     ? target
+                 : run_.mixes ? keep * now[k] + (1 - keep) * target
+                              : now[k] + (1 - keep) * (target - flying.snapshots[i][k]);
       }
       (*sites_)[i].round_master();
     }
@@ -131,6 +149,7 @@ class GapExchanges {
   }
 
   GapRun run_;
+  bool thin_local_ = false, is_last_ = false;
   std::deque<GapSite>* sites_;  // outlives this
   train::ExchangeSchedule schedule_;
   std::vector<train::Fragment> fragments_;

@@ -43,6 +43,7 @@ GapResult carry_out(const GapRun& run,
   plan::TrainConfig schedule;
   schedule.lr = run.lr;
   schedule.warmup_steps = run.warmup_steps;
+  schedule.min_lr_ratio = run.min_lr_ratio;
   std::deque<GapSite> sites;
   for (size_t i = 0; i < run.shares.size(); ++i) sites.emplace_back(config, run.seed);
   std::optional<GapExchanges> exchanges;
@@ -57,7 +58,7 @@ GapResult carry_out(const GapRun& run,
       std::vector<int64_t> windows;
       for (int64_t k = 0; k < run.shares[i]; ++k) windows.push_back(order.sequence_of(sample++));
       loss += sites[i].train(
-          source, run.sequence_length, windows, schedule.learning_rate(step, run.steps));
+          source, run.sequence_length, windows, schedule.learning_rate(step, run.steps), run.beta2);
     }
     loss /= static_cast<double>(run.batch() * run.sequence_length);
     if (exchanges) exchanges->after_step(step + 1);
@@ -67,12 +68,24 @@ GapResult carry_out(const GapRun& run,
     }
     on_step(step + 1, loss);
   }
+  result.train_loss /= static_cast<double>(num_last);
+  const auto heldout_of_first = [&] {
+    return sites.front().evaluate(heldout_source, run.sequence_length);
+  };
   if (exchanges) {
-    exchanges->after_last_step();
+    result.heldout_site = heldout_of_first();
+    GapExchanges other = *exchanges;
+    std::vector<std::vector<float>> kept;
+    for (GapSite& site : sites) kept.emplace_back(site.master().begin(), site.master().end());
+    other.after_last_step(/*as_mean=*/false);
+    result.heldout_outer = heldout_of_first();
+    for (size_t i = 0; i < sites.size(); ++i) {
+      std::copy(kept[i].begin(), kept[i].end(), sites[i].master().begin());
+    }
+    exchanges->after_last_step(/*as_mean=*/true);
     result.bytes_per_parameter_round = exchanges->bytes_per_parameter_round();
   }
-  result.train_loss /= static_cast<double>(num_last);
-  result.heldout_loss = sites.front().evaluate(heldout_source, run.sequence_length);
+  result.heldout_loss = heldout_of_first();
   result.seconds = steady_now_s() - begin_s;
   return result;
 }

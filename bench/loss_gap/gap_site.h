@@ -23,6 +23,10 @@ struct GapRun {
   int64_t seed = 1;
   double lr = 2e-3;
   int64_t warmup_steps = 100;
+  double min_lr_ratio = 0.1;
+  double beta2 = 0.95;
+  bool mixes = false;  // merges mix weights; false: they shift them
+  bool owes = false;   // thin: what was not sent is kept as an error; false: in the weights
   plan::SitesConfig sites;
 
   int64_t batch() const { return std::accumulate(shares.begin(), shares.end(), int64_t{0}); }
@@ -31,6 +35,8 @@ struct GapRun {
 
 struct GapResult {
   double heldout_loss = 0;
+  double heldout_outer = 0;
+  double heldout_site = 0;
   double train_loss = 0;  // of the last 50 steps
   double bytes_per_parameter_round = 0;
   double seconds = 0;
@@ -58,7 +64,8 @@ class GapSite {
   double train(const train::TokenSource& source,
                int64_t sequence_length,
                std::span<const int64_t> windows,
-               double lr) {
+               double lr,
+               double beta2) {
     constexpr size_t kMicrobatch = 16;
     gradient_.zero_();
     double loss = 0;
@@ -72,7 +79,10 @@ class GapSite {
     }
     const auto tokens = static_cast<double>(windows.size()) * static_cast<double>(sequence_length);
     const double norm = std::sqrt(chips::sum_of_squares(gradient_)) / tokens;
-    update({.lr = lr, .step = ++step_, .grad_scale = std::min(1.0, 1.0 / norm) / tokens});
+    update({.lr = lr,
+            .beta2 = beta2,
+            .step = ++step_,
+            .grad_scale = std::min(1.0, 1.0 / norm) / tokens});
     return loss;
   }
 

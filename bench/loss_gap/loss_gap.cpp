@@ -24,7 +24,8 @@ namespace fs = std::filesystem;
 constexpr const char* kHeader =
     "data,heads,layers,shares,seed,tokens,steps,lr,warmup,bits,H,P,tau,alpha,outer_lr,outer_"
     "momentum,combine,"
-    "error_decay,heldout_loss,train_loss,bytes_per_parameter_round,seconds";
+    "error_decay,min_lr,beta2,mixes,owes,heldout_loss,heldout_outer,heldout_site,train_loss,bytes_"
+    "per_parameter_round,seconds";
 
 /// What makes a run the same run: the columns before the results.
 std::string key_of(const GapRun& run, const std::string& data_hash) {
@@ -39,8 +40,9 @@ std::string key_of(const GapRun& run, const std::string& data_hash) {
                                        run.steps,
                                        run.lr,
                                        run.warmup_steps);
-  if (run.shares.size() == 1 && sites.fragments == 0) return head + ",0,1,0,0,0,0,0,sync,0";
-  return fmt::format("{},{},{},{},{},{},{},{},{},{}",
+  if (run.shares.size() == 1 && sites.fragments == 0)
+    return head + fmt::format(",0,1,0,0,0,0,0,sync,0,{},{},0,0", run.min_lr_ratio, run.beta2);
+  return fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{:d},{:d}",
                      head,
                      sites.delta_bits,
                      sites.inner_steps,
@@ -50,7 +52,11 @@ std::string key_of(const GapRun& run, const std::string& data_hash) {
                      sites.outer_lr,
                      sites.outer_momentum,
                      sites.combine,
-                     sites.error_decay);
+                     sites.error_decay,
+                     run.min_lr_ratio,
+                     run.beta2,
+                     run.mixes,
+                     run.owes);
 }
 
 /// The CSV file of finished runs.
@@ -69,12 +75,15 @@ class RunLog {
     return std::nullopt;
   }
   void add(const std::string& key, const GapResult& result) const {
-    std::ofstream(path_, std::ios::app) << fmt::format("{},{:.5f},{:.5f},{:.5f},{:.0f}\n",
-                                                       key,
-                                                       result.heldout_loss,
-                                                       result.train_loss,
-                                                       result.bytes_per_parameter_round,
-                                                       result.seconds);
+    std::ofstream(path_, std::ios::app)
+        << fmt::format("{},{:.5f},{:.5f},{:.5f},{:.5f},{:.5f},{:.0f}\n",
+                       key,
+                       result.heldout_loss,
+                       result.heldout_outer,
+                       result.heldout_site,
+                       result.train_loss,
+                       result.bytes_per_parameter_round,
+                       result.seconds);
   }
 
  private:
@@ -236,6 +245,10 @@ int main_of(int argc, char** argv) {
   app.add_option("--outer-momentum", run.sites.outer_momentum);
   app.add_option("--combine", run.sites.combine);
   app.add_option("--error-decay", run.sites.error_decay);
+  app.add_option("--min-lr", run.min_lr_ratio);
+  app.add_option("--beta2", run.beta2);
+  app.add_flag("--mix", run.mixes);
+  app.add_flag("--owe", run.owes);
   return program.run(argc, argv, [&](Report& report) {
     Gaps gaps(dataset.empty() ? headers_dataset() : fs::path(dataset), csv, runs_max);
     if (report.case_name == "full") return ask_all(gaps, run, report);

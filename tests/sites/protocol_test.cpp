@@ -45,6 +45,18 @@ TEST_CASE("two runs of the same seed end with the same bits") {
   CHECK(last_hash() == last_hash());
 }
 
+TEST_CASE("thin exchanges too survive crashes on a bad network and end with the same weights") {
+  for (uint64_t seed = first_seed(); seed < first_seed() + num_seeds(20); ++seed) {
+    CAPTURE(seed);
+    SimulatedRun run({.num_sites = 3,
+                      .num_crashes = 2,
+                      .bits = 2,
+                      .network = {.loss = 0.1, .doubling = 0.1, .jitter_s = 0.2, .seed = seed}});
+    REQUIRE(run.run() == "");
+    REQUIRE(all_equal(run.last_hashes()));
+  }
+}
+
 TEST_CASE("loss, delay and doubled frames lose no commit and change no bit") {
   SimulatedRun calm({.num_sites = 3});
   REQUIRE(calm.run() == "");

@@ -30,72 +30,17 @@ MeanKind mean_kind(MergeRule rule) {
   return rule == MergeRule::kMedianOfMeans ? MeanKind::kMedianOfMeans : MeanKind::kPlain;
 }
 
-}  // namespace
-
-std::vector<train::Fragment> cut_slices(int64_t num_values, int64_t num_members, int64_t unit) {
-  const int64_t num_units = (num_values + unit - 1) / unit;
-  std::vector<train::Fragment> slices;
-  for (int64_t idx = 0; idx < num_members; ++idx) {
-    const auto edge = [&](int64_t i) {
-      return std::min(num_values, num_units * i / num_members * unit);
-    };
-    slices.push_back({.begin = edge(idx), .end = edge(idx + 1)});
-  }
-  return slices;
-}
-
-FragmentExchange::FragmentExchange(const ExchangeSpec& spec,
-                                   std::span<const float> global,
-                                   std::span<const float> local,
-                                   std::span<const float> kept_error)
-    : spec_(spec),
-      slices_(cut_slices(static_cast<int64_t>(global.size()),
-                         static_cast<int64_t>(spec.tokens.size()),
-                         slice_unit(spec.bits))),
-      delta_payloads_(spec.tokens.size()),
-      deltas_(spec.tokens.size()),
-      means_here_(spec.tokens.size(), false),
-      mean_(global.size(), 0.0F),
-      new_error_(global.size()) {
-  PELAGO_ASSERT(local.size() == global.size() && kept_error.size() == global.size(),
-                "a fragment has one length");
-  // new_error_ first holds the delta, then what rounding lost of it.
-  const auto decay = static_cast<float>(spec.error_decay);
-  for (size_t i = 0; i < global.size(); ++i) {
-    new_error_[i] = (global[i] - local[i]) + decay * kept_error[i];
-  }
-  std::vector<float> sent;
-  for (size_t idx = 0; idx < slices_.size(); ++idx) {
-    const std::span<float> delta = part(std::span(new_error_), slices_[idx]);
-    sent.resize(delta.size());
-    delta_payloads_[idx] = encode_slice(delta, spec_.bits, sent);
-    for (size_t i = 0; i < delta.size(); ++i) delta[i] -= sent[i];
-    if (static_cast<int64_t>(idx) == spec_.member_idx) deltas_[idx] = sent;
-  }
-  for (size_t idx = 0; idx < slices_.size(); ++idx) {
-    if (slices_[idx].begin == slices_[idx].end) means_here_[idx] = true;  // nothing will come
-  }
-  sum_my_slice();
-}
-
-double FragmentExchange::weight(int64_t member_idx) const {
-  const int64_t total = std::accumulate(spec_.tokens.begin(), spec_.tokens.end(), int64_t{0});
-  // Nobody has trained: equal weights keep the mean defined; the deltas are then all zero.
-  if (total == 0) return 1.0 / static_cast<double>(num_members());
-  return static_cast<double>(spec_.tokens[index(member_idx)]) / static_cast<double>(total);
-}
-
-std::vector<float> FragmentExchange::coefficients() const {
-  const auto count = static_cast<size_t>(num_members());
-  std::vector<float> result(count);
-  for (size_t i = 0; i < count; ++i) {
-    result[i] = static_cast<float>(weight(static_cast<int64_t>(i)));
-  }
-  if (spec_.rule != MergeRule::kDirection) return result;
+/// What each delta counts in the mean of a slice. shares: of each member in all tokens.
+std::vector<float> coefficients(MergeRule rule,
+                                std::span<const double> shares,
+                                std::span<const std::span<const float>> deltas) {
+  const size_t count = shares.size();
+  std::vector<float> result(shares.begin(), shares.end());
+  if (rule != MergeRule::kDirection) return result;
   double mean_norm = 0;
   std::vector<double> norms(count);
   for (size_t i = 0; i < count; ++i) {
-    norms[i] = std::sqrt(product(deltas_[i], deltas_[i]));
+    norms[i] = std::sqrt(product(deltas[i], deltas[i]));
     mean_norm += static_cast<double>(result[i]) * norms[i];
   }
   // The squared length of the weighted mean of directions, from products of pairs.
@@ -103,7 +48,7 @@ std::vector<float> FragmentExchange::coefficients() const {
   for (size_t i = 0; i < count; ++i) {
     for (size_t j = 0; j < count; ++j) {
       if (norms[i] == 0 || norms[j] == 0) continue;
-      const double cosine = product(deltas_[i], deltas_[j]) / (norms[i] * norms[j]);
+      const double cosine = product(deltas[i], deltas[j]) / (norms[i] * norms[j]);
       square += static_cast<double>(result[i]) * static_cast<double>(result[j]) * cosine;
     }
   }
@@ -118,6 +63,83 @@ std::vector<float> FragmentExchange::coefficients() const {
   return result;
 }
 
+}  // namespace
+
+std::vector<train::Fragment> cut_slices(int64_t num_values, int64_t num_members, int64_t unit) {
+  const int64_t num_units = (num_values + unit - 1) / unit;
+  std::vector<train::Fragment> slices;
+  for (int64_t idx = 0; idx < num_members; ++idx) {
+    const auto edge = [&](int64_t i) {
+      return std::min(num_values, num_units * i / num_members * unit);
+    };
+    slices.push_back({.begin = edge(idx), .end = edge(idx + 1)});
+  }
+  return slices;
+}
+
+ExchangeSpec ExchangeSpec::final() const {
+  ExchangeSpec spec = *this;
+  spec.bits = std::max(spec.bits, 4);
+  return spec;
+}
+
+FragmentExchange::FragmentExchange(const ExchangeSpec& spec,
+                                   std::span<const float> global,
+                                   std::span<const float> local,
+                                   std::span<const float> kept_error)
+    : spec_(spec),
+      slices_(cut_slices(static_cast<int64_t>(global.size()),
+                         static_cast<int64_t>(spec.tokens.size()),
+                         slice_unit(spec.bits))),
+      delta_payloads_(spec.tokens.size()),
+      deltas_(spec.tokens.size()),
+      thin_payloads_(is_thin() ? spec.tokens.size() : 0),
+      sent_(is_thin() ? global.size() : 0),
+      means_here_(spec.tokens.size(), false),
+      mean_(global.size(), 0.0F),
+      new_error_(global.size()) {
+  PELAGO_ASSERT(
+      local.size() == global.size() && (kept_error.empty() || kept_error.size() == global.size()),
+      "a fragment has one length");
+  // new_error_ first holds the delta, then what rounding lost of it.
+  const auto decay = static_cast<float>(spec.error_decay);
+  for (size_t i = 0; i < global.size(); ++i) {
+    new_error_[i] = global[i] - local[i];
+    if (!kept_error.empty()) new_error_[i] += decay * kept_error[i];
+  }
+  std::vector<float> sent;
+  for (size_t idx = 0; idx < slices_.size(); ++idx) {
+    const std::span<float> delta = part(std::span(new_error_), slices_[idx]);
+    sent.resize(delta.size());
+    delta_payloads_[idx] = encode_slice(delta, spec_.bits, sent);
+    for (size_t i = 0; i < delta.size(); ++i) delta[i] -= sent[i];
+    if (is_thin())
+      std::copy(sent.begin(), sent.end(), part(std::span(sent_), slices_[idx]).begin());
+    if (static_cast<int64_t>(idx) == spec_.member_idx) deltas_[idx] = sent;
+  }
+  if (is_thin()) thin_payloads_[index(spec_.member_idx)] = delta_slice(spec_.member_idx);
+  for (size_t idx = 0; idx < slices_.size(); ++idx) {
+    if (slices_[idx].begin == slices_[idx].end) means_here_[idx] = true;  // nothing will come
+  }
+  sum_my_slice();
+}
+
+double FragmentExchange::weight(int64_t member_idx) const {
+  const int64_t total = std::accumulate(spec_.tokens.begin(), spec_.tokens.end(), int64_t{0});
+  // Nobody has trained: equal weights keep the mean defined; the deltas are then all zero.
+  if (total == 0) return 1.0 / static_cast<double>(num_members());
+  return static_cast<double>(spec_.tokens[index(member_idx)]) / static_cast<double>(total);
+}
+
+std::vector<float> FragmentExchange::mean_of(std::span<const std::span<const float>> deltas,
+                                             std::span<float> mean) const {
+  std::vector<double> shares;
+  for (int64_t idx = 0; idx < num_members(); ++idx) shares.push_back(weight(idx));
+  std::vector<float> counts = coefficients(spec_.rule, shares, deltas);
+  robust_mean(mean_kind(spec_.rule), deltas, counts, mean);
+  return counts;
+}
+
 std::string FragmentExchange::delta_slice(int64_t member_idx) const {
   return delta_payloads_[index(member_idx)];
 }
@@ -129,37 +151,80 @@ Status FragmentExchange::accept_delta(int64_t member_idx, const std::string& pay
   Status decoded = decode_slice(payload, spec_.bits, values);
   if (!decoded) return decoded;
   deltas_[index(member_idx)] = std::move(values);
+  if (is_thin()) thin_payloads_[index(member_idx)] = payload;
   sum_my_slice();
   return ok();
 }
 
 void FragmentExchange::sum_my_slice() {
   const train::Fragment& mine = slices_[index(spec_.member_idx)];
-  if (mine.begin == mine.end || mean_slice_) return;
+  if (mine.begin == mine.end || has_summed_) return;
   for (int64_t idx = 0; idx < num_members(); ++idx) {
     if (!has_delta(idx)) return;
   }
-  std::vector<float> sum(static_cast<size_t>(mine.end - mine.begin), 0.0F);
-  const std::vector<float> shares = coefficients();
-  const std::vector<std::span<const float>> deltas(deltas_.begin(), deltas_.end());
-  robust_mean(mean_kind(spec_.rule), deltas, shares, sum);
-  const std::span<float> mean = part(std::span(mean_), mine);
-  mean_slice_ = encode_slice(sum, spec_.bits, mean);
+  has_summed_ = true;
   means_here_[index(spec_.member_idx)] = true;
+  const std::vector<std::span<const float>> deltas(deltas_.begin(), deltas_.end());
+  const std::span<float> mean = part(std::span(mean_), mine);
+  if (is_thin()) {
+    mean_of(deltas, mean);
+    return;
+  }
+  std::vector<float> sum(mean.size());
+  const std::vector<float> counts = mean_of(deltas, sum);
+  mean_payload_ = encode_slice(sum, spec_.bits, mean);
   // Without tokens this member's deltas count for nothing, so nothing can come back through them.
-  const float my_share = shares[index(spec_.member_idx)];
-  if (my_share == 0.0F) return;
-  const float inverse = 1.0F / my_share;
+  const float my_count = counts[index(spec_.member_idx)];
+  if (my_count == 0.0F) return;
+  const float inverse = 1.0F / my_count;
   const std::span<float> error = part(std::span(new_error_), mine);
   for (size_t i = 0; i < sum.size(); ++i) error[i] += inverse * (sum[i] - mean[i]);
 }
 
+std::string FragmentExchange::mean_slice(int64_t member_idx) const {
+  if (!is_thin()) return mean_payload_;
+  std::string others;
+  for (int64_t idx = 0; idx < num_members(); ++idx) {
+    if (idx != member_idx) others += thin_payloads_[index(idx)];
+  }
+  return others;
+}
+
 Status FragmentExchange::accept_mean(int64_t member_idx, const std::string& payload) {
   if (has_mean(member_idx)) return ok();
-  Status decoded =
-      decode_slice(payload, spec_.bits, part(std::span(mean_), slices_[index(member_idx)]));
+  const train::Fragment& slice = slices_[index(member_idx)];
+  Status decoded = is_thin() ? accept_thin_mean(slice, payload)
+                             : decode_slice(payload, spec_.bits, part(std::span(mean_), slice));
   if (decoded) means_here_[index(member_idx)] = true;
   return decoded;
+}
+
+// The deltas of all members but this one, in site order.
+Status FragmentExchange::accept_thin_mean(const train::Fragment& slice,
+                                          const std::string& payload) {
+  const auto num_values = static_cast<size_t>(slice.end - slice.begin);
+  const size_t num_bytes = slice_bytes(num_values, spec_.bits);
+  const size_t num_others = static_cast<size_t>(num_members()) - 1;
+  if (payload.size() != num_others * num_bytes) {
+    return Error{ErrorCode::kCorrupt,
+                 fmt::format("{} bytes where {} thin slices of {} values need {}",
+                             payload.size(),
+                             num_others,
+                             num_values,
+                             num_others * num_bytes)};
+  }
+  std::vector<std::vector<float>> others(num_others, std::vector<float>(num_values));
+  std::vector<std::span<const float>> deltas;
+  for (size_t other = 0; other < num_others; ++other) {
+    if (other == index(spec_.member_idx)) deltas.push_back(part(std::span(sent_), slice));
+    Status decoded =
+        decode_slice(payload.substr(other * num_bytes, num_bytes), spec_.bits, others[other]);
+    if (!decoded) return decoded;
+    deltas.emplace_back(others[other]);
+  }
+  if (deltas.size() == num_others) deltas.push_back(part(std::span(sent_), slice));
+  mean_of(deltas, part(std::span(mean_), slice));
+  return ok();
 }
 
 bool FragmentExchange::is_whole() const {

@@ -71,7 +71,9 @@ void GlobalState::apply(int64_t fragment, int64_t exchange, const FragmentOutcom
 }
 
 void GlobalState::keep_error(int64_t fragment, std::span<const float> error, int64_t sent_step) {
-  std::copy(error.begin(), error.end(), part(kept_error_, fragment).begin());
+  const std::span<float> kept = part(kept_error_, fragment);
+  std::fill(kept.begin(), kept.end(), 0.0F);
+  std::copy(error.begin(), error.end(), kept.begin());
   sent_steps_[static_cast<size_t>(fragment)] = sent_step;
 }
 

@@ -18,6 +18,9 @@ namespace pelago::sites {
 struct OuterOptions {
   double lr = 0.4;
   double momentum = 0.9;
+  /// Global weights become the plain mean of the local ones: the last word of a run. Momentum has
+  /// no later round to be set right in, and the mean of sites at rest lies lower than each of them.
+  static OuterOptions final() { return {.lr = 1, .momentum = 0}; }
 };
 
 /// A fragment after an outer step, not yet believed.
@@ -54,6 +57,7 @@ class GlobalState {
                              const OuterOptions& options) const;
   /// Makes an outcome the fragment's state as of this commit.
   void apply(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
+  /// error: empty if nothing is owed.
   void keep_error(int64_t fragment, std::span<const float> error, int64_t sent_step);
 
   /// A fragment as bytes for a site that lacks it, and back. kCorrupt if the length or the hash is

@@ -179,9 +179,9 @@ void SiteAgent::start_workers(const StartWorkers& start) {
 }
 
 void SiteAgent::give_merged(const GiveMerged& merged) {
-  const std::span<const float> global = state_->global(merged.fragment);
   const train::Fragment& range = state_->fragments()[static_cast<size_t>(merged.fragment)];
-  std::copy(global.begin(), global.end(), runner_->merged_weights().begin() + range.begin);
+  std::copy(
+      merged.given.begin(), merged.given.end(), runner_->merged_weights().begin() + range.begin);
   runner_->merged(merged.exchange);
 }
 

@@ -8,6 +8,8 @@
 //   whole           the outcome is computed and its hash told, nothing is changed yet
 //   applied         after the commit only: by my outcome if its hash is the committed one, else by
 //                   fetching the fragment from a site that holds it
+// What of its delta the commit did not take stays in the site's local weights and goes out with the
+// fragment's next exchange: all of it if the site was left out, most of a thin one.
 // A commit waits for this site's own snapshot of that exchange: what a checkpoint of step s holds
 // then depends on s alone, and all sites can go back to s together.
 #pragma once
@@ -57,10 +59,12 @@ struct StartWorkers {
   int64_t data_step = 0;  // of the lane, that the first step reads
 };
 struct LetTrain {};
-/// The fragment's global weights are those the workers wait for.
+/// What the workers wait for. given: f32 [N] of the fragment: its weights, or, if the exchange is
+/// overlapped, by how much they differ from the snapshot.
 struct GiveMerged {
   int64_t exchange = 0;
   int64_t fragment = 0;
+  std::vector<float> given;
 };
 struct StopTraining {
   int64_t step = 0;
@@ -106,6 +110,8 @@ class Member {
     std::optional<SliceGram> gram;                // of my slice, once it is summed
     std::map<std::string, std::string> suspects;  // by site: what is wrong with its delta
     int64_t noted_epoch = -1;                     // in which my delta was taken, as far as I know
+    // [N]; empty: nothing. What of local the others do not have after the commit, and so stays.
+    std::vector<float> unsent;
     double progress_s = 0;
   };
   struct Fetching {
@@ -143,6 +149,10 @@ class Member {
   void want_missing(int64_t exchange, Record& record);
   void settle(int64_t exchange, Record& record);  // applies or fetches if the commit is known
   void note_taken(const Commit& commit);
+  bool is_final(int64_t exchange) const { return exchange >= options_.schedule.num_regular(); }
+  bool is_thin() const { return options_.exchange.bits == kThinBits; }
+  void keep_unsent(int64_t fragment, int64_t exchange_max);
+  std::vector<float> merge_of(int64_t exchange, const Record& record) const;
   void settle_all();
   const Commit* newest_commit(int64_t fragment) const;
   void forget_lost(int64_t exchange, int64_t epoch);

@@ -57,6 +57,8 @@ void Member::take(const std::string& from, const Begin& begin) {
   record.mean_sent = false;
   record.gram.reset();
   record.suspects.clear();
+  record.unsent.clear();
+  record.noted_epoch = -1;
   record.progress_s = now_s_;
   status_changed_ = true;
   start_work(begin.exchange, record);
@@ -64,7 +66,7 @@ void Member::take(const std::string& from, const Begin& begin) {
 }
 
 void Member::start_work(int64_t exchange, Record& record) {
-  ExchangeSpec spec = options_.exchange;
+  ExchangeSpec spec = is_final(exchange) ? options_.exchange.final() : options_.exchange;
   spec.member_idx = -1;
   spec.tokens.clear();
   for (const MemberShare& member : record.begin->members) {
@@ -73,8 +75,10 @@ void Member::start_work(int64_t exchange, Record& record) {
   }
   if (spec.member_idx < 0) return;
   const int64_t fragment = fragment_of(exchange);
-  record.work = std::make_unique<FragmentExchange>(
-      spec, state_->global(fragment), record.local, state_->kept_error(fragment));
+  const std::span<const float> owed =
+      is_thin() ? std::span<const float>() : state_->kept_error(fragment);
+  record.work =
+      std::make_unique<FragmentExchange>(spec, state_->global(fragment), record.local, owed);
   for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
     if (idx == spec.member_idx) continue;
     const MemberShare& peer = record.begin->members[static_cast<size_t>(idx)];
@@ -130,21 +134,24 @@ void Member::take(const std::string& from, const Slice& slice) {
 
 void Member::progress(int64_t exchange, Record& record) {
   FragmentExchange& work = *record.work;
-  if (work.mean_slice() && !record.gram) judge(exchange, record);
-  if (work.mean_slice() && !record.mean_sent) {
+  if (work.has_summed() && !record.gram) judge(exchange, record);
+  if (work.has_summed() && !record.mean_sent) {
     record.mean_sent = true;
-    for (const MemberShare& peer : record.begin->members) {
+    for (int64_t idx = 0; idx < work.num_members(); ++idx) {
+      const MemberShare& peer = record.begin->members[static_cast<size_t>(idx)];
       if (peer.site == options_.site) continue;
       send_slice(peer.site,
                  {.exchange = exchange,
                   .epoch = record.begin->epoch,
                   .of_mean = true,
-                  .payload = *work.mean_slice()},
+                  .payload = work.mean_slice(idx)},
                  /*again=*/false);
     }
   }
   if (!work.is_whole() || record.outcome) return;
-  record.outcome = state_->outer_step(fragment_of(exchange), work.mean(), options_.outer);
+  record.outcome = state_->outer_step(fragment_of(exchange),
+                                      work.mean(),
+                                      is_final(exchange) ? OuterOptions::final() : options_.outer);
   status_changed_ = true;
 }
 
@@ -153,7 +160,7 @@ std::vector<std::string> Member::missing(const Record& record) const {
   if (!record.work || record.outcome) return names;
   for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
     const bool has_all =
-        record.work->has_mean(idx) && (record.work->mean_slice() || record.work->has_delta(idx));
+        record.work->has_mean(idx) && (record.work->has_summed() || record.work->has_delta(idx));
     const std::string& name = record.begin->members[static_cast<size_t>(idx)].site;
     if (!has_all && name != options_.site) names.push_back(name);
   }
@@ -183,8 +190,8 @@ void Member::take(const std::string& from, const Want& want) {
     if (members[idx].site != from) continue;
     Slice slice{
         .exchange = want.exchange, .epoch = want.epoch, .of_mean = want.of_mean, .payload = {}};
-    if (want.of_mean && !record.work->mean_slice()) return;  // goes out when it is there
-    slice.payload = want.of_mean ? *record.work->mean_slice()
+    if (want.of_mean && !record.work->has_summed()) return;  // goes out when it is there
+    slice.payload = want.of_mean ? record.work->mean_slice(static_cast<int64_t>(idx))
                                  : record.work->delta_slice(static_cast<int64_t>(idx));
     send_slice(from, std::move(slice), /*again=*/true);
   }
@@ -237,10 +244,25 @@ void Member::settle_all() {
   std::erase_if(records_, [&](const auto& entry) {
     const int64_t fragment = fragment_of(entry.first);
     if (state_->applied()[static_cast<size_t>(fragment)] < entry.first) return false;
-    act(GiveMerged{.exchange = entry.first, .fragment = fragment});
+    act(GiveMerged{.exchange = entry.first,
+                   .fragment = fragment,
+                   .given = merge_of(entry.first, entry.second)});
     status_changed_ = true;
     return true;
   });
+}
+
+std::vector<float> Member::merge_of(int64_t exchange, const Record& record) const {
+  const int64_t fragment = fragment_of(exchange);
+  const std::span<const float> global = state_->global(fragment);
+  std::vector<float> given(global.begin(), global.end());
+  if (!record.unsent.empty() && !is_final(exchange)) {
+    for (size_t i = 0; i < given.size(); ++i) given[i] -= record.unsent[i];
+  }
+  if (options_.schedule.is_overlapped(exchange)) {
+    for (size_t i = 0; i < given.size(); ++i) given[i] -= record.local[i];
+  }
+  return given;
 }
 
 // My delta is in that mean, whatever I made of it: only what rounding lost is still owed. Told with
@@ -252,9 +274,28 @@ void Member::note_taken(const Commit& commit) {
   const bool is_that = record.outcome && record.begin->epoch == commit.taken_epoch;
   if (!is_that || record.noted_epoch == commit.taken_epoch) return;
   record.noted_epoch = commit.taken_epoch;
+  const std::span<const float> error = record.work->new_error();
+  if (is_thin()) {
+    const auto keep = static_cast<float>(options_.exchange.error_decay);
+    record.unsent.assign(error.begin(), error.end());
+    for (float& value : record.unsent) value *= keep;
+  }
   state_->keep_error(fragment_of(commit.taken_exchange),
-                     record.work->new_error(),
+                     is_thin() ? std::span<const float>() : error,
                      snapshot_step(commit.taken_exchange));
+}
+
+// Nobody has taken my delta of an exchange that was committed without me: all of it stays in the
+// local weights, and goes out with the fragment's next exchange.
+void Member::keep_unsent(int64_t fragment, int64_t exchange_max) {
+  for (auto& [exchange, record] : records_) {
+    const bool is_lost =
+        exchange <= exchange_max && fragment_of(exchange) == fragment && record.noted_epoch < 0;
+    if (!is_lost) continue;
+    const std::span<const float> global = state_->global(fragment);
+    record.unsent.resize(global.size());
+    for (size_t i = 0; i < global.size(); ++i) record.unsent[i] = global[i] - record.local[i];
+  }
 }
 
 void Member::settle(int64_t exchange, Record& record) {

@@ -16,7 +16,7 @@
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 2;
+inline constexpr int64_t kWireVersion = 3;
 
 struct SiteAddress {
   std::string site;

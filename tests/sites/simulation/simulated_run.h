@@ -124,7 +124,7 @@ class SimulatedRun {
   void leave(Site& site, const Leave& leave);
   void train(Site& site);
   void take_snapshot(Site& site, int64_t exchange);
-  void take_merge(Site& site, int64_t exchange, int64_t fragment);
+  void take_merge(Site& site, const GiveMerged& merged);
 
   SimulatedRunOptions options_;
   ManualClock clock_;

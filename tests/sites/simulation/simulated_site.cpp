@@ -126,7 +126,7 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
     workers.next_step_s = clock_.now_s() + site.step_s;
   } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
     if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
-    take_merge(site, merged->exchange, merged->fragment);
+    take_merge(site, *merged);
   } else if (const auto* stop = std::get_if<StopTraining>(&action)) {
     // A site that waits for the merge of its last step has not yet left that step.
     const bool can_stop = stop->step > workers.completed_steps ||
@@ -176,15 +176,15 @@ void SimulatedRun::take_snapshot(Site& site, int64_t exchange) {
                                      clock_.now_s()));
 }
 
-void SimulatedRun::take_merge(Site& site, int64_t exchange, int64_t fragment) {
+void SimulatedRun::take_merge(Site& site, const GiveMerged& merged) {
   SimulatedWorkers& workers = site.workers;
-  const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
-  const float alpha = exchange < options_.schedule.num_regular() ? 0.5F : 0.0F;
+  const train::Fragment& range = fragments_[static_cast<size_t>(merged.fragment)];
   for (int64_t i = range.begin; i < range.end; ++i) {
-    const auto at = static_cast<size_t>(i);
-    workers.local[at] = alpha * workers.local[at] + (1 - alpha) * site.state->global()[at];
+    float& local = workers.local[static_cast<size_t>(i)];
+    const float given = merged.given[static_cast<size_t>(i - range.begin)];
+    local = options_.schedule.is_overlapped(merged.exchange) ? local + 0.5F * given : given;
   }
-  if (workers.waits_for == exchange) workers.waits_for.reset();
+  if (workers.waits_for == merged.exchange) workers.waits_for.reset();
 }
 
 void SimulatedRun::train(Site& site) {
