@@ -58,7 +58,7 @@ GapResult carry_out(const GapRun& run,
       std::vector<int64_t> windows;
       for (int64_t k = 0; k < run.shares[i]; ++k) windows.push_back(order.sequence_of(sample++));
       loss += sites[i].train(
-          source, run.sequence_length, windows, schedule.learning_rate(step, run.steps), run.beta2);
+          source, run.sequence_length, windows, schedule.learning_rate(step, run.steps));
     }
     loss /= static_cast<double>(run.batch() * run.sequence_length);
     if (exchanges) exchanges->after_step(step + 1);
@@ -73,16 +73,8 @@ GapResult carry_out(const GapRun& run,
     return sites.front().evaluate(heldout_source, run.sequence_length);
   };
   if (exchanges) {
-    result.heldout_site = heldout_of_first();
-    GapExchanges other = *exchanges;
-    std::vector<std::vector<float>> kept;
-    for (GapSite& site : sites) kept.emplace_back(site.master().begin(), site.master().end());
-    other.after_last_step(/*as_mean=*/false);
-    result.heldout_outer = heldout_of_first();
-    for (size_t i = 0; i < sites.size(); ++i) {
-      std::copy(kept[i].begin(), kept[i].end(), sites[i].master().begin());
-    }
-    exchanges->after_last_step(/*as_mean=*/true);
+    result.site_loss = heldout_of_first();
+    exchanges->after_last_step();
     result.bytes_per_parameter_round = exchanges->bytes_per_parameter_round();
   }
   result.heldout_loss = heldout_of_first();

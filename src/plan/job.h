@@ -74,8 +74,8 @@ struct SitesConfig {
   std::string combine = "mean";  // of deltas; "direction": their mean direction at their mean
                                  // length (RDA, arXiv:2604.21428); "trimmed", "median_of_means":
                                  // from 4 sites on, one bad delta cannot pull them far
-  double error_decay = 1;  // of what quantising left over, this much goes out with later exchanges;
-                           // the rest is lost (SparseLoCo's is 0.95, arXiv:2508.15706)
+  double error_decay = 1;  // of what quantising left over, this much goes out next time; thin lines
+                           // may let old error fade (0.95 in arXiv:2508.15706)
   double grace_s = 10;     // how long an exchange waits for a late site before it goes on without
   double heartbeat_s = 1;  // a site silent for five of these is taken for dead
 };

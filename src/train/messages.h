@@ -16,12 +16,6 @@ struct Fragment {
   int64_t end = 0;
 };
 
-/// How a merge makes new local weights: keep * local + take * what the agent gives.
-struct MergeFactors {
-  double keep = 0;
-  double take = 1;
-};
-
 /// When fragments leave and come back, as a function of the number of completed steps and nothing
 /// else: sites that follow it agree without talking. Exchange k takes fragment k mod P, its
 /// snapshot after (k+1)*H/P completed steps; the merge comes tau steps later. After the last step
@@ -44,10 +38,6 @@ struct ExchangeSchedule {
   /// Regular exchanges of the whole run (those whose merge falls into it); the final ones are
   /// num_regular() + fragment.
   int64_t num_regular() const;
-  /// True if sites train on while the exchange is on its way.
-  bool is_overlapped(int64_t exchange_idx) const {
-    return overlap_steps > 0 && exchange_idx < num_regular();
-  }
   /// The quiet step at which a site that joins for exchange_idx + 1 starts.
   int64_t first_step_after(int64_t exchange_idx) const;
 };

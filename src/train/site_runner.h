@@ -83,10 +83,8 @@ class SiteRunner {
   /// Host f32 [N] in shared memory: workers write snapshots here. Once poll() has returned false it
   /// holds the site's weights as they were at its last step.
   std::span<float> local_weights();
-  /// Host f32 [N] in shared memory: the agent writes here what a fragment's merge takes in, then
-  /// calls merged(). Of an exchange that the sites wait for these are weights; of one that is
-  /// overlapped, by how much they differ from the snapshot in local_weights(): the workers have
-  /// trained on since, and what they gained is not to be thrown away.
+  /// Host f32 [N] in shared memory: the agent writes merged global weights here, then calls
+  /// merged().
   std::span<float> merged_weights();
   void merged(int64_t exchange_idx);
 

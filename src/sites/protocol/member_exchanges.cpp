@@ -259,7 +259,7 @@ std::vector<float> Member::merge_of(int64_t exchange, const Record& record) cons
   if (!record.unsent.empty() && !is_final(exchange)) {
     for (size_t i = 0; i < given.size(); ++i) given[i] -= record.unsent[i];
   }
-  if (options_.schedule.is_overlapped(exchange)) {
+  if (options_.schedule.overlap_steps > 0 && !is_final(exchange)) {
     for (size_t i = 0; i < given.size(); ++i) given[i] -= record.local[i];
   }
   return given;

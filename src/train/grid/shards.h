@@ -23,6 +23,12 @@
 
 namespace pelago::train {
 
+/// How a merge makes new local weights: keep * local + take * what the agent gives.
+struct MergeFactors {
+  double keep = 0;
+  double take = 1;
+};
+
 struct ShardOptions {
   c10::ScalarType weights_dtype;
   bool slices_optimizer = false;

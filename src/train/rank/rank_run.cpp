@@ -289,9 +289,10 @@ void RankRun::train_step() {
   if (leaving >= 0) snapshot(leaving);
   const int64_t coming = schedule_.merge_after(state_.step);
   if (coming >= 0) {
+    // Given by how much the weights differ from the snapshot, if training went on since.
     const double alpha = plan_.exchange.merge_alpha;
-    report.wait_line_s =
-        merge(coming, {.keep = schedule_.is_overlapped(coming) ? 1 : alpha, .take = 1 - alpha});
+    const double keep = schedule_.overlap_steps > 0 ? 1 : alpha;
+    report.wait_line_s = merge(coming, {.keep = keep, .take = 1 - alpha});
   }
   report.step_s = steady_now_s() - begin_s;
   if (is_first_rank()) control_->send(typed("step", to_json(report)));

@@ -179,10 +179,11 @@ void SimulatedRun::take_snapshot(Site& site, int64_t exchange) {
 void SimulatedRun::take_merge(Site& site, const GiveMerged& merged) {
   SimulatedWorkers& workers = site.workers;
   const train::Fragment& range = fragments_[static_cast<size_t>(merged.fragment)];
+  const bool is_overlapped = merged.exchange < options_.schedule.num_regular();
   for (int64_t i = range.begin; i < range.end; ++i) {
     float& local = workers.local[static_cast<size_t>(i)];
     const float given = merged.given[static_cast<size_t>(i - range.begin)];
-    local = options_.schedule.is_overlapped(merged.exchange) ? local + 0.5F * given : given;
+    local = is_overlapped ? local + 0.5F * given : given;
   }
   if (workers.waits_for == merged.exchange) workers.waits_for.reset();
 }
