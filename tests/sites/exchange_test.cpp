@@ -289,10 +289,10 @@ TEST_CASE("a thin mean that lacks a member's delta is refused and changes nothin
   const std::vector<float> global(8192, 0.0F), none(8192, 0.0F);
   const ExchangeSpec spec{.bits = 2, .member_idx = 1, .tokens = {1, 1, 1}};
   FragmentExchange member(spec, global, random_values(8192, 5), none);
-  const Status refused = member.accept_mean(0, std::string(130, '\0'));
+  const Status refused = member.accept_mean(2, std::string(130, '\0'));
   REQUIRE(!refused);
   CHECK(refused.error().code == ErrorCode::kCorrupt);
-  CHECK(!member.has_mean(0));
+  CHECK(!member.has_mean(2));
 }
 
 TEST_CASE("what a thin exchange leaves out stays in local weights, and their mean stays the same") {
@@ -325,8 +325,9 @@ TEST_CASE("what a thin exchange leaves out stays in local weights, and their mea
 }
 
 TEST_CASE("the exchange after the last step is at least 4 bits wide") {
-  for (const auto& [bits, expected] : {std::pair(2, 4), {4, 4}, {8, 8}, {32, 32}}) {
-    CHECK(ExchangeSpec{.bits = bits}.final().bits == expected);
+  for (const auto& [bits, expected] :
+       {std::pair(2, 4), std::pair(4, 4), std::pair(8, 8), std::pair(32, 32)}) {
+    CHECK(ExchangeSpec{.bits = bits, .tokens = {}}.final().bits == expected);
   }
 }
 
