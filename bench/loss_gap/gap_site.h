@@ -74,10 +74,7 @@ class GapSite {
     }
     const auto tokens = static_cast<double>(windows.size()) * static_cast<double>(sequence_length);
     const double norm = std::sqrt(chips::sum_of_squares(gradient_)) / tokens;
-    update({.lr = lr,
-            .beta2 = beta2,
-            .step = ++step_,
-            .grad_scale = std::min(1.0, 1.0 / norm) / tokens});
+    update({.lr = lr, .step = ++step_, .grad_scale = std::min(1.0, 1.0 / norm) / tokens});
     return loss;
   }
 
