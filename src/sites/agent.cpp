@@ -161,11 +161,14 @@ int run_agent(const AgentOptions& options) {
   const Hello hello = hello_of(options, job, state, transport.address(), problems);
   for (const std::string& problem : problems) tell("warning", problem);
   {
-    SiteAgent agent(
-        {.run_dir = options.run_dir, .site_idx = site_idx, .plan = plan, .hello = hello},
-        transport,
-        state,
-        clock);
+    SiteAgent agent({.run_dir = options.run_dir,
+                     .site_idx = site_idx,
+                     .plan = plan,
+                     .hello = hello,
+                     .coordinators = options.coordinators},
+                    transport,
+                    state,
+                    clock);
     try {
       const Leave leave = agent.run(stop_requested);
       log_info("leaving reason=\"{}\"", leave.reason);

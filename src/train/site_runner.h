@@ -47,6 +47,12 @@ class SiteEvents {
   virtual void on_recovery(const std::string& /*event*/, const std::string& /*fields_json*/) {}
 };
 
+/// From this step on (0 is the first), the sites take so many sequences of each batch.
+struct BatchShares {
+  int64_t from_step = 0;
+  std::vector<int64_t> sequences;  // by site
+};
+
 struct SiteRunOptions {
   std::filesystem::path
       run_dir;  // holds job.toml and plan.json; checkpoints go to site_dir/checkpoints
@@ -60,6 +66,7 @@ struct SiteRunOptions {
   int64_t start_step = 0;  // with start_from_shared: completed steps to count from
   /// Added to a step to find its samples: a site that lost starts reads on where it had got to.
   int64_t data_shift = 0;
+  std::vector<BatchShares> shares = {};  // after the plan's, in the order of their steps
 };
 
 class SiteRunner {
@@ -83,10 +90,14 @@ class SiteRunner {
   /// Host f32 [N] in shared memory: workers write snapshots here. Once poll() has returned false it
   /// holds the site's weights as they were at its last step.
   std::span<float> local_weights();
-  /// Host f32 [N] in shared memory: the agent writes merged weights here (of an overlapped exchange,
-  /// their difference to the snapshot), then calls merged().
+  /// Host f32 [N] in shared memory: the agent writes merged weights here (of an overlapped
+  /// exchange, their difference to the snapshot), then calls merged().
   std::span<float> merged_weights();
   void merged(int64_t exchange_idx);
+
+  /// Of a step that no worker has begun, later than all shares before. The stages stay. Throws
+  /// Failure if the site cannot work with so few sequences.
+  void take_shares(const BatchShares& shares);
 
   /// Every rank stops after this many completed steps (which must be quiet and not yet reached),
   /// with a checkpoint if asked.

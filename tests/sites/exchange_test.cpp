@@ -240,7 +240,7 @@ TEST_CASE("with decay a kept error counts less, without it whole") {
   }
 }
 
-TEST_CASE("two sites send 0.508 byte a parameter at 4 bits") {
+TEST_CASE("two sites send less than half a byte a parameter at 4 bits, however even the levels") {
   constexpr size_t kNumValues = 128 * 100;
   const std::vector<float> global(kNumValues, 0.0F), none(kNumValues, 0.0F);
   const Exchanged done = exchange(4,
@@ -250,7 +250,7 @@ TEST_CASE("two sites send 0.508 byte a parameter at 4 bits") {
                                   {none, none});
   const size_t num_bytes =
       done.members[0]->delta_slice(1).size() + done.members[0]->mean_slice(1).size();
-  CHECK(static_cast<double>(num_bytes) / kNumValues == doctest::Approx(0.5078125));
+  CHECK(static_cast<double>(num_bytes) / kNumValues < 0.5);
 }
 
 TEST_CASE("thin deltas of different places reach everyone whole") {
@@ -267,7 +267,7 @@ TEST_CASE("thin deltas of different places reach everyone whole") {
   }
 }
 
-TEST_CASE("a site sends 0.032 byte a parameter in thin form to each of the others") {
+TEST_CASE("a site sends 0.03 byte a parameter in thin form to each of the others") {
   constexpr size_t kNumValues = 4096 * 30;
   const std::vector<float> global(kNumValues, 0.0F), none(kNumValues, 0.0F);
   for (const size_t num_members : {2U, 3U, 5U}) {
@@ -280,8 +280,8 @@ TEST_CASE("a site sends 0.032 byte a parameter in thin form to each of the other
       num_bytes += done.members[0]->delta_slice(static_cast<int64_t>(to)).size() +
                    done.members[0]->mean_slice(static_cast<int64_t>(to)).size();
     }
-    CHECK(static_cast<double>(num_bytes) / kNumValues ==
-          doctest::Approx(130.0 / 4096 * static_cast<double>(num_members - 1)));
+    CHECK(static_cast<double>(num_bytes) / kNumValues <
+          0.0305 * static_cast<double>(num_members - 1));
   }
 }
 
@@ -289,7 +289,10 @@ TEST_CASE("a thin mean that lacks a member's delta is refused and changes nothin
   const std::vector<float> global(8192, 0.0F), none(8192, 0.0F);
   const ExchangeSpec spec{.bits = 2, .member_idx = 1, .tokens = {1, 1, 1}};
   FragmentExchange member(spec, global, random_values(8192, 5), none);
-  const Status refused = member.accept_mean(2, std::string(130, '\0'));
+  for (const std::string& payload : {std::string(), std::string(4, '\0'), std::string(130, '\0')}) {
+    CHECK(!member.accept_mean(2, payload));
+  }
+  const Status refused = member.accept_mean(2, std::string(4, '\xFF') + std::string(126, 'x'));
   REQUIRE(!refused);
   CHECK(refused.error().code == ErrorCode::kCorrupt);
   CHECK(!member.has_mean(2));

@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
+#include <string_view>
 
-#include "sites/exchange/slice_codec.h"
+#include "sites/exchange/coding/slice_codec.h"
 #include "sites/trust/robust_mean.h"
 
 namespace pelago::sites {
 
 namespace {
+
+constexpr size_t kLengthBytes = 4;
 
 template <typename T>
 std::span<T> part(std::span<T> values, const train::Fragment& range) {
@@ -28,6 +32,28 @@ double product(std::span<const float> a, std::span<const float> b) {
 MeanKind mean_kind(MergeRule rule) {
   if (rule == MergeRule::kTrimmed) return MeanKind::kTrimmed;
   return rule == MergeRule::kMedianOfMeans ? MeanKind::kMedianOfMeans : MeanKind::kPlain;
+}
+
+/// A part of a payload of several: its length, u32 little-endian, then its bytes.
+void append_with_length(std::string_view bytes, std::string& out) {
+  for (size_t i = 0; i < kLengthBytes; ++i) {
+    out.push_back(static_cast<char>(bytes.size() >> (8 * i) & 0xFF));
+  }
+  out += bytes;
+}
+
+/// The first part, taken off the front; nothing if the bytes end before it does.
+std::optional<std::string_view> take_with_length(std::string_view& bytes) {
+  if (bytes.size() < kLengthBytes) return std::nullopt;
+  size_t length = 0;
+  for (size_t i = 0; i < kLengthBytes; ++i) {
+    length |= static_cast<size_t>(static_cast<unsigned char>(bytes[i])) << (8 * i);
+  }
+  bytes.remove_prefix(kLengthBytes);
+  if (bytes.size() < length) return std::nullopt;
+  const std::string_view part = bytes.substr(0, length);
+  bytes.remove_prefix(length);
+  return part;
 }
 
 /// What each delta counts in the mean of a slice. shares: of each member in all tokens.
@@ -111,11 +137,15 @@ FragmentExchange::FragmentExchange(const ExchangeSpec& spec,
   for (size_t idx = 0; idx < slices_.size(); ++idx) {
     const std::span<float> delta = part(std::span(new_error_), slices_[idx]);
     sent.resize(delta.size());
-    delta_payloads_[idx] = encode_slice(delta, spec_.bits, sent);
+    const bool is_mine = static_cast<int64_t>(idx) == spec_.member_idx;
+    if (is_mine && !is_thin()) {
+      round_slice(delta, spec_.bits, sent);  // nobody else gets it
+    } else {
+      delta_payloads_[idx] = encode_slice(delta, spec_.bits, sent);
+    }
     for (size_t i = 0; i < delta.size(); ++i) delta[i] -= sent[i];
-    if (is_thin())
-      std::copy(sent.begin(), sent.end(), part(std::span(sent_), slices_[idx]).begin());
-    if (static_cast<int64_t>(idx) == spec_.member_idx) deltas_[idx] = sent;
+    if (is_thin()) std::ranges::copy(sent, part(std::span(sent_), slices_[idx]).begin());
+    if (is_mine) deltas_[idx] = sent;
   }
   if (is_thin()) thin_payloads_[index(spec_.member_idx)] = delta_slice(spec_.member_idx);
   for (size_t idx = 0; idx < slices_.size(); ++idx) {
@@ -185,7 +215,7 @@ std::string FragmentExchange::mean_slice(int64_t member_idx) const {
   if (!is_thin()) return mean_payload_;
   std::string others;
   for (int64_t idx = 0; idx < num_members(); ++idx) {
-    if (idx != member_idx) others += thin_payloads_[index(idx)];
+    if (idx != member_idx) append_with_length(thin_payloads_[index(idx)], others);
   }
   return others;
 }
@@ -203,26 +233,24 @@ Status FragmentExchange::accept_mean(int64_t member_idx, const std::string& payl
 Status FragmentExchange::accept_thin_mean(const train::Fragment& slice,
                                           const std::string& payload) {
   const auto num_values = static_cast<size_t>(slice.end - slice.begin);
-  const size_t num_bytes = slice_bytes(num_values, spec_.bits);
-  const size_t num_others = static_cast<size_t>(num_members()) - 1;
-  if (payload.size() != num_others * num_bytes) {
-    return Error{ErrorCode::kCorrupt,
-                 fmt::format("{} bytes where {} thin slices of {} values need {}",
-                             payload.size(),
-                             num_others,
-                             num_values,
-                             num_others * num_bytes)};
-  }
-  std::vector<std::vector<float>> others(num_others, std::vector<float>(num_values));
-  std::vector<std::span<const float>> deltas;
-  for (size_t other = 0; other < num_others; ++other) {
-    if (other == index(spec_.member_idx)) deltas.push_back(part(std::span(sent_), slice));
-    Status decoded =
-        decode_slice(payload.substr(other * num_bytes, num_bytes), spec_.bits, others[other]);
+  std::vector<std::vector<float>> others;
+  std::string_view rest = payload;
+  for (int64_t left = num_members() - 1; left > 0; --left) {
+    const std::optional<std::string_view> bytes = take_with_length(rest);
+    if (!bytes) {
+      return Error{ErrorCode::kCorrupt,
+                   fmt::format("{} bytes end within the thin slices of {} members",
+                               payload.size(),
+                               num_members() - 1)};
+    }
+    Status decoded = decode_slice(std::string(*bytes), spec_.bits, others.emplace_back(num_values));
     if (!decoded) return decoded;
-    deltas.emplace_back(others[other]);
   }
-  if (deltas.size() == num_others) deltas.push_back(part(std::span(sent_), slice));
+  if (!rest.empty()) {
+    return Error{ErrorCode::kCorrupt, fmt::format("{} bytes behind the last slice", rest.size())};
+  }
+  std::vector<std::span<const float>> deltas(others.begin(), others.end());
+  deltas.insert(deltas.begin() + spec_.member_idx, part(std::span(sent_), slice));
   mean_of(deltas, part(std::span(mean_), slice));
   return ok();
 }

@@ -94,6 +94,12 @@ bool RoundMachine::trains(const Site& site) const {
          (site.status->phase == SitePhase::kReady && site.welcome->mode != StartMode::kJoin);
 }
 
+// It was told to start where the run began, and is not there yet.
+bool RoundMachine::begins(const Site& site) const {
+  return is_live(site) && site.welcome->mode != StartMode::kJoin &&
+         (!site.status || site.status->phase < SitePhase::kTraining);
+}
+
 void RoundMachine::finish_if_done() {
   const bool all_heard = std::none_of(sites_.begin(), sites_.end(), [&](const Site& site) {
     return is_live(site) && site.is_unheard;
@@ -102,7 +108,8 @@ void RoundMachine::finish_if_done() {
     forsaken_s_.reset();
     return;
   }
-  if (std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) { return trains(site); })) {
+  const auto goes_on = [&](const Site& site) { return trains(site) || begins(site); };
+  if (std::any_of(sites_.begin(), sites_.end(), goes_on)) {
     forsaken_s_.reset();
     return;
   }

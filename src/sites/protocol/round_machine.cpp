@@ -14,9 +14,15 @@ using nlohmann::json;
 RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
     : options_(std::move(options)),
       suspects_(options_.schedule.num_fragments),
-      ledger_(options_.sites.size(), options_.schedule.num_fragments) {
+      ledger_(LaneShares(options_.shares.empty() ? std::vector<int64_t>(options_.sites.size(), 1)
+                                                 : options_.shares),
+              options_.schedule.num_fragments),
+      grace_({.max_s = options_.grace_s}),
+      share_watch_(options_.share_watch) {
   PELAGO_ASSERT(!options_.sites.empty(), "the plan has a site");
   PELAGO_ASSERT(options_.schedule.num_fragments > 0, "sites that never exchange need no rounds");
+  PELAGO_ASSERT(options_.shares.empty() || options_.shares.size() == options_.sites.size(),
+                "each site has a share");
   for (const std::string& name : options_.sites) {
     sites_.emplace_back();
     sites_.back().name = name;
@@ -73,12 +79,20 @@ RoundOutput RoundMachine::on_message(const std::string& from,
     } else if (site->incarnation != 0) {
       ++num_refused_;  // of an earlier start
     }
-    out_.messages.emplace_back(from, Alive{});
+    answer_heartbeat(*site);
   } else if (!std::holds_alternative<Report>(message)) {
     ++num_refused_;  // only sites say the rest to each other
   }
   advance();
   return take_output();
+}
+
+// A site gives its coordinator up after a minute: on a thin line not every heartbeat is answered.
+void RoundMachine::answer_heartbeat(Site& site) {
+  const double silence_s = std::min(kSilentHeartbeats * options_.heartbeat_s, 10.0);
+  if (now_s_ - site.alive_s < silence_s) return;
+  site.alive_s = now_s_;
+  out_.messages.emplace_back(site.name, alive());
 }
 
 RoundOutput RoundMachine::on_lost(const std::string& name, double now_s) {
@@ -104,8 +118,19 @@ RoundOutput RoundMachine::on_tick(double now_s) {
     }
   }
   ticked_s_ = now_s;
+  if (term_ > 0 && now_s - called_s_ >= options_.heartbeat_s) call_unheard();
   advance();
   return take_output();
+}
+
+// Sites that an earlier coordinator knew, and whose answers may go to its address still.
+void RoundMachine::call_unheard() {
+  called_s_ = now_s_;
+  for (const auto& [name, address] : addresses()) {
+    const Site& site = *find(name);
+    const bool is_known = live_ || (site.welcome && (site.is_unheard || site.dead));
+    if (is_known) out_.messages.emplace_back(name, alive());
+  }
 }
 
 RoundOutput RoundMachine::request_stop(double now_s) {
@@ -162,12 +187,13 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   }
   if (refuse_mismatch(site, hello)) return;
   const LaneAccount before = account(site.name);
-  site.returned_steps = before.returned + before.in_hand;
+  site.returned = before.returned + before.in_hand;
   if (site.incarnation != 0) site.past.insert(site.incarnation);
   site.incarnation = hello.incarnation;
   site.hello = hello;
   site.status.reset();
   site.held.clear();
+  site.late = {.num_anew = site.late.num_anew};
   site.welcome.reset();
   site.is_unheard = false;
   site.dead = false;  // it is another start; the one that was lost does not return
@@ -199,12 +225,22 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
                   .data_step = start_step_,
                   .first_exchange = first_logged_,
                   .first_logged = first_logged_,
-                  .donors = {}};
+                  .donors = {},
+                  .shares = {shares().changes().begin(), shares().changes().end()}};
   for (const CheckpointOffer& offer : site.hello.checkpoints) {
     const bool is_it = start_mode_ == StartMode::kResume && offer.step == start_step_;
     if (is_it) welcome.data_step = offer.data_step;
   }
   return welcome;
+}
+
+// Whether it can begin where the run began.
+bool RoundMachine::has_start(const Site& site) const {
+  const auto& offers = site.hello.checkpoints;
+  return start_mode_ == StartMode::kFresh ||
+         std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& offer) {
+           return offer.step == start_step_;
+         });
 }
 
 // Everything that differs, so that one look mends it.
@@ -279,13 +315,18 @@ void RoundMachine::welcome_joiner(Site& site) {
       .data_step = ledger_.next_data_step(lane_of(site)),
       .first_exchange = first,
       .first_logged = first_logged_,
-      .donors = {}};
+      .donors = {},
+      .shares = {shares().changes().begin(), shares().changes().end()}};
   for (const Site& donor : sites_) {
     const bool has_state =
         is_live(donor) && (donor.is_unheard || trains(donor) || is_finished(donor));
     if (has_state) welcome.donors.push_back({.site = donor.name, .address = donor.hello.address});
   }
-  if (welcome.donors.empty()) return;  // advance() then finds that no site is left
+  if (welcome.donors.empty()) {
+    // As long as nothing is committed, what the others held is what anybody can start with.
+    if (commits_.empty() && has_start(site)) send(site, *(site.welcome = first_welcome(site)));
+    return;  // else advance() finds that no site is left
+  }
   site.welcome = welcome;
   send(site, welcome);
   for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
@@ -307,15 +348,10 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
       static_cast<int64_t>(status.applied.size()) != options_.schedule.num_fragments) {
     ++num_refused_;
     if (site.incarnation == 0 && site.past.contains(status.incarnation)) {
-      out_.messages.emplace_back(
-          site.name,
-          Refused{
-              .incarnation = status.incarnation,
-              .reason = fmt::format("site {}: silent for more than {:.0f} s, the others went on "
-                                    "without what it holds; it must start anew",
-                                    site.name,
-                                    options_.absence_s),
-              .exit_code = kExitTryAgain});
+      out_.messages.emplace_back(site.name,
+                                 Refused{.incarnation = status.incarnation,
+                                         .reason = start_anew_reason(site.name),
+                                         .exit_code = kExitTryAgain});
     }
     return;
   }
