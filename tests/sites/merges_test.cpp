@@ -24,7 +24,7 @@ struct Site {
                         .num_steps = 8 + overlap_steps};
     options.exchange.bits = bits;
     options.outer = {.lr = 1, .momentum = 0};
-    options.tokens_per_step = 100;
+    options.sequence_tokens = 100;
     options.hello.incarnation = 1;
     member = std::make_unique<Member>(options, state);
     hear(kCoordinatorName, Welcome{.incarnation = 1, .donors = {}});
