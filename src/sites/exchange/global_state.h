@@ -23,7 +23,7 @@ struct OuterOptions {
   static OuterOptions final() { return {.lr = 1, .momentum = 0}; }
 };
 
-/// A fragment after an outer step, not yet believed.
+/// A fragment after an outer step, not yet believed. hash: once all of it is there.
 struct FragmentOutcome {
   std::vector<float> global;
   std::vector<float> momentum;
@@ -55,6 +55,12 @@ class GlobalState {
   FragmentOutcome outer_step(int64_t fragment,
                              std::span<const float> mean,
                              const OuterOptions& options) const;
+  /// The same for a part of the fragment that begins at its value `begin`; the hash is not made.
+  void outer_step_of_part(int64_t fragment,
+                          int64_t begin,
+                          std::span<const float> mean,
+                          const OuterOptions& options,
+                          FragmentOutcome& outcome) const;
   /// Makes an outcome the fragment's state as of this commit.
   void apply(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
   /// error: empty if nothing is owed.

@@ -119,8 +119,9 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
       if (stop_requested) carry_out(member_.ask_stop(now_s));
       carry_out(member_.on_tick(now_s));
     }
-    receive(kPollS);
-    if (runner_ && is_running_ && !leave_ && !runner_->poll(is_running_ ? kPollS : 0)) {
+    receive(member_.has_work() ? 0 : kPollS);
+    if (!leave_ && member_.has_work()) carry_out(member_.work(clock_->now_s()));
+    if (runner_ && is_running_ && !leave_ && !runner_->poll(member_.has_work() ? 0 : kPollS)) {
       is_running_ = false;
       carry_out(member_.on_finished(clock_->now_s()));
     }

@@ -26,7 +26,7 @@
 #include <variant>
 #include <vector>
 
-#include "sites/exchange/fragment_exchange.h"
+#include "sites/exchange/exchange_parts.h"
 #include "sites/exchange/global_state.h"
 #include "sites/exchange/step_pace.h"
 #include "sites/leases/lane_shares.h"
@@ -49,6 +49,9 @@ class Member {
   MemberActions on_finished(double now_s);
   /// step_s: of the last step, without waiting for the line.
   void on_step(int64_t completed_steps, double step_s);
+  /// Parts of an exchange are still to be quantised: call work() between messages.
+  bool has_work() const;
+  MemberActions work(double now_s);
   /// This site wants to leave: asks the coordinator to stop everyone.
   MemberActions ask_stop(double now_s);
   /// For the coordinator's account of the line.
@@ -63,10 +66,12 @@ class Member {
     int64_t tokens = 0;
     int64_t data_begin = 0, data_end = 0;
     std::optional<Begin> begin;
-    std::unique_ptr<FragmentExchange> work;  // null: not begun, or not a member
-    bool mean_sent = false;
+    std::unique_ptr<ExchangeParts> work;        // null: not begun, or not a member
+    std::set<int64_t> means_sent, steps_taken;  // of parts
+    FragmentOutcome coming;                     // as far as parts' means are here
     std::optional<FragmentOutcome> outcome;
-    std::optional<SliceGram> gram;                // of my slice, once it is summed
+    std::optional<SliceGram> gram;  // of my slices, as far as they are summed
+    bool is_judged = false;
     std::map<std::string, std::string> suspects;  // by site: what is wrong with its delta
     int64_t noted_epoch = -1;                     // in which my delta was taken, as far as I know
     // [N]; empty: nothing. What of local the others do not have after the commit, and so stays.
@@ -102,7 +107,10 @@ class Member {
   int64_t snapshot_step(int64_t exchange) const;
   bool is_possible(int64_t exchange) const;
   void start_work(int64_t exchange, Record& record);
-  void progress(int64_t exchange, Record& record);
+  void begin_part(int64_t exchange, Record& record);
+  void begin_parts_of(int64_t fragment);
+  void progress(int64_t exchange, Record& record, int64_t part);
+  void weigh(int64_t exchange, Record& record, int64_t part);
   void judge(int64_t exchange, Record& record);
   void learn(int64_t exchange, const Record& record);
   void want_missing(int64_t exchange, Record& record);

@@ -54,9 +54,12 @@ void Member::take(const std::string& from, const Begin& begin) {
   }
   record.begin = begin;
   record.work.reset();
+  record.means_sent.clear();
+  record.steps_taken.clear();
+  record.coming = {};
   record.outcome.reset();
-  record.mean_sent = false;
   record.gram.reset();
+  record.is_judged = false;
   record.suspects.clear();
   record.unsent.clear();
   record.noted_epoch = -1;
@@ -78,22 +81,57 @@ void Member::start_work(int64_t exchange, Record& record) {
   const int64_t fragment = fragment_of(exchange);
   const std::span<const float> owed =
       is_thin() ? std::span<const float>() : state_->kept_error(fragment);
-  record.work =
-      std::make_unique<FragmentExchange>(spec, state_->global(fragment), record.local, owed);
-  for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
-    if (idx == spec.member_idx) continue;
-    const MemberShare& peer = record.begin->members[static_cast<size_t>(idx)];
-    act(KnowAddress{.site = peer.site, .address = peer.address});
-    send_slice(peer.site,
+  record.work = std::make_unique<ExchangeParts>(spec, state_->global(fragment), record.local, owed);
+  for (const MemberShare& peer : record.begin->members) {
+    if (peer.site != options_.site) act(KnowAddress{.site = peer.site, .address = peer.address});
+  }
+  begin_part(exchange, record);
+}
+
+// Its pieces go out before the next part is quantised. Everybody begins with the member behind it,
+// so that not all send to the first one first.
+void Member::begin_part(int64_t exchange, Record& record) {
+  const int64_t part = record.work->begin_next();
+  const int64_t num_members = record.work->num_members();
+  for (int64_t i = 1; i < num_members; ++i) {
+    const int64_t idx = (record.work->member_idx() + i) % num_members;
+    send_slice(record.begin->members[static_cast<size_t>(idx)].site,
                {.exchange = exchange,
                 .epoch = record.begin->epoch,
+                .part = part,
                 .of_mean = false,
-                .payload = record.work->delta_slice(idx)},
+                .payload = record.work->part(part).delta_slice(idx)},
                /*again=*/false);
   }
+  record.progress_s = now_s_;
   auto waiting = std::exchange(laid_aside_, {});
-  progress(exchange, record);
+  progress(exchange, record, part);
   for (auto& [from, slice] : waiting) take(from, slice);
+}
+
+bool Member::has_work() const {
+  return std::ranges::any_of(records_, [](const auto& entry) {
+    return entry.second.work && entry.second.work->has_more();
+  });
+}
+
+MemberActions Member::work(double now_s) {
+  now_s_ = now_s;
+  for (auto& [exchange, record] : records_) {
+    if (!record.work || !record.work->has_more()) continue;
+    begin_part(exchange, record);
+    settle_all();
+    break;
+  }
+  return take_actions();
+}
+
+// What parts are quantised from is about to change.
+void Member::begin_parts_of(int64_t fragment) {
+  for (auto& [exchange, record] : records_) {
+    if (fragment_of(exchange) != fragment || !record.work) continue;
+    while (record.work->has_more()) begin_part(exchange, record);
+  }
 }
 
 void Member::send_slice(const std::string& to, Slice slice, bool again) {
@@ -107,10 +145,14 @@ void Member::take(const std::string& from, const Slice& slice) {
   const int64_t epoch =
       found != records_.end() && found->second.begin ? found->second.begin->epoch : -1;
   const int64_t applied = state_->applied()[static_cast<size_t>(fragment_of(slice.exchange))];
-  if (slice.epoch < epoch || slice.exchange <= applied) {
+  if (slice.epoch < 0 || slice.epoch < epoch || slice.exchange <= applied) {
     return refuse(from, "slice of an old epoch");
   }
-  if (slice.epoch > epoch) {  // the peer heard of this epoch first
+  // The peer heard of this epoch first, or is faster.
+  const bool is_early = slice.epoch > epoch || (found->second.work && slice.part >= 0 &&
+                                                slice.part >= found->second.work->num_begun() &&
+                                                slice.part < found->second.work->num_parts());
+  if (is_early) {
     const size_t num_aside_max = 64 * state_->fragments().size();
     if (laid_aside_.size() >= num_aside_max) laid_aside_.erase(laid_aside_.begin());
     laid_aside_.emplace_back(from, slice);
@@ -122,37 +164,47 @@ void Member::take(const std::string& from, const Slice& slice) {
   const auto member = std::find_if(
       members.begin(), members.end(), [&](const MemberShare& share) { return share.site == from; });
   if (member == members.end()) return refuse(from, "slice of a site that is not a member");
+  if (slice.part < 0 || slice.part >= record.work->num_parts()) {
+    return refuse(from, "slice of no part");
+  }
   const int64_t idx = member - members.begin();
-  const Status accepted = slice.of_mean ? record.work->accept_mean(idx, slice.payload)
-                                        : record.work->accept_delta(idx, slice.payload);
+  FragmentExchange& part = record.work->part(slice.part);
+  const Status accepted =
+      slice.of_mean ? part.accept_mean(idx, slice.payload) : part.accept_delta(idx, slice.payload);
   if (!accepted) {
     if (!slice.of_mean && record.suspects.emplace(from, "malformed").second) status_changed_ = true;
     return refuse(from, accepted.error().message);
   }
   record.progress_s = now_s_;
-  progress(slice.exchange, record);
+  progress(slice.exchange, record, slice.part);
 }
 
-void Member::progress(int64_t exchange, Record& record) {
-  FragmentExchange& work = *record.work;
-  if (work.has_summed() && !record.gram) judge(exchange, record);
-  if (work.has_summed() && !record.mean_sent) {
-    record.mean_sent = true;
-    for (int64_t idx = 0; idx < work.num_members(); ++idx) {
-      const MemberShare& peer = record.begin->members[static_cast<size_t>(idx)];
-      if (peer.site == options_.site) continue;
-      send_slice(peer.site,
+void Member::progress(int64_t exchange, Record& record, int64_t part_idx) {
+  ExchangeParts& work = *record.work;
+  FragmentExchange& part = work.part(part_idx);
+  if (part.has_summed() && record.means_sent.insert(part_idx).second) {
+    weigh(exchange, record, part_idx);
+    for (int64_t i = 1; i < work.num_members(); ++i) {
+      const int64_t idx = (work.member_idx() + i) % work.num_members();
+      send_slice(record.begin->members[static_cast<size_t>(idx)].site,
                  {.exchange = exchange,
                   .epoch = record.begin->epoch,
+                  .part = part_idx,
                   .of_mean = true,
-                  .payload = work.mean_slice(idx)},
+                  .payload = part.mean_slice(idx)},
                  /*again=*/false);
     }
   }
-  if (!work.is_whole() || record.outcome) return;
-  record.outcome = state_->outer_step(fragment_of(exchange),
-                                      work.mean(),
-                                      is_final(exchange) ? OuterOptions::final() : options_.outer);
+  if (record.gram && !record.is_judged && work.has_summed()) judge(exchange, record);
+  if (!part.is_whole() || !record.steps_taken.insert(part_idx).second) return;
+  state_->outer_step_of_part(fragment_of(exchange),
+                             work.range(part_idx).begin,
+                             part.mean(),
+                             is_final(exchange) ? OuterOptions::final() : options_.outer,
+                             record.coming);
+  if (static_cast<int64_t>(record.steps_taken.size()) < work.num_parts()) return;
+  record.coming.hash = hash_fragment(record.coming.global, record.coming.momentum);
+  record.outcome = std::move(record.coming);
   status_changed_ = true;
 }
 
@@ -160,23 +212,24 @@ std::vector<std::string> Member::missing(const Record& record) const {
   std::vector<std::string> names;
   if (!record.work || record.outcome) return names;
   for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
-    const bool has_all =
-        record.work->has_mean(idx) && (record.work->has_summed() || record.work->has_delta(idx));
     const std::string& name = record.begin->members[static_cast<size_t>(idx)].site;
-    if (!has_all && name != options_.site) names.push_back(name);
+    if (!record.work->has_all_of(idx) && name != options_.site) names.push_back(name);
   }
   return names;
 }
 
 void Member::want_missing(int64_t exchange, Record& record) {
   record.progress_s = now_s_;
-  for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
-    const std::string& name = record.begin->members[static_cast<size_t>(idx)].site;
-    if (name == options_.site) continue;
-    Want want{.exchange = exchange, .epoch = record.begin->epoch, .of_mean = false};
-    if (!record.work->has_delta(idx)) act(SendMessage{.to = name, .message = want});
-    want.of_mean = true;
-    if (!record.work->has_mean(idx)) act(SendMessage{.to = name, .message = want});
+  for (int64_t part = 0; part < record.work->num_begun(); ++part) {
+    const FragmentExchange& exchanged = record.work->part(part);
+    for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
+      const std::string& name = record.begin->members[static_cast<size_t>(idx)].site;
+      if (name == options_.site) continue;
+      Want want{.exchange = exchange, .epoch = record.begin->epoch, .part = part, .of_mean = false};
+      if (!exchanged.has_delta(idx)) act(SendMessage{.to = name, .message = want});
+      want.of_mean = true;
+      if (!exchanged.has_mean(idx)) act(SendMessage{.to = name, .message = want});
+    }
   }
 }
 
@@ -187,13 +240,21 @@ void Member::take(const std::string& from, const Want& want) {
   }
   const Record& record = found->second;
   const std::vector<MemberShare>& members = record.begin->members;
+  if (want.part < 0 || want.part >= record.work->num_parts()) {
+    return refuse(from, "request for a slice of no part");
+  }
+  if (want.part >= record.work->num_begun()) return;  // goes out when it is there
+  const FragmentExchange& part = record.work->part(want.part);
+  if (want.of_mean && !part.has_summed()) return;
   for (size_t idx = 0; idx < members.size(); ++idx) {
     if (members[idx].site != from) continue;
-    Slice slice{
-        .exchange = want.exchange, .epoch = want.epoch, .of_mean = want.of_mean, .payload = {}};
-    if (want.of_mean && !record.work->has_summed()) return;  // goes out when it is there
-    slice.payload = want.of_mean ? record.work->mean_slice(static_cast<int64_t>(idx))
-                                 : record.work->delta_slice(static_cast<int64_t>(idx));
+    Slice slice{.exchange = want.exchange,
+                .epoch = want.epoch,
+                .part = want.part,
+                .of_mean = want.of_mean,
+                .payload = {}};
+    slice.payload = want.of_mean ? part.mean_slice(static_cast<int64_t>(idx))
+                                 : part.delta_slice(static_cast<int64_t>(idx));
     send_slice(from, std::move(slice), /*again=*/true);
   }
 }
@@ -276,14 +337,15 @@ void Member::note_taken(const Commit& commit) {
   const bool is_that = record.outcome && record.begin->epoch == commit.taken_epoch;
   if (!is_that || record.noted_epoch == commit.taken_epoch) return;
   record.noted_epoch = commit.taken_epoch;
-  const std::span<const float> error = record.work->new_error();
+  const std::vector<float> error = record.work->new_error();
   if (is_thin()) {
     const auto keep = static_cast<float>(options_.exchange.error_decay);
     record.unsent.assign(error.begin(), error.end());
     for (float& value : record.unsent) value *= keep;
   }
+  begin_parts_of(fragment_of(commit.taken_exchange));
   state_->keep_error(fragment_of(commit.taken_exchange),
-                     is_thin() ? std::span<const float>() : error,
+                     is_thin() ? std::span<const float>() : std::span<const float>(error),
                      snapshot_step(commit.taken_exchange));
 }
 

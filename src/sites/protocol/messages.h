@@ -151,6 +151,7 @@ struct Alive {
 struct Slice {
   int64_t exchange = 0;
   int64_t epoch = 0;
+  int64_t part = 0;  // of the fragment: exchange/exchange_parts.h
   bool of_mean = false;
   std::string payload;  // scales, then quantised values
 };
@@ -158,6 +159,7 @@ struct Slice {
 struct Want {
   int64_t exchange = 0;
   int64_t epoch = 0;
+  int64_t part = 0;
   bool of_mean = false;
 };
 /// "Give me this fragment as of this exchange or a later one."

@@ -21,6 +21,7 @@ void SimulatedRun::start(Site& site) {
   member.site = site.name;
   member.schedule = options_.schedule;
   member.exchange.bits = options_.bits;
+  member.exchange.part_values = options_.part_values;
   member.lane = static_cast<size_t>(site.name.back() - '0');
   member.shares = shares_;
   member.sequence_tokens = kSequenceTokens;
@@ -98,6 +99,9 @@ void SimulatedRun::turn(Site& site) {
     site.transport->send(kCoordinatorName, encode(site.name, Heartbeat{site.incarnation}));
   }
   carry_out(site, site.member->on_tick(now_s));
+  if (site.member && !site.has_left && site.member->has_work()) {
+    carry_out(site, site.member->work(now_s));
+  }
   if (site.member && !site.has_left && site.workers_ready_s >= 0 && now_s >= site.workers_ready_s) {
     site.workers_ready_s = -1;
     carry_out(site, site.member->on_workers_ready(now_s));
