@@ -8,8 +8,10 @@ namespace pelago::sites {
 
 namespace {
 
-// More would not overlap better, and each costs a message to and from every member.
-constexpr int64_t kPartsMax = 16;
+// More would not overlap better, and each costs a message to and from every member;
+constexpr int64_t kPartsWanted = 16;
+// but a slice must fit into a frame, at any width.
+constexpr int64_t kPartValuesMax = 8 << 20;
 
 std::span<const float> part_of(std::span<const float> values, const train::Fragment& range) {
   if (values.empty()) return values;
@@ -20,7 +22,8 @@ std::span<const float> part_of(std::span<const float> values, const train::Fragm
 /// The mean direction is one of whole slices: of parts it would be another.
 int64_t num_parts_of(const ExchangeSpec& spec, int64_t num_values) {
   if (spec.rule == MergeRule::kDirection) return 1;
-  return std::clamp<int64_t>(num_values / spec.part_values, 1, kPartsMax);
+  return std::max(std::clamp<int64_t>(num_values / spec.part_values, 1, kPartsWanted),
+                  (num_values + kPartValuesMax - 1) / kPartValuesMax);
 }
 
 }  // namespace

@@ -113,7 +113,9 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
       ticked_s = now_s;
       int64_t sent_bytes = 0;
       for (const auto& [peer, traffic] : transport_->traffic()) {
-        if (peer != kCoordinatorName) sent_bytes += traffic.sent_bytes;
+        if (peer == kCoordinatorName) continue;
+        sent_bytes += traffic.sent_bytes;
+        if (traffic.rate_mbit_s > 0) member_.set_rate(peer, traffic.rate_mbit_s);
       }
       member_.set_sent_bytes(sent_bytes);
       if (stop_requested) carry_out(member_.ask_stop(now_s));

@@ -56,6 +56,8 @@ class Member {
   MemberActions ask_stop(double now_s);
   /// For the coordinator's account of the line.
   void set_sent_bytes(int64_t bytes) { status_.sent_bytes = bytes; }
+  /// Of the line to a peer, as last measured under load.
+  void set_rate(const std::string& peer, double mbit_s) { rates_mbit_s_[peer] = mbit_s; }
 
   SitePhase phase() const { return status_.phase; }
   const SiteStatus& status() const { return status_; }
@@ -109,6 +111,7 @@ class Member {
   void start_work(int64_t exchange, Record& record);
   void begin_part(int64_t exchange, Record& record);
   void begin_parts_of(int64_t fragment);
+  std::vector<int64_t> sending_order(const Record& record) const;
   void progress(int64_t exchange, Record& record, int64_t part);
   void weigh(int64_t exchange, Record& record, int64_t part);
   void judge(int64_t exchange, Record& record);
@@ -148,6 +151,7 @@ class Member {
   std::optional<Welcome> welcome_;
   std::map<int64_t, Record> records_;                             // snapshot taken, not yet applied
   std::vector<std::pair<std::string, Slice>> laid_aside_;         // of peers that are ahead
+  std::map<std::string, double> rates_mbit_s_;                    // of the lines to peers
   std::map<int64_t, Commit> known_commits_;                       // by exchange
   std::map<int64_t, Fetching> fetches_;                           // by fragment
   std::set<std::tuple<std::string, int64_t, int64_t>> answered_;  // address, fragment, exchange
