@@ -261,6 +261,7 @@ void read_sites(const Section& section, SitesConfig& sites) {
   section.take_word("combine", sites.combine, {"mean", "direction", "trimmed", "median_of_means"});
   section.take_between("error_decay", sites.error_decay, 0, 1);
   section.take_positive("grace_s", sites.grace_s);
+  section.take_between("share_rounds", sites.share_rounds, 0, 1'000'000);
   section.take_positive("heartbeat_s", sites.heartbeat_s);
   if (section.checks()) check_exchange(section, sites);
 }

@@ -179,6 +179,7 @@ TEST_CASE("every number out of its range is refused by name and value") {
       {"sites.outer_lr=0", "outer_lr = 0 must be greater than 0"},
       {"sites.outer_momentum=1", "outer_momentum = 1 must be at least 0"},
       {"sites.grace_s=0", "grace_s = 0 must be greater than 0"},
+      {"sites.share_rounds=-1", "share_rounds = -1 must be between 0"},
       {"sites.heartbeat_s=-1", "heartbeat_s = -1 must be greater than 0"},
       {"runs_dir=''", "runs_dir = \"\" must name a folder"},
   };
