@@ -67,7 +67,7 @@ class End {
 
   /// Until the other end answers.
   void meet() {
-    say({.exchange = -1});
+    say({.exchange = -1, .payload = {}});
     hear(20);
   }
 
@@ -106,7 +106,7 @@ class End {
   sites::Slice hear(double timeout_s) {
     const auto arrival = transport_->receive(timeout_s);
     if (!arrival && timeout_s > 0) fail("nothing more came, and it was not all");
-    if (!arrival || !arrival->frame) return {.exchange = -1};
+    if (!arrival || !arrival->frame) return {.exchange = -1, .payload = {}};
     const Result<sites::Message> message = sites::decode(*arrival->frame);
     if (!message) fail("{}", message.error().message);
     return std::get<sites::Slice>(*message);

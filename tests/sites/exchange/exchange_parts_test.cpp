@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "sites/exchange_values.h"
+#include "sites/exchange/exchange_values.h"
 
 namespace pelago::sites {
 namespace {
