@@ -120,6 +120,7 @@ void each_field(Visitor& visit, P& exchange) {
   visit("combine", exchange.combine);
   visit("error_decay", exchange.error_decay);
   visit("grace_s", exchange.grace_s);
+  visit("share_rounds", exchange.share_rounds);
   visit("heartbeat_s", exchange.heartbeat_s);
 }
 

@@ -99,6 +99,7 @@ void Member::change(int64_t fragment, int64_t exchange, const FragmentOutcome& o
 }
 
 void Member::take_over(const FetchedFragment& fetched) {
+  keep_unsent(fetched.fragment, fetched.exchange);
   change(fetched.fragment, fetched.exchange, fetched.outcome);
   status_changed_ = true;
   if (status_.phase == SitePhase::kCatchingUp) {

@@ -19,7 +19,7 @@
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 4;
+inline constexpr int64_t kWireVersion = 5;
 
 struct SiteAddress {
   std::string site;
@@ -152,15 +152,14 @@ struct Alive {
 
 /// A slice of the sender's delta for the member that sums it, or of the mean from that member.
 struct Slice {
-  int64_t exchange = 0;
-  int64_t epoch = 0;
+  int64_t exchange = 0, epoch = 0;
+  int64_t part = 0;  // of the fragment: exchange/exchange_parts.h
   bool of_mean = false;
   std::string payload;  // scales, then quantised values
 };
 /// "Your piece has not come."
 struct Want {
-  int64_t exchange = 0;
-  int64_t epoch = 0;
+  int64_t exchange = 0, epoch = 0, part = 0;
   bool of_mean = false;
 };
 using Message = std::variant<Hello,
