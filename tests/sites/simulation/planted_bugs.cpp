@@ -282,14 +282,15 @@ std::vector<PlantedBug> bugs_of_shares() {
        [](FaultyCode& code) {
          changes_commit(code, [](Commit& commit) { commit.shares.clear(); });
        }},
-      {"a joiner does not hear of new shares",
+      {"whoever goes back to a checkpoint does not hear of the shares since the start",
        [](FaultyCode& code) {
          changes_welcome(code, [](Welcome& welcome) { welcome.shares.clear(); });
        },
-       [](SimulatedRunOptions& run) {
+       [](SimulatedRunOptions& run) {  // the commits tell whoever joins
          run.slower_at_s = 0.1;
-         run.num_crashes = 6;
-         run.network.loss = 0.15;  // else the commits tell it
+         run.has_power_cut = true;
+         run.faults_until_s = 60;
+         run.schedule.num_steps = 80;
        }},
       {"one site comes to new shares a data step late",
        [](FaultyCode& code) {
