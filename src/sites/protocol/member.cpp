@@ -102,6 +102,7 @@ void Member::take(const std::string& from, const Welcome& welcome) {
   }
   if (welcome_) return;
   welcome_ = welcome;
+  status_.completed_steps = welcome.start_step;
   status_changed_ = true;
   take_shares(welcome.shares);
   if (welcome.mode != StartMode::kJoin) {

@@ -6,7 +6,8 @@
 namespace pelago::testing {
 namespace {
 
-/// The state of the "1m" model is 8 MB: 8 s from two donors over these lines.
+/// The state of a model of 2.8 million parameters is 22 MB, half of which a site that comes back
+/// has in its checkpoint: the rest takes two donors 11 s over these lines.
 constexpr const char* kThinLines = R"(
 [emulation]
 slowdown = 2000
@@ -68,9 +69,12 @@ size_t place_of(const std::vector<Event>& events,
   return place;
 }
 
-pid_t agent_of(const fs::path& run_dir, const std::string& site) {
-  const auto agents = processes_with((run_dir / "tokens" / (site + ".token")).string());
-  return agents.empty() ? 0 : agents.front();
+pid_t agent_of(const fs::path& folder, const std::string& site) {
+  for (const pid_t pid : processes_in(folder)) {
+    const std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));
+    if (line.find("/tokens/" + site + ".token") != std::string::npos) return pid;
+  }
+  return 0;
 }
 
 TEST_CASE("a donor that is killed while a site fetches from it is done without") {
@@ -78,12 +82,15 @@ TEST_CASE("a donor that is killed while a site fetches from it is done without")
   prepare(scratch.path());
   write_all(scratch.path() / "three.toml", kThinLines);
   const fs::path run_dir = scratch.path() / "runs" / "test";
-  std::string job = kJob;
-  job.erase(job.find("hidden_size"), job.find("[data]") - job.find("hidden_size"));
-  write_all(scratch.path() / "job.toml", job);
   Program program(scratch.path(),
                   train("three.toml",
                         {"--set",
+                         "model.hidden_size=256",
+                         "--set",
+                         "model.intermediate_size=384",
+                         "--set",
+                         "model.num_hidden_layers=8",
+                         "--set",
                          "train.steps=400",
                          "--set",
                          "train.batch_sequences=12",
@@ -93,7 +100,7 @@ TEST_CASE("a donor that is killed while a site fetches from it is done without")
                          "train.eval_every_steps=0"}));
   REQUIRE(program.wait_for([&] { return reached(run_dir, "c", 20); }, 120));
   const auto kill_agent = [&](const std::string& site) {
-    const pid_t agent = agent_of(run_dir, site);
+    const pid_t agent = agent_of(scratch.path(), site);
     REQUIRE(agent > 0);
     ::kill(agent, SIGKILL);
   };
@@ -105,7 +112,7 @@ TEST_CASE("a donor that is killed while a site fetches from it is done without")
     };
   };
   REQUIRE(program.wait_for(has_come("site_joined", "c", 2), 60));
-  std::this_thread::sleep_for(std::chrono::seconds(2));  // some leaves have come, not all
+  std::this_thread::sleep_for(std::chrono::seconds(5));  // some leaves have come, not all
   kill_agent("a");
   REQUIRE(program.wait_for(has_come("caught_up", "c", 1), 90));
   REQUIRE(program.wait_for(has_come("caught_up", "a", 1), 90));  // the other joiner of the two
@@ -115,7 +122,7 @@ TEST_CASE("a donor that is killed while a site fetches from it is done without")
   CHECK(ended.exit_code == 0);
   const std::vector<Event> events = events_of(run_dir);
   const size_t caught_up = place_of(events, "caught_up", "c");
-  CHECK(place_of(events, "site_lost", "a") < caught_up);  // it died on the way
+  CHECK(place_of(events, "site_joined", "a", 2) < caught_up);  // it had died on the way
   const nlohmann::json& fields = events[caught_up].fields;
   CHECK(fields["leaves_refused"] == 0);
   CHECK(fields["donors"].contains("a"));
