@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "plan/joint.h"
 #include "plan/planner/cost/memory.h"
 #include "plan/planner/cost/profile.h"
 #include "plan/planner/search/layout.h"
@@ -175,6 +176,17 @@ void check_host(Plan& plan) {
 
 void check_lines(Plan& plan) {
   const SitesConfig& exchange = plan.exchange;
+  for (const FleetLink& link : plan.links) {
+    if (!is_joint(plan) || plan.predicted_line_mbit_s < 0.8 * link.bandwidth_mbit_s) continue;
+    plan.warnings.push_back(fmt::format(
+        "activations need {:.0f} Mbit/s on average and the line {} - {} gives {:g}: stages wait "
+        "for "
+        "it; lower sites.activation_bits, or train by rounds (sites.across = \"rounds\")",
+        plan.predicted_line_mbit_s,
+        link.from,
+        link.to,
+        link.bandwidth_mbit_s));
+  }
   if (exchange.fragments == 0) return;
   double step_s = 0;
   for (const SitePlan& site : plan.sites) step_s = std::max(step_s, site.predicted_step_s);

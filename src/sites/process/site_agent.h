@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "plan/job.h"
 #include "plan/plan.h"
+#include "sites/across/relay.h"
 #include "sites/exchange/global_state.h"
 #include "sites/protocol/member.h"
 #include "sites/transport/transport.h"
@@ -26,6 +27,7 @@ struct SiteAgentOptions {
   int site_idx = 0;
   plan::Plan plan;
   Hello hello;
+  Relay* relay = nullptr;  // of sites that train in step; outlives the agent
 };
 
 class SiteAgent final : public train::SiteEvents {
@@ -75,7 +77,8 @@ class SiteAgent final : public train::SiteEvents {
   std::jthread heart_;            // last: it uses the members above
 };
 
-/// H, P and tau of the plan. Throws Failure (exit 2) if its sites would never exchange.
+/// H, P and tau of the plan; of sites in step, none. Throws Failure (exit 2) if its sites would
+/// never exchange.
 train::ExchangeSchedule schedule_of(const plan::Plan& plan);
 
 }  // namespace pelago::sites

@@ -87,6 +87,18 @@ std::vector<float> read_global_weights(const fs::path& dir) {
   return {values.begin(), values.end()};
 }
 
+std::vector<CheckpointOffer> offer_joint_checkpoints(const fs::path& checkpoints_dir,
+                                                     std::vector<std::string>& problems) {
+  std::vector<CheckpointOffer> offers;
+  for (const int64_t step : train::good_checkpoints(checkpoints_dir, &problems)) {
+    const fs::path checkpoint = train::checkpoint_path(checkpoints_dir, step);
+    offers.push_back({.step = step,
+                      .hash = hash_hex(read_text_file(checkpoint / "manifest.json")),
+                      .data_step = step});
+  }
+  return offers;
+}
+
 std::vector<CheckpointOffer> offer_checkpoints(const fs::path& checkpoints_dir,
                                                std::vector<std::string>& problems) {
   std::vector<CheckpointOffer> offers;

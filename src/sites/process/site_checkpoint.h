@@ -21,6 +21,9 @@ Status try_write_site_checkpoint(const std::filesystem::path& dir, const GlobalS
 void read_site_checkpoint(const std::filesystem::path& dir, GlobalState& state);
 /// The global weights of a checkpoint. Throws Failure.
 std::vector<float> read_global_weights(const std::filesystem::path& dir);
+/// Of sites in step, whose checkpoints are the same files everywhere: the hash is their manifest's.
+std::vector<CheckpointOffer> offer_joint_checkpoints(const std::filesystem::path& checkpoints_dir,
+                                                     std::vector<std::string>& problems);
 /// The site's good checkpoints with their hashes, oldest first. problems: a sentence is added for
 /// each that is damaged.
 std::vector<CheckpointOffer> offer_checkpoints(const std::filesystem::path& checkpoints_dir,

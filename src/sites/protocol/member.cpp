@@ -96,8 +96,15 @@ void Member::take(const std::string& from, const Welcome& welcome) {
   status_changed_ = true;
   if (welcome.mode != StartMode::kJoin) {
     status_.phase = SitePhase::kStarting;
-    act(StartWorkers{
-        .mode = welcome.mode, .step = welcome.start_step, .data_step = welcome.data_step});
+    for (const SiteAddress& peer : welcome.peers) {
+      if (peer.site != options_.site) {
+        act(KnowAddress{.site = peer.site, .address = peer.address});
+      }
+    }
+    act(StartWorkers{.mode = welcome.mode,
+                     .step = welcome.start_step,
+                     .data_step = welcome.data_step,
+                     .start_number = welcome.start_number});
     return;
   }
   // Of each fragment, the newest exchange before the first that this site takes part in.
@@ -114,7 +121,9 @@ void Member::take(const std::string& from, const Refused& refused) {
     refuse(from, "refusal of another start");
     return;
   }
-  act(Leave{.exit_code = refused.exit_code, .reason = refused.reason});
+  act(Leave{.exit_code = refused.exit_code,
+            .reason = refused.reason,
+            .is_to_return = refused.exit_code == kExitTryAgain});
   has_left_ = true;
 }
 
@@ -223,8 +232,10 @@ void Member::believe(int64_t fragment, Fetching& fetching) {
   if (status_.phase == SitePhase::kCatchingUp && fetches_.empty()) {
     state_->set_sent_steps(welcome_->start_step);
     status_.phase = SitePhase::kStarting;
-    act(StartWorkers{
-        .mode = StartMode::kJoin, .step = welcome_->start_step, .data_step = welcome_->data_step});
+    act(StartWorkers{.mode = StartMode::kJoin,
+                     .step = welcome_->start_step,
+                     .data_step = welcome_->data_step,
+                     .start_number = 0});
   }
   settle_all();
 }

@@ -16,7 +16,7 @@
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 2;
+inline constexpr int64_t kWireVersion = 3;
 
 struct SiteAddress {
   std::string site;
@@ -94,6 +94,9 @@ struct Welcome {
   int64_t first_exchange = 0;  // that this site may take part in
   int64_t first_logged = 0;    // the coordinator knows the hash of every commit from here on
   std::vector<SiteAddress> donors;
+  // Of sites that train in step: where the others are, and which start of all of them this is.
+  std::vector<SiteAddress> peers = {};
+  int64_t start_number = 0;
 };
 /// The site cannot take part, ever; or it has nothing left to do (exit_code 0).
 struct Refused {

@@ -16,7 +16,6 @@ RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
       suspects_(options_.schedule.num_fragments),
       ledger_(options_.sites.size(), options_.schedule.num_fragments) {
   PELAGO_ASSERT(!options_.sites.empty(), "the plan has a site");
-  PELAGO_ASSERT(options_.schedule.num_fragments > 0, "sites that never exchange need no rounds");
   for (const std::string& name : options_.sites) {
     sites_.emplace_back();
     sites_.back().name = name;
@@ -136,6 +135,7 @@ void RoundMachine::mark_dead(Site& site, const std::string& why) {
   site.lost_s.reset();
   if (is_finished(site)) return;
   record("site_lost", json{{"site", site.name}, {"reason", why}}.dump());
+  if (is_lockstep()) restart_together(fmt::format("site {} is gone: {}", site.name, why));
 }
 
 bool RoundMachine::may_answer(const std::string& name, const Hello& hello) const {
@@ -161,6 +161,9 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
     return;
   }
   if (refuse_mismatch(site, hello)) return;
+  if (is_lockstep() && site.welcome) {
+    restart_together(fmt::format("site {} has started anew", site.name));
+  }
   const LaneAccount before = account(site.name);
   site.returned_steps = before.returned + before.in_hand;
   if (site.incarnation != 0) site.past.insert(site.incarnation);
@@ -200,6 +203,10 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
                   .first_exchange = first_logged_,
                   .first_logged = first_logged_,
                   .donors = {}};
+  if (is_lockstep()) {
+    welcome.start_number = start_number_;
+    for (const Site& peer : sites_) welcome.peers.push_back({peer.name, peer.hello.address});
+  }
   for (const CheckpointOffer& offer : site.hello.checkpoints) {
     const bool is_it = start_mode_ == StartMode::kResume && offer.step == start_step_;
     if (is_it) welcome.data_step = offer.data_step;
@@ -311,10 +318,12 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
           site.name,
           Refused{
               .incarnation = status.incarnation,
-              .reason = fmt::format("site {}: silent for more than {:.0f} s, the others went on "
-                                    "without what it holds; it must start anew",
-                                    site.name,
-                                    options_.absence_s),
+              .reason = is_lockstep()
+                            ? fmt::format("site {}: the sites start again together", site.name)
+                            : fmt::format("site {}: silent for more than {:.0f} s, the others went "
+                                          "on without what it holds; it must start anew",
+                                          site.name,
+                                          options_.absence_s),
               .exit_code = kExitTryAgain});
     }
     return;
@@ -331,6 +340,10 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
     if (is_old) ++num_refused_;
   }
   site.status = status;
+  if (status.completed_steps >
+      std::exchange(progress_step_, std::max(progress_step_, status.completed_steps))) {
+    num_vain_restarts_ = 0;
+  }
   std::erase_if(site.status->exchanges,
                 [&](const ReadyExchange& held) { return !is_good_delta(site, held); });
   if (status.wants_stop && !stop_requested_) {

@@ -74,6 +74,8 @@ class RoundMachine {
   /// The first exchange of this run; earlier ones belong to the checkpoint it went on from.
   int64_t first_logged() const { return first_logged_; }
   const std::optional<SiteStatus>& status(const std::string& site) const;
+  /// Its sites were at work before, and are to start again together.
+  bool is_restarting() const { return num_restarts_ > 0 && phase_ != RunPhase::kOver; }
 
  private:
   struct Site {
@@ -147,8 +149,16 @@ class RoundMachine {
   void spend(const Commit& commit);
   void count_again();
 
+  // round_lockstep.cpp
+  bool is_lockstep() const { return options_.schedule.num_fragments == 0; }
+  void restart_together(const std::string& why);
+  void miss_absent_sites();
+  bool stop_in_step();
+  void give_up(const std::string& why);
+
   void advance();
   void start_if_gathered();
+  std::optional<int64_t> newest_common_step() const;
   void allow_if_ready();
   void collect_ready();
   void advance_exchange(int64_t exchange, Exchange& state);
@@ -194,6 +204,10 @@ class RoundMachine {
   double now_s_ = 0;                  // of the event at hand
   std::optional<double> ticked_s_;    // the last on_tick
   std::optional<double> forsaken_s_;  // since when no site trains
+  int64_t start_number_ = 0;          // of sites in step
+  int64_t num_restarts_ = 0, num_vain_restarts_ = 0;
+  int64_t progress_step_ = 0;  // the most steps that any start of them came to
+  double gathering_s_ = 0;     // since when they are gathered again
   RoundOutput out_;
 };
 

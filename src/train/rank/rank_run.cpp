@@ -14,6 +14,9 @@
 #include "data/tokenizer.h"
 #include "model/safetensors.h"
 #include "model/transformer.h"
+#include "plan/joint.h"
+#include "train/across/state_sharing.h"
+#include "train/process/worker_set.h"
 #include "train/recovery/plan_files.h"
 #include "train/recovery/restart_point.h"
 #include "train/run_folder.h"
@@ -118,7 +121,14 @@ RankRun::RankRun(const WorkerOptions& options,
     device_->synchronize();
     board.answer(static_cast<size_t>(options_.rank)) = question;
   });
-  links_ = std::make_unique<SiteLinks>(site, options.rank, *device_, setup.rendezvous_dir);
+  if (plan::is_joint(plan_)) {
+    const auto site_idx = static_cast<size_t>(options.site_idx);
+    bridge_ = std::make_unique<Bridge>(BridgeSocket(kBridgeDescriptor),
+                                       plan::first_joint_rank(plan_, site_idx) + options.rank);
+    links_ = std::make_unique<SiteLinks>(plan_, site_idx, *bridge_, *device_, setup.rendezvous_dir);
+  } else {
+    links_ = std::make_unique<SiteLinks>(site, options.rank, *device_, setup.rendezvous_dir);
+  }
   collective_ = &links_->control();
   RankLinks links = links_->rank_links();
   links.pulse = &board.pulse(static_cast<size_t>(options.rank));
@@ -129,7 +139,8 @@ RankRun::RankRun(const WorkerOptions& options,
                                            *trainer_,
                                            static_cast<size_t>(options.rank),
                                            site.devices.size(),
-                                           job_.train.snapshot_every_steps);
+                                           // Sites in step go back to a checkpoint together.
+                                           is_joint() ? 0 : job_.train.snapshot_every_steps);
   load_weights(setup);
 }
 
@@ -235,6 +246,7 @@ void RankRun::wait_together(const std::function<bool()>& has_come) {
   std::array<std::byte, 1> come{};
   for (double patience_s = 0;; patience_s = kStillHereS) {
     ++shared_.board().pulse(static_cast<size_t>(options_.rank));
+    if (speaks_for_site()) control_->listen(0);
     if (is_first_rank()) {
       control_->listen(0);
       const double deadline_s = steady_now_s() + patience_s;
@@ -251,8 +263,8 @@ void RankRun::wait_together(const std::function<bool()>& has_come) {
 
 RankRun::Orders RankRun::share_orders() {
   Orders orders;
+  if (speaks_for_site()) control_->listen(0);
   if (is_first_rank()) {
-    control_->listen(0);
     const auto& request = control_->stop_request();
     // Later than asked is possible if the request came late; in flight is not.
     if (request && state_.step >= request->step && schedule_.is_quiet(state_.step)) {
@@ -290,9 +302,21 @@ void RankRun::train_step() {
   const int64_t coming = schedule_.merge_after(state_.step);
   if (coming >= 0) report.wait_line_s = merge(coming, plan_.exchange.merge_alpha);
   report.step_s = steady_now_s() - begin_s;
-  if (is_first_rank()) control_->send(typed("step", to_json(report)));
+  if (speaks_for_site()) control_->send(typed("step", to_json(own_part(report))));
   // fp16 alone skips a step now and then; more in a row may be a broken chip.
   if (num_skipped_ > 0 && num_skipped_ % kSkippedMax == 0) health_->examine();
+}
+
+/// Of sites in step each tells its own ranks' share of the tokens, so that they add up.
+StepReport RankRun::own_part(StepReport report) const {
+  if (!is_joint()) return report;
+  const auto site_idx = static_cast<size_t>(options_.site_idx);
+  const auto first = report.ranks.begin() + plan::first_joint_rank(plan_, site_idx);
+  const auto num_ranks = static_cast<std::ptrdiff_t>(plan_.sites[site_idx].devices.size());
+  report.ranks = std::vector<RankReport>(first, first + num_ranks);
+  report.tokens = 0;
+  for (const RankReport& rank : report.ranks) report.tokens += rank.tokens;
+  return report;
 }
 
 const Fragment& RankRun::fragment_of(int64_t exchange_idx) const {
@@ -348,7 +372,7 @@ void RankRun::save_checkpoint() {
   trainer_->save_counters(state_);
   snapshots_->finish_at_once(state_);
   saved_step_ = state_.step;
-  if (!is_first_rank()) return;
+  if (!speaks_for_site()) return;
   control_->send(json({{"type", "checkpoint_begun"}, {"step", state_.step}}).dump());
   TrainState counters = state_;
   counters.data_step = state_.step + setup_.data_shift;
@@ -364,6 +388,9 @@ void RankRun::write_checkpoint(const HostState& state, const TrainState& counter
   const double begin_s = steady_now_s();
   fs::path dir;
   const auto write = [&]() -> Status {
+    if (is_joint()) {
+      share_state(state, plan_, job_.model, static_cast<size_t>(options_.site_idx), *bridge_);
+    }
     dir = begin_checkpoint(options_.site_dir / "checkpoints", counters.step);
     Status written = model::try_write_safetensors(dir / "weights.safetensors",
                                                   {{"master", view_of(state.master)}});
