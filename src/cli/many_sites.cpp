@@ -13,7 +13,7 @@
 #include "chips/torch.h"
 #include "cli/event_line.h"
 #include "model/safetensors.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "sites/agent.h"
 #include "sites/join/join.h"
 #include "sites/join/join_token.h"

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "base/files.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "plan/record.h"
 #include "plan/site_check.h"
 

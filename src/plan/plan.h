@@ -123,7 +123,7 @@ struct Plan {
   int64_t num_parameters = 0;
   int64_t num_blocks = 0;
   std::vector<SitePlan> sites;  // site order, everywhere
-  /// Pipelines whose stages lie in several sites: plan/joint.h. Their ranks count through all
+  /// Pipelines whose stages lie in several sites: across/joint.h. Their ranks count through all
   /// sites in order; the sites then have no pipelines and no batch of their own.
   std::vector<PipelinePlan> pipelines;
   std::map<std::string, DeviceProfile> profiles;  // by profile_name() of the devices

@@ -6,7 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "base/error.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 
 namespace pelago::plan {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "plan/plan.h"
 
 namespace pelago::plan {
@@ -203,6 +203,11 @@ std::string device_table(const Plan& plan) {
   if (is_joint(plan)) {
     SitePlan joint = joint_site(plan, 0);
     joint.name = "all";
+    for (size_t rank = 0; rank < joint.devices.size(); ++rank) {
+      const size_t site = site_of_joint_rank(plan, static_cast<int>(rank));
+      std::string& device = joint.devices[rank].device;
+      device = fmt::format("{} at {}", device, plan.sites[site].name);
+    }
     add_site(plan, joint, columns);
     return columns.text(/*num_word_columns=*/7);
   }

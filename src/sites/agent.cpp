@@ -15,7 +15,7 @@
 #include "base/text/json.h"
 #include "chips/torch.h"
 #include "model/transformer.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "sites/across/relay.h"
 #include "sites/grpc_transport.h"
 #include "sites/join/tls_probe.h"

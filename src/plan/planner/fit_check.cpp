@@ -3,7 +3,7 @@
 #include <iterator>
 
 #include "base/error.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "plan/planner/cost/profile.h"
 #include "plan/planner/planner.h"
 

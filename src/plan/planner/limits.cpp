@@ -5,7 +5,7 @@
 #include <map>
 
 #include "base/error.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "plan/planner/cost/memory.h"
 #include "plan/planner/cost/profile.h"
 #include "plan/planner/search/layout.h"

@@ -9,7 +9,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 
 namespace pelago::sites {
 

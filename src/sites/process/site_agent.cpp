@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text/json.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "sites/process/site_checkpoint.h"
 #include "train/checkpoint.h"
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "model/parts/part.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "train/grid/buckets.h"
 
 namespace pelago::train {

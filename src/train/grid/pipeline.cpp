@@ -6,7 +6,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "chips/torch.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "train/grid/schedule.h"
 
 namespace pelago::train {

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "train/health/audit.h"
 #include "train/rank/rank_run.h"
 

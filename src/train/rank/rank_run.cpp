@@ -14,7 +14,7 @@
 #include "data/tokenizer.h"
 #include "model/safetensors.h"
 #include "model/transformer.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "train/across/state_sharing.h"
 #include "train/process/worker_set.h"
 #include "train/recovery/plan_files.h"

@@ -7,7 +7,7 @@
 
 #include "chips/links.h"
 #include "chips/vendor/vendor.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "train/across/joint_collective.h"
 #include "train/across/joint_courier.h"
 

@@ -10,7 +10,7 @@
 #include "chips/torch.h"
 #include "chips/vendor/trial.h"
 #include "model/parameters.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 
 namespace pelago::train {
 

@@ -4,7 +4,7 @@
 #include "base/clock.h"
 #include "base/files.h"
 #include "base/text/json.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "train/checkpoint.h"
 #include "train/recovery/plan_files.h"
 #include "train/recovery/supervisor.h"

@@ -9,7 +9,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/text/json.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "train/checkpoint.h"
 #include "train/rank/rank_run.h"
 #include "train/run_folder.h"

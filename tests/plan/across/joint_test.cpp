@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "plan/fixtures.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "plan/pipeline_time.h"
 
 namespace pelago::plan {

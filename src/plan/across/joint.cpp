@@ -1,4 +1,4 @@
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 
 #include "base/error.h"
 #include "plan/site_check.h"

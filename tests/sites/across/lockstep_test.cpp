@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "base/error.h"
-#include "plan/joint.h"
+#include "plan/across/joint.h"
 #include "sites/across/relay.h"
 #include "sites/protocol/round_machine.h"
 

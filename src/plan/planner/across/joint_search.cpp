@@ -1,4 +1,4 @@
-#include "plan/planner/across.h"
+#include "plan/planner/across/joint_search.h"
 
 #include <algorithm>
 #include <cmath>
