@@ -109,7 +109,7 @@ TEST_CASE("a pipeline over sites that would wait for itself for ever is refused"
   stages.back().in_flight = 2;
   contains(refusal([&] { plan_from_json(to_json(shallow), "p"); }), "must be at least the next");
   Plan greedy = plan;
-  greedy.sites[0].batch_sequences = 1;
+  greedy.sites[1].batch_sequences = 1;
   contains(refusal([&] { plan_from_json(to_json(greedy), "p"); }), "of its own");
   Plan alone = plan;
   alone.sites.resize(1);
