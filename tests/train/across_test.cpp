@@ -241,10 +241,10 @@ TEST_CASE("a message of many parts comes whole, and an urgent one overtakes it")
   a.send({BridgeChannel::kControl, 1, 1}, urgent);
   std::vector<std::byte> came(urgent.size());
   const double urgent_s = b.receive({BridgeChannel::kControl, 0, 1}, came);
-  CHECK(came == urgent);
+  CHECK((came == urgent));
   came.resize(large.size());
   CHECK(b.receive({BridgeChannel::kState, 0, 1}, came) >= urgent_s);
-  CHECK(came == large);
+  CHECK((came == large));
 }
 
 TEST_CASE("whoever waits for a rank that is silent or lost hears why") {

@@ -8,9 +8,9 @@
 // Whoever was told so comes with a new incarnation; what its last start still says is refused. A
 // site that does not return within absence_s, or starts that come to no new step, end the run.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text/json.h"
 #include "sites/protocol/round_machine.h"
 
 namespace pelago::sites {

@@ -118,8 +118,7 @@ class JointSearch {
     found.line_s = step_line_s(*shape);
     found.step_s = time.step_s + found.line_s;
     found.layout.sequences_a_second = static_cast<double>(problem_.batch) / found.step_s;
-    found.busiest_line_mbit_s =
-        busiest_bytes(*shape) * static_cast<double>(problem_.batch) * 8 / 1e6 / found.step_s;
+    found.busiest_line_mbit_s = 8 * busiest_bytes(*shape) / 1e6 / found.step_s;
     if (!best_ || found.step_s < best_->step_s) best_ = std::move(found);
   }
 
@@ -137,10 +136,15 @@ class JointSearch {
            activation_bytes(job_.sites.activation_bits, kind.profile.dtype);
   }
 
+  /// Of a step, each way, over the line that carries most.
   double busiest_bytes(const PipelineShape& shape) const {
     double most = 0;
+    const double embedding_bytes =
+        problem_.sizes.is_tied ? 4 * problem_.sizes.vocab * problem_.sizes.hidden : 0;
     for (size_t stage = 0; stage < shape.stages.size(); ++stage) {
-      if (line_behind(shape, stage) != nullptr) most = std::max(most, hidden_bytes(shape, stage));
+      if (line_behind(shape, stage) == nullptr) continue;
+      const double hidden = hidden_bytes(shape, stage) * static_cast<double>(problem_.batch);
+      most = std::max(most, hidden + embedding_bytes);
     }
     return most;
   }
@@ -194,17 +198,16 @@ class JointSearch {
     return true;
   }
 
-  /// What a step waits for at its end: a tied embedding's gradients go both ways at once, then the
-  /// sums follow.
+  /// What the first stage waits for at the end of a step: a tied embedding's gradients go both ways
+  /// at once, then come the sums of whoever waited for them. Without one the sums of the others are
+  /// there before the first stage is done.
   double step_line_s(const PipelineShape& shape) const {
     double line_s = 0;
     for (size_t stage = 0; stage < shape.stages.size(); ++stage) {
       const FleetLink* line = line_behind(shape, stage);
-      if (line == nullptr) continue;
-      const double embedding_bytes =
-          problem_.sizes.is_tied ? 4 * problem_.sizes.vocab * problem_.sizes.hidden : 0;
-      line_s = std::max(line_s,
-                        8 * embedding_bytes / (line->bandwidth_mbit_s * 1e6) + line->rtt_ms / 2e3);
+      if (line == nullptr || !problem_.sizes.is_tied) continue;
+      const double bits = 8 * 4 * problem_.sizes.vocab * problem_.sizes.hidden;
+      line_s = std::max(line_s, bits / (line->bandwidth_mbit_s * 1e6) + line->rtt_ms / 1e3);
     }
     return line_s;
   }

@@ -17,7 +17,7 @@ struct JointLayout {
   std::vector<int64_t> shares;  // sequences of each pipeline
   double line_s = 0;            // once a step: a tied embedding and the sums that cross lines
   double step_s = 0;
-  double busiest_line_mbit_s = 0;  // of activations, average over a step
+  double busiest_line_mbit_s = 0;  // each way, average over a step
 };
 
 /// The fastest; none if the model does not fit all devices together.
