@@ -129,6 +129,92 @@ void measure_packets(Report& report, bool is_thin, int num_turns) {
   report.target = is_thin ? 0.95 : 0.98;
 }
 
+struct UnequalSite {
+  const char* name;
+  const char* device;
+};
+// Of about 1 : 0.55 : 0.4 in what a small model takes of them; the run says what it was.
+constexpr std::array<UnequalSite, 3> kUnequal = {
+    {{"lingang", "a100"}, {"guizhou", "rtx4090"}, {"ordos", "ppu-810e"}}};
+
+std::string unequal_fleet(const std::vector<size_t>& chosen, bool has_line) {
+  std::string fleet = "[emulation]\nslowdown = 1000\n";
+  for (const size_t i : chosen) {
+    fleet += fmt::format(
+        "[[site]]\nname = \"{}\"\nlisten = \"{}\"\n[[site.device]]\ndevice = "
+        "\"emulated:{}\"\n",
+        kUnequal[i].name,
+        has_line ? fmt::format("10.77.0.{}", i + 1) : "127.0.0.1",
+        kUnequal[i].device);
+  }
+  for (const size_t i : chosen) {
+    for (const size_t j : chosen) {
+      if (i >= j) continue;
+      fleet +=
+          fmt::format("[[link]]\nbetween = [\"{}\", \"{}\"]\nbandwidth_mbit_s = 100\nrtt_ms = 60\n",
+                      kUnequal[i].name,
+                      kUnequal[j].name);
+    }
+  }
+  return fleet;
+}
+
+void measure_unequal(Report& report, int num_turns, int num_steps) {
+  if (const auto obstacle = wan::PacketLine::obstacle()) fail_usage("two_sites: {}", *obstacle);
+  const FleetBench bench(kJob);
+  bench.write_fleet("line.toml", unequal_fleet({0, 1, 2}, true));
+  bench.write_fleet("noline.toml", unequal_fleet({0, 1, 2}, false));
+  std::vector<std::string> sites;
+  for (size_t i = 0; i < kUnequal.size(); ++i) {
+    sites.emplace_back(kUnequal[i].name);
+    bench.write_fleet(fmt::format("{}.toml", sites[i]), unequal_fleet({i}, false));
+  }
+  const double slowdown = bench.fit_slowdown("noline.toml", 0.40);
+  wan::PacketLine line({.num_sites = 3, .rate_mbit = "100", .rtt_ms = 60, .loss_percent = "0.1"});
+  std::vector<double> ratios, all;
+  for (int turn = 0; turn < num_turns; ++turn) {
+    const LineRun joined =
+        run_by_hand(bench,
+                    "two-sites",
+                    sites,
+                    fmt::format("--fleet line.toml --probe probe.json --set "
+                                "emulation.slowdown={:.1f} --set train.steps={} --set "
+                                "sites.inner_steps={}",
+                                slowdown,
+                                num_steps,
+                                kRoundSteps),
+                    &line);
+    const auto plan =
+        nlohmann::json::parse(read_text_file(bench.folder() / "runs" / "two-sites" / "plan.json"));
+    double sum = 0, first = 0;
+    for (size_t i = 0; i < sites.size(); ++i) {
+      const auto share = plan["sites"][i]["batch_sequences"].get<int64_t>();
+      const double alone = bench.mean_tokens_a_second(
+          fmt::format("{}.toml", sites[i]),
+          slowdown,
+          num_steps,
+          fmt::format("--set train.batch_sequences={} --set train.exact_batch=true", share));
+      if (i == 0) first = alone;
+      sum += alone;
+      report.metrics["share_" + sites[i]] = static_cast<double>(share);
+      report.metrics["speed_" + sites[i]] = alone / first;
+    }
+    all.push_back(joined.tokens_s);
+    ratios.push_back(joined.tokens_s / sum);
+    report.metrics["wait_line_ratio"] = joined.wait_line_ratio;
+    std::fprintf(stderr,
+                 "turn %d: %.0f tokens/s together, %.0f as the sum of each alone, ratio %.4f\n",
+                 turn,
+                 joined.tokens_s,
+                 sum,
+                 ratios.back());
+  }
+  report.metrics["together_tokens_s"] = median(all);
+  report.metrics["slowdown"] = slowdown;
+  report.ratio = median(ratios);
+  report.target = 0.97;
+}
+
 void measure(Report& report) {
   const FleetBench bench(kJob);
   bench.write_fleet("line.toml", fleet_of({200, 30, true}));
@@ -165,16 +251,19 @@ int main(int argc, char** argv) {
   using namespace pelago::bench;
   Program program("two_sites",
                   "What does the line between two sites cost?",
-                  {"emulated", "packet", "packet20", "pipeline"});
-  int num_turns = 3;
+                  {"emulated", "packet", "packet20", "unequal", "pipeline"});
+  int num_turns = 3, num_steps = kPacketSteps;
   std::string more;
   program.options().add_option("--more", more, "of a pipeline: settings, as --set words");
   program.options().add_option("--turns", num_turns, "of a packet-level line, medians of these");
+  program.options().add_option("--steps", num_steps, "of a run of unequal sites");
   return program.run(argc, argv, [&](Report& report) {
     if (report.case_name == "emulated") {
       measure(report);
     } else if (report.case_name == "pipeline") {
       measure_pipeline(report, {.num_turns = num_turns, .more = more});
+    } else if (report.case_name == "unequal") {
+      measure_unequal(report, num_turns, num_steps);
     } else {
       measure_packets(report, report.case_name == "packet20", num_turns);
     }

@@ -7,7 +7,9 @@
 namespace pelago::cli {
 
 std::optional<std::string> event_line(const std::string& name, const std::string& fields_json) {
-  if (name == "commit" || name.rfind("checkpoint", 0) == 0) return std::nullopt;
+  const bool is_routine =
+      name == "commit" || name == "messages_refused" || name.rfind("checkpoint", 0) == 0;
+  if (is_routine) return std::nullopt;
   std::string line = name;
   std::replace(line.begin(), line.end(), '_', ' ');
   const auto fields = try_parse_json(fields_json);

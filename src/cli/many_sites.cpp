@@ -19,6 +19,7 @@
 #include "sites/join/join_token.h"
 #include "sites/launch.h"
 #include "sites/leases/run_ledger.h"
+#include "sites/process/shared_run.h"
 #include "sites/process/site_checkpoint.h"
 #include "sites/tls.h"
 #include "train/checkpoint.h"
@@ -113,6 +114,17 @@ std::string how_to_join(const train::RunFolder& folder,
                      (folder.path() / "tokens").string());
 }
 
+std::vector<std::string> addresses_in(const std::string& join) {
+  std::vector<std::string> addresses;
+  for (size_t begin = 0; begin <= join.size();) {
+    const size_t end = std::min(join.find(',', begin), join.size());
+    if (end == begin) fail_usage("--join {}: write HOST:PORT[,HOST:PORT...]", join);
+    addresses.push_back(join.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return addresses;
+}
+
 }  // namespace
 
 ManySitesOutcome train_many_sites(const train::RunFolder& folder,
@@ -152,7 +164,8 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
                             {.resume = start.resume,
                              .listen = start.listen,
                              .starts_agents = start.starts_agents,
-                             .tokens = {.valid_s = start.token_valid_s, .uses = start.token_uses}},
+                             .tokens = {.valid_s = start.token_valid_s, .uses = start.token_uses},
+                             .store = start.seat != nullptr ? start.seat->store.get() : nullptr},
                             callbacks);
   line.end();
 
@@ -170,7 +183,39 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
   if (!summary.stopped && start.starts_agents) {
     export_global_model(folder, setup, plan, summary.last_step);
   }
-  return {.stopped = summary.stopped, .last_step = summary.last_step};
+  return {.stopped = summary.stopped, .deposed = summary.deposed, .last_step = summary.last_step};
+}
+
+Seat::Seat(std::unique_ptr<sites::EtcdStore> taken) : store(std::move(taken)) {}
+Seat::~Seat() = default;
+
+std::unique_ptr<Seat> take_seat(const SeatWanted& wanted, const std::atomic<int>& stop_requests) {
+  const auto say = [&](const std::string& leader) {
+    if (wanted.fresh) {
+      fail_usage("--fresh: {} coordinates the run at {} now; stop it first, or take another prefix",
+                 leader,
+                 wanted.state);
+    }
+    std::fprintf(stderr, "standing by: %s coordinates this run\n", leader.c_str());
+  };
+  auto store = sites::take_seat(sites::parse_etcd_url(wanted.state, wanted.certs_dir),
+                                stop_requests,
+                                {.who = wanted.who, .on_waiting = say});
+  if (!store) return nullptr;
+  auto seat = std::make_unique<Seat>(std::move(store));
+  if (wanted.fresh) {
+    const Status forgotten = seat->store->forget_all();
+    if (!forgotten) throw Failure(forgotten.error().message, kExitTryAgain);
+  }
+  if (const auto run = sites::read_shared_run(*seat->store)) {
+    seat->job_toml = run->job_toml;
+    seat->plan_json = run->plan_json;
+  }
+  return seat;
+}
+
+void fetch_run_files(Seat& seat, const std::filesystem::path& run_dir) {
+  sites::fetch_run_files(*seat.store, run_dir);
 }
 
 void make_job_certificates(const JobCertificates& wanted) {
@@ -228,7 +273,7 @@ std::vector<std::pair<std::string, std::string>> check_job_certificates(
 int run_site_agent(const SiteAgentStart& start) {
   sites::AgentOptions options;
   if (!start.join.empty()) {
-    options = sites::join_run({.address = start.join,
+    options = sites::join_run({.addresses = addresses_in(start.join),
                                .token = start.token,
                                .run_dir = start.run_dir,
                                .data_dir = start.data_dir});

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,10 +14,33 @@
 #include "cli/terminal.h"
 #include "train/run_folder.h"
 
+namespace pelago::sites {
+class EtcdStore;
+}
+
 namespace pelago::cli {
+
+/// The seat of a run's coordinator, where the state is in etcd; given up with this.
+struct Seat {
+  explicit Seat(std::unique_ptr<sites::EtcdStore> taken);
+  ~Seat();
+  std::unique_ptr<sites::EtcdStore> store;
+  std::string job_toml, plan_json;  // of an earlier coordinator of the run; empty: there was none
+};
+struct SeatWanted {
+  std::string state;                // etcd://HOST:PORT[,HOST:PORT...]/PREFIX
+  std::filesystem::path certs_dir;  // of etcds://
+  std::string who;                  // for people
+  bool fresh = false;               // forget what is there
+};
+/// Waits until the seat is free and takes it; null: a stop was requested first.
+std::unique_ptr<Seat> take_seat(const SeatWanted& wanted, const std::atomic<int>& stop_requests);
+/// Certificates and tokens as the earlier coordinator had them.
+void fetch_run_files(Seat& seat, const std::filesystem::path& run_dir);
 
 struct ManySitesOutcome {
   bool stopped = false;  // by a stop request, with a checkpoint
+  bool deposed = false;  // another coordinator goes on with the run
   int64_t last_step = 0;
 };
 
@@ -26,6 +50,7 @@ struct ManySitesStart {
   bool starts_agents = true;  // false: people start them, on any host
   int64_t token_valid_s = 24 * 3600;
   int64_t token_uses = 1;
+  Seat* seat = nullptr;  // null: the state is in the run folder
 };
 
 /// Trains over every site of the plan; view and line show it on the way.
@@ -60,7 +85,7 @@ std::vector<std::pair<std::string, std::string>> check_job_certificates(
 
 /// The process of one site, either joining with a token or with certificates it was given.
 struct SiteAgentStart {
-  std::string join;                       // "HOST:PORT"; empty: the four below are given
+  std::string join;  // "HOST:PORT[,HOST:PORT...]"; empty: the four below are given
   std::filesystem::path token, data_dir;  // with join
   std::filesystem::path run_dir;          // with join it may be empty
   std::string site, coordinator;

@@ -2,6 +2,9 @@
 #include "base/error.h"
 #include "cli/many_sites.h"
 
+// There is none in this build.
+class pelago::sites::EtcdStore {};
+
 namespace pelago::cli {
 
 namespace {
@@ -23,6 +26,14 @@ ManySitesOutcome train_many_sites(const train::RunFolder&,
                                   LiveLine&) {
   refuse();
 }
+
+Seat::Seat(std::unique_ptr<sites::EtcdStore>) { refuse(); }
+
+Seat::~Seat() = default;
+
+std::unique_ptr<Seat> take_seat(const SeatWanted&, const std::atomic<int>&) { refuse(); }
+
+void fetch_run_files(Seat&, const std::filesystem::path&) { refuse(); }
 
 void make_job_certificates(const JobCertificates&) { refuse(); }
 

@@ -80,6 +80,33 @@ std::string suspects_lines(const Json& suspects) {
   return text;
 }
 
+/// The newest shares of the batch, if the sites have left those of the plan.
+Json shares_json(const std::filesystem::path& run_dir) {
+  Json shares = Json::object();
+  for_each_line(run_dir / "events.jsonl", [&](const Json& json, const std::string&) {
+    if (json.value("event", "") != "site_shares_changed") return;
+    shares = {{"from_data_step", json.value("from_data_step", int64_t{0})},
+              {"sites", json.value("sites", std::vector<std::string>())},
+              {"sequences", json.value("sequences", std::vector<int64_t>())},
+              {"sequences_before", json.value("sequences_before", std::vector<int64_t>())}};
+  });
+  return shares;
+}
+
+std::string shares_line(const Json& shares) {
+  if (shares.empty()) return "";
+  std::vector<std::string> parts;
+  for (size_t i = 0; i < shares["sites"].size(); ++i) {
+    parts.push_back(fmt::format("{} {} (before: {})",
+                                shares["sites"].at(i).get<std::string>(),
+                                shares["sequences"].at(i).get<int64_t>(),
+                                shares["sequences_before"].at(i).get<int64_t>()));
+  }
+  return fmt::format("  shares from data step {:<10} {} sequences\n",
+                     shares["from_data_step"].get<int64_t>(),
+                     fmt::join(parts, ", "));
+}
+
 /// Nothing for a run that lost nothing.
 std::string recovery_line(const Json& recovery) {
   if (recovery["seconds_lost"].get<double>() <= 0) return "";
@@ -160,6 +187,7 @@ Json summary(const RunView& view, const std::filesystem::path& run_dir) {
       {"sites", Json::array()}};
   json["recovery"] = recovery_json(run_dir);
   json["suspects"] = suspects_json(run_dir);
+  json["shares"] = shares_json(run_dir);
   json["ledger"] = Json::parse(token_accounts_json(run_dir, view.plan()));
   const Evaluations evaluated = evaluations(view);
   if (evaluated.first) {
@@ -236,7 +264,7 @@ std::string summary_table(const RunView& view, const std::filesystem::path& run_
   }
   text += ledger_lines(json["ledger"]);
   text += recovery_line(json["recovery"]);
-  text += suspects_lines(json["suspects"]);
+  text += suspects_lines(json["suspects"]) + shares_line(json["shares"]);
   const auto model = json["model"].get<std::string>();
   if (!model.empty()) text += fmt::format("  exported model                   {}\n", model);
   return text;

@@ -179,7 +179,8 @@ Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
                      .site_idx = site_idx,
                      .plan = plan,
                      .hello = hello,
-                     .relay = relay ? &*relay : nullptr},
+                     .relay = relay ? &*relay : nullptr,
+                     .coordinators = options.coordinators},
                     transport,
                     state,
                     clock);

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "train/checkpoint.h"
 
@@ -16,8 +17,9 @@ struct AgentOptions {
   std::filesystem::path run_dir;  // holds job.toml and plan.json; the site's files go to sites/SITE
   std::string site;               // a name of plan.json
   std::string coordinator;        // "HOST:PORT"
-  std::filesystem::path certs_dir;     // ca.pem, SITE.pem, SITE.key
-  std::optional<int64_t> resume_step;  // offer only this checkpoint; absent: every good one
+  std::vector<std::string> coordinators;  // where another may take over
+  std::filesystem::path certs_dir;        // ca.pem, SITE.pem, SITE.key
+  std::optional<int64_t> resume_step;     // offer only this checkpoint; absent: every good one
 };
 
 /// By which sites find out that one has another plan.json or another model.

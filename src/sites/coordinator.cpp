@@ -8,13 +8,21 @@
 
 namespace pelago::sites {
 
+namespace {
+
+constexpr double kTryAgainS = 0.5;
+
+}  // namespace
+
 Coordinator::Coordinator(const RoundOptions& options,
                          Transport& transport,
+                         StateStore& store,
                          Journal& journal,
                          const Clock& clock,
                          CoordinatorCallbacks callbacks)
-    : rounds_(options, journal.load()),
+    : rounds_(options, store.load()),
       transport_(&transport),
+      store_(&store),
       journal_(&journal),
       clock_(&clock),
       callbacks_(std::move(callbacks)) {
@@ -29,6 +37,7 @@ void Coordinator::poll(double timeout_s) {
     if (!arrival) break;
     take(*arrival);
   }
+  if (refused_s_ && clock_->now_s() - *refused_s_ >= kTryAgainS) write_waiting();
   carry_out(rounds_.on_tick(clock_->now_s()));
 }
 
@@ -73,8 +82,25 @@ void Coordinator::take_report(const std::string& site, const Report& report) {
   }
 }
 
-void Coordinator::carry_out(const RoundOutput& output) {
-  // Durable before anyone hears of it.
+void Coordinator::carry_out(RoundOutput output) {
+  if (is_deposed_) return;
+  if (const std::optional<RoundOutput> now = outbox_.put(std::move(output))) tell(*now);
+  if (!refused_s_) write_waiting();
+}
+
+// A full disk alone does not hold a run up: then the journal keeps in memory what it was given.
+void Coordinator::write_waiting() {
+  while (outbox_.is_waiting() && !is_deposed_) {
+    if (store_ != journal_) {
+      const Status written = store_->write(outbox_.first().writes);
+      note_store(written);
+      if (!written) return;
+    }
+    tell(outbox_.take_first());
+  }
+}
+
+void Coordinator::tell(const RoundOutput& output) {
   note_journal(journal_->record(output.writes, output.commits, output.events));
   for (const Commit& commit : output.commits) {
     nlohmann::json members = nlohmann::json::array();
@@ -95,6 +121,22 @@ void Coordinator::carry_out(const RoundOutput& output) {
 void Coordinator::announce(const std::string& name, const std::string& fields_json) {
   log_debug("event name={} fields={}", name, fields_json);
   if (callbacks_.on_event) callbacks_.on_event(name, fields_json);
+}
+
+void Coordinator::note_store(const Status& written) {
+  if (!written && written.error().code == ErrorCode::kRefused) {
+    is_deposed_ = true;
+    log_warn("this coordinator is replaced reason=\"{}\"", written.error().message);
+    return;
+  }
+  const bool was_refused = refused_s_.has_value();
+  refused_s_ = written ? std::nullopt : std::optional(clock_->now_s());
+  if (was_refused == refused_s_.has_value()) return;
+  const std::string message = written ? "the state can be written again"
+                                      : "the state cannot be written; training goes on, nothing "
+                                        "new is decided: " +
+                                            written.error().message;
+  announce("warning", nlohmann::json{{"message", message}}.dump());
 }
 
 void Coordinator::note_journal(const Status& written) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <random>
 #include <vector>
 
 #include "base/clock.h"
@@ -55,6 +56,7 @@ struct GrpcTransport::Impl {
   std::shared_ptr<grpc::ChannelCredentials> credentials;  // gRPC's own way to hold them
   BoundedQueue<Arrival> inbox;
   Receiver receiver;
+  uint32_t start = std::random_device{}();
   std::unique_ptr<grpc::Server> server;
   int port = 0;
   mutable std::mutex peers_mutex;  // guards the three below
@@ -109,6 +111,7 @@ void GrpcTransport::set_address(const std::string& peer, const std::string& addr
   line.peer = peer;
   line.address = address;
   line.from = impl_->options.name;
+  line.start = impl_->start;
   line.credentials = impl_->credentials;
   line.patience_s = impl_->options.patience_s;
   // Nothing large goes to the coordinator or comes from it.

@@ -143,7 +143,8 @@ class Launch {
            words,
            agent.log.string());
     }
-    host_->count_restart(agent.site);
+    // One that was told to start anew has not failed.
+    if (ended.exit_code() != kExitTryAgain) host_->count_restart(agent.site);
     host_->record("site_restarted",
                   json{{"site", agent.site},
                        {"restarts", num_restarts + 1},
@@ -171,6 +172,7 @@ class Launch {
 void wait_for_sites(RunHost& host, StopRequests& stop) {
   while (!host.is_over()) {
     host.poll(kPollS);
+    if (host.is_deposed()) return;
     stop.look(host);
     end_if_failed(host);
   }
@@ -190,6 +192,8 @@ ManySitesSummary run_many_sites(const train::RunFolder& run_folder,
                                 const ManySitesCallbacks& callbacks) {
   PELAGO_ASSERT(plan.job_name == job.name && plan.sites.size() == fleet.sites.size(),
                 "the plan was made for this job and fleet");
+  PELAGO_ASSERT(options.store == nullptr || !options.starts_agents,
+                "agents of this process end with it: no other coordinator can go on with them");
   if (plan.sites.size() < 2) fail_usage("{}: one site needs no others", plan.sites.front().name);
   run_folder.write_plan(plan);
   try {

@@ -19,6 +19,8 @@
 
 namespace pelago::sites {
 
+class EtcdStore;
+
 /// What a site has sent over its lines since it started.
 struct LineReport {
   std::string site;
@@ -38,7 +40,7 @@ struct SiteSummary {
   int64_t missing_commits = 0;  // made without it; it fetched the result instead
   int64_t restarts = 0;
   int64_t sent_bytes = 0;
-  /// Bytes sent for exchanges a parameter exchanged: 0.56 for two sites at 4 bits (scales counted).
+  /// Bytes sent for exchanges a parameter exchanged: 0.42 for two sites at 4 bits (scales counted).
   double sent_bytes_per_parameter = 0;
 };
 
@@ -47,6 +49,7 @@ struct ManySitesSummary {
   int64_t commits = 0;
   int64_t differing_hashes = 0;  // times a site's result differed from the majority's; 0 is healthy
   bool stopped = false;          // ended by a stop request, before the last step
+  bool deposed = false;          // another coordinator goes on with the run
   int64_t last_step = 0;         // completed steps, the same at every site that ended
   double wall_s = 0;
 };
@@ -67,6 +70,8 @@ struct ManySitesOptions {
   std::string listen = "127.0.0.1:0";  // the coordinator's address; port 0: any free one
   bool starts_agents = true;           // false: people start them, on any host
   TokenTerms tokens;                   // of the join tokens that are made
+  /// Where the state is, if not in the run folder alone; leads, and outlives the run.
+  EtcdStore* store = nullptr;
 };
 
 /// Runs the whole plan. stop_requests: 0 go on; 1 all sites stop at a common quiet step with a

@@ -48,6 +48,12 @@ class SiteEvents {
   virtual void on_recovery(const std::string& /*event*/, const std::string& /*fields_json*/) {}
 };
 
+/// From this step on (0 is the first), the sites take so many sequences of each batch.
+struct BatchShares {
+  int64_t from_step = 0;
+  std::vector<int64_t> sequences;  // by site
+};
+
 struct SiteRunOptions {
   std::filesystem::path
       run_dir;  // holds job.toml and plan.json; checkpoints go to site_dir/checkpoints
@@ -61,6 +67,7 @@ struct SiteRunOptions {
   int64_t start_step = 0;  // with start_from_shared: completed steps to count from
   /// Added to a step to find its samples: a site that lost starts reads on where it had got to.
   int64_t data_shift = 0;
+  std::vector<BatchShares> shares = {};  // after the plan's, in the order of their steps
 };
 
 class SiteRunner {
@@ -88,6 +95,10 @@ class SiteRunner {
   /// merged().
   std::span<float> merged_weights();
   void merged(int64_t exchange_idx);
+
+  /// Of a step that no worker has begun, later than all shares before. The stages stay. Throws
+  /// Failure if the site cannot work with so few sequences.
+  void take_shares(const BatchShares& shares);
 
   /// Every rank stops after this many completed steps (which must be quiet and not yet reached),
   /// with a checkpoint if asked.

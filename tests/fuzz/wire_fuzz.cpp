@@ -67,9 +67,9 @@ class Site {
  private:
   static MemberOptions options() {
     MemberOptions options;
-    options.site = "a";
+    options.site = std::string("a");  // g++ 12 warns falsely of the assignment of a literal
     options.schedule = kSchedule;
-    options.tokens_per_step = 10;
+    options.sequence_tokens = 10;
     options.hello.incarnation = kIncarnation;
     return options;
   }

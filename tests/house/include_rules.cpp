@@ -42,6 +42,7 @@ const std::vector<LibraryRule>& library_rules() {
        "src/sites/(.*/)?grpc_[^/]*\\.cpp"},
       {"OpenSSL", "openssl/.*", "src/sites/(.*/)?(tls[^/]*|grpc_[^/]*)\\.cpp"},
       {"SQLite", "sqlite3.*", "src/sites/(.*/)?journal\\.cpp"},
+      {"libcurl", "curl/.*", "src/sites/(.*/)?http_client\\.cpp"},
       {"toml++", "toml\\+\\+/.*|toml\\.hpp", "src/base/config\\.cpp"},
       {"CLI11", "CLI/.*", "src/cli/.*"},
       {"PCRE2", "pcre2.*", "src/data/.*"},

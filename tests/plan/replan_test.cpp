@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "plan/fixtures.h"
+#include "plan/planner/sharing/share_batch.h"
 
 namespace pelago::plan {
 namespace {
@@ -78,6 +79,57 @@ TEST_CASE("what is left and too small is refused with what it would have to hold
     CHECK(failure.exit_code() == kExitFailed);
   }
   contains(message, "site \"here\": the model of 352.4 M parameters does not fit the 1 devices");
+}
+
+constexpr const char* kThreeSites = R"(
+[emulation]
+slowdown = 1000
+[[site]]
+name = "a"
+[[site.device]]
+device = "emulated:nvidia-a100-80g-sxm"
+count = 2
+[[site]]
+name = "b"
+[[site.device]]
+device = "emulated:nvidia-h20"
+[[site]]
+name = "c"
+[[site.device]]
+device = "emulated:nvidia-h20"
+[[link]]
+between = ["a", "b"]
+[[link]]
+between = ["b", "c"]
+[[link]]
+between = ["a", "c"]
+)";
+
+TEST_CASE("sites that share the batch anew keep their stages, and no sample is in two sites") {
+  JobConfig job = job_of_size("2m", 64);
+  job.train.pipeline = "never";
+  const Plan plan = make_plan(job, fleet_from(kThreeSites), catalogue(), nullptr, 2);
+  const int64_t batch = plan.batch_sequences;
+  const int64_t sequences[] = {batch - 12, 5, 7};
+  const double factors[] = {1, 3};
+  const Plan changed = share_batch(plan, job, sequences, 0, factors);
+  int64_t first = 0;
+  for (size_t i = 0; i < 3; ++i) {
+    CAPTURE(i);
+    CHECK(has_same_stages(plan.sites[i], changed.sites[i]));
+    CHECK(changed.sites[i].batch_sequences == sequences[i]);
+    CHECK(sum_of_shares(changed.sites[i]) == sequences[i]);
+    CHECK(changed.sites[i].first_sequence == first);
+    first += sequences[i];
+  }
+  CHECK(changed.sites[0].pipelines[1].sequences < changed.sites[0].pipelines[0].sequences);
+  CHECK(to_json(plan_from_json(to_json(changed), "plan.json")) == to_json(changed));
+  const int64_t back[] = {
+      plan.sites[0].batch_sequences, plan.sites[1].batch_sequences, plan.sites[2].batch_sequences};
+  const Plan again = share_batch(changed, job, back, 0, {});
+  for (size_t i = 0; i < 3; ++i) CHECK(sum_of_shares(again.sites[i]) == back[i]);
+  const int64_t too_few[] = {1, batch - 2, 1};  // site a has two pipelines
+  CHECK_THROWS_AS(share_batch(plan, job, too_few, 0, {}), Failure);
 }
 
 TEST_CASE("a site is planned anew within milliseconds") {

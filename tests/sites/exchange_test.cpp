@@ -240,7 +240,7 @@ TEST_CASE("with decay a kept error counts less, without it whole") {
   }
 }
 
-TEST_CASE("two sites send 0.508 byte a parameter at 4 bits") {
+TEST_CASE("two sites send less than half a byte a parameter at 4 bits, however even the levels") {
   constexpr size_t kNumValues = 128 * 100;
   const std::vector<float> global(kNumValues, 0.0F), none(kNumValues, 0.0F);
   const Exchanged done = exchange(4,
@@ -250,7 +250,7 @@ TEST_CASE("two sites send 0.508 byte a parameter at 4 bits") {
                                   {none, none});
   const size_t num_bytes =
       done.members[0]->delta_slice(1).size() + done.members[0]->mean_slice()->size();
-  CHECK(static_cast<double>(num_bytes) / kNumValues == doctest::Approx(0.5078125));
+  CHECK(static_cast<double>(num_bytes) / kNumValues < 0.5);
 }
 
 TEST_CASE("a delta that is not finite is never sent") {

@@ -33,7 +33,7 @@ TEST_CASE("three sites on a good network commit every exchange and end with the 
   CHECK(run.rounds().num_commits() == 9 + 3);
   CHECK(run.last_steps() == std::vector<int64_t>{40, 40, 40});
   CHECK(all_equal(run.last_hashes()));
-  CHECK(run.coordinator().num_differing() == 0);
+  CHECK(run.num_differing() == 0);
 }
 
 TEST_CASE("two runs of the same seed end with the same bits") {
@@ -108,7 +108,7 @@ TEST_CASE("a run replays exactly from its seed, whatever failed in it") {
     CAPTURE(seed);
     SimulatedRun once(any_run(seed)), again(any_run(seed));
     REQUIRE(once.run() == again.run());
-    CHECK(once.coordinator().trace() == again.coordinator().trace());
+    CHECK(once.trace() == again.trace());
     CHECK(once.virtual_s() == again.virtual_s());
     CHECK(once.last_hashes() == again.last_hashes());
   }
@@ -117,7 +117,8 @@ TEST_CASE("a run replays exactly from its seed, whatever failed in it") {
 TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or unaccounted for") {
   const double begin_s = steady_now_s();
   double virtual_s = 0;
-  int64_t num_restarts = 0, num_terms = 0, num_refused = 0, num_lost_commits = 0;
+  int64_t num_restarts = 0, num_terms = 0, num_refused = 0, num_lost_commits = 0, num_shares = 0;
+  int64_t num_power_cuts = 0, num_late_writes = 0;
   const uint64_t first = first_seed();
   for (uint64_t seed = first; seed < first + num_seeds(100); ++seed) {
     CAPTURE(seed);
@@ -125,17 +126,25 @@ TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or
     REQUIRE(run.run() == "");
     virtual_s += run.virtual_s();
     num_restarts += run.num_restarts();
-    num_terms += run.coordinator().num_starts() - 1;
+    num_terms += run.num_terms() - 1;
     num_refused += run.num_refused();
     num_lost_commits += run.truth().num_lost_commits();
+    num_power_cuts += run.num_power_cuts();
+    num_late_writes += run.store().num_refused();
+    num_shares += run.num_share_changes();
   }
   const double speed = virtual_s / (steady_now_s() - begin_s);
   MESSAGE("restarts of sites " << num_restarts << ", of coordinators " << num_terms
                                << ", refused messages " << num_refused << ", commits taken back "
-                               << num_lost_commits << ", times real time " << speed);
+                                << num_lost_commits << ", new shares " << num_shares
+                                << ", power cuts " << num_power_cuts
+                                << ", writes of deposed coordinators refused " << num_late_writes
+                               << ", times real time " << speed);
   CHECK(num_restarts > 0);  // the faults have fired
   CHECK(num_terms > 0);
   CHECK(num_refused > 0);
+  CHECK(num_power_cuts + num_late_writes > 0);
+  CHECK(num_shares > 0);
   CHECK(speed > 100);
 }
 

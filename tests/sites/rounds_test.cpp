@@ -43,13 +43,23 @@ class StartedRun {
   }
   void say(const std::string& site, const Message& message) {
     last_ = rounds_.on_message(site, message, now_s_);
+    note_epoch(last_);
   }
-  void ready(const std::string& site, int64_t epoch = -1, const std::string& hash = "") {
+  void at_step(const std::string& site, int64_t step) {
     SiteStatus status = this->status(site, SitePhase::kTraining);
-    status.exchanges.push_back({.exchange = 0,
+    status.completed_steps = step;
+    say(site, status);
+  }
+  void ready(const std::string& site,
+             int64_t epoch = -1,
+             const std::string& hash = "",
+             int64_t exchange = 0) {
+    SiteStatus status = this->status(site, SitePhase::kTraining);
+    status.completed_steps = 4 * exchange + 24;
+    status.exchanges.push_back({.exchange = exchange,
                                 .tokens = 100,
-                                .data_begin = 0,
-                                .data_end = 4,
+                                .data_begin = std::max<int64_t>(0, 4 * exchange - 4),
+                                .data_end = 4 * exchange + 4,
                                 .begun_epoch = epoch,
                                 .hash = hash,
                                 .missing = {}});
@@ -60,6 +70,7 @@ class StartedRun {
     const auto keep = [&](RoundOutput output) {
       std::erase_if(output.messages,
                     [](const auto& sent) { return std::holds_alternative<Alive>(sent.second); });
+      note_epoch(output);
       if (!output.messages.empty()) last_ = std::move(output);
     };
     for (double waited = 0; waited < seconds; waited += 0.5) {
@@ -82,15 +93,22 @@ class StartedRun {
     for (const MemberShare& member : members) names += member.site;
     return names;
   }
+  int64_t epoch() const { return epoch_; }
   double now_s() const { return now_s_; }
   RoundMachine& rounds() { return rounds_; }
   const RoundOutput& last() const { return last_; }
 
  private:
+  void note_epoch(const RoundOutput& output) {
+    for (const auto& [site, message] : output.messages) {
+      if (const auto* begin = std::get_if<Begin>(&message)) epoch_ = begin->epoch;
+    }
+  }
+
   static constexpr const char* kSites[] = {"a", "b", "c"};
   RoundMachine rounds_;
   RoundOutput last_;
-  int64_t sequence_ = 0;
+  int64_t sequence_ = 0, epoch_ = -1;
   double now_s_ = 0;
 };
 
@@ -113,6 +131,25 @@ TEST_CASE("a late site is waited for during the grace window and then left out")
   run.wait(2, "abc");
   REQUIRE(run.said<Begin>() != nullptr);
   CHECK(StartedRun::names(run.said<Begin>()->members) == "ab");
+}
+
+TEST_CASE(
+    "a site that stays behind for a round is told to start anew, one that catches up is not") {
+  for (const bool catches_up : {false, true}) {
+    StartedRun run;
+    for (int64_t exchange = 0; exchange < 5; ++exchange) {
+      const int64_t behind = catches_up ? 20 - 4 * exchange : 20;
+      run.at_step("c", 4 * exchange + 24 - behind);
+      for (const char* site : {"a", "b"}) run.ready(site, -1, "", exchange);
+      run.wait(12, "abc");
+      for (const char* site : {"a", "b"}) {
+        run.ready(site, run.epoch(), "hash", exchange);
+      }
+    }
+    INFO(catches_up);
+    CHECK(run.rounds().status("c").has_value() == catches_up);
+    CHECK(run.rounds().num_commits() == 5);
+  }
 }
 
 TEST_CASE("a member that falls silent raises the epoch, and reports of the old one do not count") {

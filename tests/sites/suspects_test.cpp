@@ -42,7 +42,7 @@ class Partners {
       member.site = name;
       member.schedule = kSchedule;
       member.exchange.bits = 8;
-      member.tokens_per_step = 100;
+      member.sequence_tokens = 100;
       member.hello.incarnation = 1;
       member.hello.address = name;
       site.member = std::make_unique<Member>(member, *site.state);

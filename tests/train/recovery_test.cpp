@@ -6,6 +6,7 @@
 #include "base/rng.h"
 #include "train/health/hang_watch.h"
 #include "train/health/pace_watch.h"
+#include "train/process/control.h"
 #include "train/process/shared_weights.h"
 #include "train/recovery/restart_point.h"
 
@@ -193,6 +194,22 @@ TEST_CASE("a chip that was not measured is compared with its own first steps") {
   for (int step = 0; step < 10; ++step) factors = watch.on_step(std::vector<double>{1.0, 8.0});
   REQUIRE(factors);
   CHECK((*factors)[1] == doctest::Approx(2));
+}
+
+TEST_CASE("a worker takes shares before the step from which they hold, the later ones last") {
+  auto [ours, theirs] = PacketSocket::make_pair();
+  Control control(std::move(theirs));
+  ours.send(R"({"type":"new_shares","plan_idx":3,"from_step":20})");
+  ours.send(R"({"type":"new_shares","plan_idx":2,"from_step":10})");
+  ours.send(R"({"type":"go"})");
+  while (!control.may_train()) control.listen(1);
+  CHECK_FALSE(control.take_new_shares(9));
+  CHECK(control.take_new_shares(10) == 2);
+  CHECK_FALSE(control.take_new_shares(11));
+  ours.send(R"({"type":"new_shares","plan_idx":4,"from_step":20})");  // made anew
+  ours.send(R"({"type":"stop_at","step":99,"with_checkpoint":true})");
+  while (!control.stop_request()) control.listen(1);
+  CHECK(control.take_new_shares(25) == 4);
 }
 
 }  // namespace

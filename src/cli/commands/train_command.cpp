@@ -37,6 +37,7 @@ struct TrainArguments {
   bool starts_agents = true;
   double token_hours = 24;
   int64_t token_uses = 1;
+  std::string state, state_certs;
 };
 
 // A signal handler can reach nothing but a global: counted here, read by whoever runs the sites.
@@ -126,47 +127,59 @@ bool train_one_site(const train::RunFolder& folder,
   return summary.stopped;
 }
 
-void run_train(const TrainArguments& arguments, const Globals& globals) {
-  if (arguments.resume && arguments.fresh)
-    fail_usage("--resume and --fresh exclude each other; give one");
-  if (arguments.resume && !arguments.plan.empty())
-    fail_usage("--resume goes on with the plan of the run; leave --plan out");
-  const Setup setup = read_setup(arguments.job, arguments.fleet, arguments.overrides);
-  std::signal(SIGINT, count_stop_request);
-  std::signal(SIGTERM, count_stop_request);
-  const auto start = arguments.resume  ? train::RunStart::kResume
-                     : arguments.fresh ? train::RunStart::kFresh
-                                       : train::RunStart::kNew;
-  const auto folder = train::RunFolder::open(setup.job, setup.fleet, start);
+/// The run folder, its plan and what is known of it so far.
+struct OpenRun {
+  train::RunFolder folder;
+  plan::Plan plan;
+  RunView view;
+};
+
+train::RunStart start_of(const TrainArguments& arguments) {
+  return arguments.resume  ? train::RunStart::kResume
+         : arguments.fresh ? train::RunStart::kFresh
+                           : train::RunStart::kNew;
+}
+
+OpenRun open_run(const TrainArguments& arguments, const Setup& setup) {
+  auto folder = train::RunFolder::open(setup.job, setup.fleet, start_of(arguments));
   NewRun new_run(arguments.resume ? std::filesystem::path() : folder.path());
-  const plan::Plan plan = choose_plan(arguments, setup, folder);
+  plan::Plan plan = choose_plan(arguments, setup, folder);
   if (stop_requests.load() > 0) fail_interrupted("stopped before the first step");
   folder.write_plan(plan);
   new_run.keep();
-  if (!globals.json && !globals.quiet) std::fprintf(stderr, "%s\n", plan::to_table(plan).c_str());
-
   RunView view = arguments.resume ? read_run(folder.path()) : RunView(plan);
-  LiveLine line(STDERR_FILENO);
-  bool stopped = false;
-  if (plan.sites.size() == 1) {
-    if (!arguments.starts_agents) fail_usage("one site needs no coordinator: pelago train");
-    stopped = train_one_site(folder, setup, plan, arguments.resume, view, line);
-  } else {
-    const ManySitesStart start_options{
-        .resume = arguments.resume,
-        .listen = arguments.listen,
-        .starts_agents = arguments.starts_agents,
-        .token_valid_s = static_cast<int64_t>(3600 * arguments.token_hours),
-        .token_uses = arguments.token_uses};
-    stopped =
-        train_many_sites(folder, setup, plan, start_options, stop_requests, view, line).stopped;
+  return {.folder = std::move(folder), .plan = std::move(plan), .view = std::move(view)};
+}
+
+// A run that another coordinator has begun: its plan, its certificates, and this host's own record.
+OpenRun open_shared_run(const TrainArguments& arguments, const Setup& setup, Seat& seat) {
+  if (seat.job_toml != setup.job.source_toml) {
+    fail_usage(
+        "--state {}: the run there is of another job than {}; give that job and its --set, "
+        "another prefix, or --fresh",
+        arguments.state,
+        arguments.job);
   }
-  folder.record_event("summary", summary_json(view, folder.path()));
+  const auto path = std::filesystem::path(setup.job.runs_dir) / setup.job.name;
+  const bool is_known = std::filesystem::exists(path / "job.toml");
+  auto folder = train::RunFolder::open(
+      setup.job, setup.fleet, is_known ? train::RunStart::kResume : train::RunStart::kNew);
+  plan::Plan plan = plan::plan_from_json(seat.plan_json, arguments.state + ": plan.json");
+  folder.write_plan(plan);
+  fetch_run_files(seat, folder.path());
+  RunView view = is_known ? read_run(folder.path()) : RunView(plan);
+  return {.folder = std::move(folder), .plan = std::move(plan), .view = std::move(view)};
+}
+
+void say_how_it_ended(const TrainArguments& arguments,
+                      const Globals& globals,
+                      const OpenRun& run,
+                      bool stopped) {
   if (!arguments.starts_agents) {
     std::fprintf(stderr, "%s\n", (stopped ? kStoppedElsewhere : kDoneElsewhere));
     if (stopped) return;
   }
-  if (stopped && !has_checkpoint(folder, plan)) {
+  if (stopped && !has_checkpoint(run.folder, run.plan)) {
     fail_interrupted("stopped before the first checkpoint; begin again with --fresh");
   }
   if (stopped) {
@@ -177,8 +190,74 @@ void run_train(const TrainArguments& arguments, const Globals& globals) {
     return;
   }
   std::printf("%s\n",
-              globals.json ? summary_json(view, folder.path()).c_str()
-                           : summary_table(view, folder.path()).c_str());
+              globals.json ? summary_json(run.view, run.folder.path()).c_str()
+                           : summary_table(run.view, run.folder.path()).c_str());
+}
+
+/// Returns whether this process is done with the run; if not, another coordinator goes on with it.
+bool carry_out(const TrainArguments& arguments,
+               const Globals& globals,
+               const Setup& setup,
+               Seat* seat) {
+  const bool is_shared = seat != nullptr && !seat->plan_json.empty();
+  OpenRun run = is_shared ? open_shared_run(arguments, setup, *seat) : open_run(arguments, setup);
+  if (!globals.json && !globals.quiet) {
+    std::fprintf(stderr, "%s\n", plan::to_table(run.plan).c_str());
+  }
+  LiveLine line(STDERR_FILENO);
+  ManySitesOutcome outcome;
+  if (run.plan.sites.size() == 1) {
+    if (!arguments.starts_agents) fail_usage("one site needs no coordinator: pelago train");
+    outcome.stopped = train_one_site(run.folder, setup, run.plan, arguments.resume, run.view, line);
+  } else {
+    const ManySitesStart start_options{
+        .resume = arguments.resume,
+        .listen = arguments.listen,
+        .starts_agents = arguments.starts_agents,
+        .token_valid_s = static_cast<int64_t>(3600 * arguments.token_hours),
+        .token_uses = arguments.token_uses,
+        .seat = seat};
+    outcome =
+        train_many_sites(run.folder, setup, run.plan, start_options, stop_requests, run.view, line);
+  }
+  if (outcome.deposed) return false;
+  run.folder.record_event("summary", summary_json(run.view, run.folder.path()));
+  say_how_it_ended(arguments, globals, run, outcome.stopped);
+  return true;
+}
+
+// Stands by, coordinates, and stands by again if another has taken over.
+void coordinate_in_turn(TrainArguments arguments, const Globals& globals, const Setup& setup) {
+  bool is_done = false;
+  while (!is_done) {
+    const std::unique_ptr<Seat> seat =
+        take_seat({.state = arguments.state,
+                   .certs_dir = arguments.state_certs,
+                   .who = fmt::format("{} (process {})", arguments.listen, ::getpid()),
+                   .fresh = arguments.fresh},
+                  stop_requests);
+    if (!seat) {
+      std::fprintf(stderr, "stopped while standing by; the run goes on\n");
+      return;
+    }
+    is_done = carry_out(arguments, globals, setup, seat.get());
+    arguments.resume = arguments.fresh = false;
+  }
+}
+
+void run_train(const TrainArguments& arguments, const Globals& globals) {
+  if (arguments.resume && arguments.fresh)
+    fail_usage("--resume and --fresh exclude each other; give one");
+  if (arguments.resume && !arguments.plan.empty())
+    fail_usage("--resume goes on with the plan of the run; leave --plan out");
+  const Setup setup = read_setup(arguments.job, arguments.fleet, arguments.overrides);
+  std::signal(SIGINT, count_stop_request);
+  std::signal(SIGTERM, count_stop_request);
+  if (arguments.state.empty()) {
+    carry_out(arguments, globals, setup, nullptr);
+  } else {
+    coordinate_in_turn(arguments, globals, setup);
+  }
 }
 
 void add_shared(CLI::App& command, TrainArguments& arguments) {
@@ -232,11 +311,25 @@ void add_coordinator(CLI::App& app, Globals& globals) {
       "  pelago coordinator job.toml --fleet fleet.toml --listen 10.0.0.7:4000\n"
       "  pelago coordinator job.toml --fleet fleet.toml --listen 10.0.0.7:4000 --probe probe.json\n"
       "  pelago coordinator job.toml --fleet fleet.toml --listen 10.0.0.7:4000 --resume\n"
+      "  pelago coordinator job.toml --fleet fleet.toml --listen 10.0.0.7:4000 \\\n"
+      "      --state etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/two-sites\n"
+      "\nThe last form, started on several hosts, coordinates on one of them; another takes over "
+      "within\n"
+      "seconds if it dies. Give sites all of them: pelago agent --join A,B. etcd then holds the "
+      "run's\n"
+      "secrets: keep it among trusted hosts, or use etcds://.\n"
       "\nIt makes a join token for each site and waits for all of them: pelago agent --help.\n"
       "It measures nothing: give a probe.json of the sites, or shares come from the catalogue.\n");
   add_shared(*command, *arguments);
   command->add_option("--probe", arguments->probe, "probe.json, measured at the sites");
   command->add_option("--listen", arguments->listen, "HOST:PORT where sites join")->required();
+  command->add_option("--state",
+                      arguments->state,
+                      "etcd://HOST:PORT[,HOST:PORT...]/PREFIX, where the run's state is kept so "
+                      "that another coordinator can take over; etcds:// for TLS");
+  command->add_option("--state-certs",
+                      arguments->state_certs,
+                      "of etcds://: ca.pem, and client.pem and client.key where etcd wants them");
   command->add_option("--token-hours", arguments->token_hours, "how long a join token holds")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -1,12 +1,13 @@
-// A site that lost a device, or whose devices changed their pace, goes on with the same batch. The
-// plan at hand says what its devices need, so nothing is measured or read: this runs between two
-// steps.
+// A site that lost a device, or whose devices changed their pace, goes on with the same batch; or
+// the sites share the batch anew, since one of them has become slower as a whole. The plan at hand
+// says what its devices need, so nothing is measured or read: this runs between two steps.
 #include <algorithm>
 #include <numeric>
 #include <set>
 
 #include "base/error.h"
 #include "plan/planner/planner.h"
+#include "plan/planner/sharing/share_batch.h"
 
 namespace pelago::plan {
 
@@ -85,6 +86,43 @@ bool has_same_stages(const SitePlan& one, const SitePlan& other) {
     }
   }
   return true;
+}
+
+Plan share_batch(const Plan& plan,
+                 const JobConfig& job,
+                 std::span<const int64_t> sequences,
+                 size_t site_idx,
+                 std::span<const double> pace_factors) {
+  PELAGO_ASSERT(sequences.size() == plan.sites.size(), "each site has a share");
+  Plan changed = plan;
+  int64_t first = 0;
+  double step_s = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    SitePlan& site = changed.sites[i];
+    site.first_sequence = first;
+    first += sequences[i];
+    if (site.batch_sequences != sequences[i]) {
+      const auto factors = i == site_idx ? pace_factors : std::span<const double>();
+      PlannedSite planned;
+      planned.problem = make_problem(devices_of(plan, site, factors),
+                                     sizes_of(job.model, plan.sequence_length),
+                                     job.train,
+                                     sequences[i]);
+      auto layout = keep_layout(planned.problem, site);
+      if (layout) planned.layout = std::move(*layout);
+      if (!layout || !fill_with(planned, sequences[i], plan.sequence_length, site)) {
+        fail("site \"{}\" cannot work with {} sequences of a batch: its {} pipelines take one each",
+             site.name,
+             sequences[i],
+             site.pipelines.size());
+      }
+    }
+    step_s = std::max(step_s, site.predicted_step_s);
+  }
+  PELAGO_ASSERT(first == plan.batch_sequences, "new shares are of the same batch");
+  changed.predicted_tokens_s =
+      static_cast<double>(changed.batch_sequences * changed.sequence_length) / step_s;
+  return changed;
 }
 
 Plan replan_site(const Plan& plan,

@@ -31,9 +31,9 @@ void RoundMachine::restart_together(const std::string& why) {
     give_up(why + ", while the run was stopping; go on with --resume");
     return;
   }
-  ++num_restarts_;
-  record("restarting_together", json{{"reason", why}, {"restarts", num_restarts_}}.dump());
-  if (++num_vain_restarts_ > kVainRestartsMax) {
+  ++in_step_.num_restarts;
+  record("restarting_together", json{{"reason", why}, {"restarts", in_step_.num_restarts}}.dump());
+  if (++in_step_.num_vain_restarts > kVainRestartsMax) {
     give_up(fmt::format("{}; {} starts in a row came to no new step", why, kVainRestartsMax));
     return;
   }
@@ -49,12 +49,12 @@ void RoundMachine::restart_together(const std::string& why) {
     site.is_unheard = false;
   }
   stop_step_.reset();
-  gathering_s_ = now_s_;
+  in_step_.gathering_s = now_s_;
   phase_ = RunPhase::kGathering;
 }
 
 void RoundMachine::miss_absent_sites() {
-  if (now_s_ - gathering_s_ < options_.absence_s) return;
+  if (now_s_ - in_step_.gathering_s < options_.absence_s) return;
   std::string absent;
   for (const Site& site : sites_) {
     if (site.incarnation != 0 && !site.dead) continue;
@@ -69,17 +69,16 @@ void RoundMachine::miss_absent_sites() {
 
 /// All ranks decide with rank 0, which hears of it first: a margin keeps the others from being
 /// asked for a step that is over.
-bool RoundMachine::stop_in_step() {
+void RoundMachine::stop_in_step() {
   int64_t step = start_step_;
   for (const Site& site : sites_) {
     if (site.status) step = std::max(step, site.status->completed_steps);
   }
   step += kStopMarginSteps;
-  if (step >= options_.schedule.num_steps) return true;  // it ends by itself, and soon
+  if (step >= options_.schedule.num_steps) return;  // it ends by itself, and soon
   stop_step_ = step;
   record("stopping", json{{"step", step}}.dump());
   send_live(StopAt{step});
-  return true;
 }
 
 void RoundMachine::give_up(const std::string& why) {

@@ -8,7 +8,9 @@ namespace pelago::sites {
 
 namespace {
 
-bool can_change(const SitePace& pace) { return pace.step_s > 0 && pace.sequences > 0; }
+bool can_change(const SitePace& pace) {
+  return pace.step_s > 0 && pace.sequences >= std::max<int64_t>(pace.least, 1);
+}
 
 double sequence_s(const SitePace& pace) {
   return pace.step_s / static_cast<double>(pace.sequences);
@@ -20,10 +22,14 @@ bool same_shares(std::span<const SitePace> a, std::span<const SitePace> b) {
   });
 }
 
+std::vector<int64_t> shares_of(std::span<const SitePace> paces) {
+  std::vector<int64_t> shares;
+  for (const SitePace& pace : paces) shares.push_back(pace.sequences);
+  return shares;
+}
+
 double gain(std::span<const SitePace> paces, std::span<const int64_t> shares) {
-  std::vector<int64_t> present;
-  for (const SitePace& pace : paces) present.push_back(pace.sequences);
-  const double now_s = step_time_s(paces, present);
+  const double now_s = step_time_s(paces, shares_of(paces));
   return now_s > 0 ? 1 - step_time_s(paces, shares) / now_s : 0;
 }
 
@@ -47,7 +53,7 @@ std::vector<int64_t> fit_shares(std::span<const SitePace> paces) {
   std::vector<int64_t> shares(paces.size());
   int64_t left = 0;
   for (size_t i = 0; i < paces.size(); ++i) {
-    shares[i] = can_change(paces[i]) ? 1 : paces[i].sequences;
+    shares[i] = can_change(paces[i]) ? std::max<int64_t>(paces[i].least, 1) : paces[i].sequences;
     left += paces[i].sequences - shares[i];
   }
   for (; left > 0; --left) {
@@ -76,6 +82,7 @@ double step_time_s(std::span<const SitePace> paces, std::span<const int64_t> sha
 }
 
 std::optional<std::vector<int64_t>> ShareWatch::observe(std::span<const SitePace> paces) {
+  if (options_.rounds <= 0) return std::nullopt;
   if (!rounds_.empty() && !same_shares(rounds_.back(), paces)) rounds_.clear();
   rounds_.emplace_back(paces.begin(), paces.end());
   if (static_cast<int>(rounds_.size()) > options_.rounds) rounds_.pop_front();

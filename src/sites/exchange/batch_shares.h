@@ -20,12 +20,13 @@ namespace pelago::sites {
 struct SitePace {
   int64_t sequences = 0;  // its present share
   double step_s = 0;      // median of the round; 0: not measured (the site was away)
+  int64_t least = 1;      // sequences that it can work with: one for each of its pipelines
 };
 
 /// The same number of sequences in all, each further one given to the site that would be done first
 /// with it; equal ones to the earlier site. A site's time is taken as proportional to its share. A
 /// site that was not measured, or holds no sequence now, keeps what it has; every other one keeps
-/// at least one sequence.
+/// at least what it can work with.
 std::vector<int64_t> fit_shares(std::span<const SitePace> paces);
 
 /// Time of a step, which is that of the slowest site, with these shares in place of the present
@@ -34,7 +35,7 @@ double step_time_s(std::span<const SitePace> paces, std::span<const int64_t> sha
 
 struct ShareOptions {
   double gain_min = 0.05;  // of a step; below it the jitter of a step is larger than the gain
-  int rounds = 3;          // in a row: a checkpoint or a neighbour's build lasts a round or two
+  int rounds = 3;  // in a row: a checkpoint or a neighbour's build lasts a round or two; 0: never
 };
 
 /// Watches the rounds and says when shares should change.

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "sites/exchange/slice_codec.h"
+#include "sites/exchange/coding/slice_codec.h"
 #include "sites/trust/robust_mean.h"
 
 namespace pelago::sites {
@@ -68,9 +68,13 @@ FragmentExchange::FragmentExchange(const ExchangeSpec& spec,
   for (size_t idx = 0; idx < slices_.size(); ++idx) {
     const std::span<float> delta = part(std::span(new_error_), slices_[idx]);
     sent.resize(delta.size());
-    delta_payloads_[idx] = encode_slice(delta, spec_.bits, sent);
+    if (static_cast<int64_t>(idx) == spec_.member_idx) {
+      round_slice(delta, spec_.bits, sent);
+      deltas_[idx] = sent;
+    } else {
+      delta_payloads_[idx] = encode_slice(delta, spec_.bits, sent);
+    }
     for (size_t i = 0; i < delta.size(); ++i) delta[i] -= sent[i];
-    if (static_cast<int64_t>(idx) == spec_.member_idx) deltas_[idx] = sent;
   }
   for (size_t idx = 0; idx < slices_.size(); ++idx) {
     if (slices_[idx].begin == slices_[idx].end) means_here_[idx] = true;  // nothing will come

@@ -6,7 +6,7 @@
 //      them in site order in f32, weighted by tokens / all tokens, and quantises the mean.
 //   3. Everybody gets every slice of the mean. A member takes its own slice through the same
 //      quantise and dequantise, so that all hold the same bits.
-// The mean is quantised with the bits of the deltas: at 4 bits two sites send 0.508 byte a
+// The mean is quantised with the bits of the deltas: at 4 bits two sites send 0.42 byte a
 // parameter and round, scales included. What that second rounding lost belongs to the member that
 // summed the slice: divided by its coefficient it joins that member's new error, and so comes back
 // whole with the next exchange. Only that member computes the mean, the others take its bytes, so

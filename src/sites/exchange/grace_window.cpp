@@ -27,7 +27,11 @@ double usual_upper(const std::vector<double>& values, double deviations) {
 void GraceWindow::observe(const ExchangeTimes& times) {
   exchanges_.push_back(times);
   if (exchanges_.size() > options_.exchanges_max) exchanges_.pop_front();
+  constexpr double kNarrowing = 0.9;  // an exchange: half after seven
+  widened_s_ *= kNarrowing;
 }
+
+void GraceWindow::widen() { widened_s_ = std::min(2 * seconds(), options_.max_s); }
 
 double GraceWindow::seconds() const {
   if (exchanges_.size() < options_.exchanges_min) return options_.max_s;
@@ -39,8 +43,9 @@ double GraceWindow::seconds() const {
   }
   const double slack_s = median(available) - usual_upper(transfers, options_.deviations);
   const double usual_s = usual_upper(lateness, options_.deviations);
-  return std::clamp(
-      std::max(slack_s, usual_s), std::min(options_.min_s, options_.max_s), options_.max_s);
+  return std::clamp(std::max({slack_s, usual_s, widened_s_}),
+                    std::min(options_.min_s, options_.max_s),
+                    options_.max_s);
 }
 
 }  // namespace pelago::sites

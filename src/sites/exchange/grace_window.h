@@ -5,7 +5,9 @@
 //             can be waited away without any chip noticing (Decoupled DiLoCo, arXiv:2604.21428).
 //   lateness  how far behind the first site the others usually are, median and median deviation:
 //             a site within its usual lateness is not late.
-// The window is the larger of the two, within the job's bounds. Pure: time comes in.
+// The window is the larger of the two, within the job's bounds. How late a site is that was not
+// waited for, nobody knows: each such time the window doubles, and narrows again while all come. So
+// a site that has become slow is waited for until the batch is shared anew. Pure: time comes in.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +16,8 @@
 namespace pelago::sites {
 
 struct GraceOptions {
-  double min_s = 0.2;         // scheduling and one lost packet on a long line
+  double min_s = 2;           // a busy host may stop a process for a second, and whoever is left
+                              // out must fetch the fragment: 16 times the bytes of an exchange
   double max_s = 10;          // sites.grace_s: also the window until enough has been measured
   double deviations = 4;      // median deviations beyond the median that still count as usual
   size_t exchanges_min = 4;   // before the measurements count
@@ -31,14 +34,17 @@ struct ExchangeTimes {
 class GraceWindow {
  public:
   explicit GraceWindow(const GraceOptions& options) : options_(options) {}
-  /// After each commit. An exchange that left a site out counts with the lateness of those in it.
+  /// After each commit in which everybody is.
   void observe(const ExchangeTimes& times);
+  /// After a commit without a site that came too late.
+  void widen();
   /// From the first snapshot of an exchange on, this long.
   double seconds() const;
 
  private:
   GraceOptions options_;
   std::deque<ExchangeTimes> exchanges_;  // the newest last
+  double widened_s_ = 0;                 // the window is not below it
 };
 
 }  // namespace pelago::sites

@@ -31,8 +31,8 @@ int64_t unix_now_s() {
 }  // namespace
 
 struct Door::Impl final : public wire::Door::Service {
-  Impl(fs::path certs, const fs::path& tokens, RunFiles given)
-      : certs_dir(std::move(certs)), book(tokens), files(std::move(given)) {}
+  Impl(fs::path certs, const fs::path& tokens, RunFiles given, TokenBook::Keeper keeper)
+      : certs_dir(std::move(certs)), book(tokens, std::move(keeper)), files(std::move(given)) {}
 
   grpc::Status Join(grpc::ServerContext* context,
                     const wire::JoinRequest* request,
@@ -43,6 +43,9 @@ struct Door::Impl final : public wire::Door::Service {
           site ? sign_request(certs_dir, request->certificate_request(), *site)
                : Result<std::string>(site.error());
       if (!certificate) {
+        if (certificate.error().code == ErrorCode::kUnavailable) {
+          return {grpc::StatusCode::UNAVAILABLE, certificate.error().message};
+        }
         note("join_refused", {{"peer", context->peer()}, {"reason", certificate.error().message}});
         return {grpc::StatusCode::PERMISSION_DENIED, certificate.error().message};
       }
@@ -80,8 +83,9 @@ struct Door::Impl final : public wire::Door::Service {
   std::vector<std::pair<std::string, std::string>> events;
 };
 
-Door::Door(fs::path certs_dir, fs::path tokens_dir, RunFiles files)
-    : impl_(std::make_unique<Impl>(std::move(certs_dir), tokens_dir, std::move(files))) {}
+Door::Door(fs::path certs_dir, fs::path tokens_dir, RunFiles files, TokenBook::Keeper keeper)
+    : impl_(std::make_unique<Impl>(
+          std::move(certs_dir), tokens_dir, std::move(files), std::move(keeper))) {}
 
 Door::~Door() = default;
 

@@ -34,7 +34,10 @@ struct JoinAnswer {
 class Door {
  public:
   /// certs_dir holds the authority that signs; tokens_dir the book of tokens.
-  Door(std::filesystem::path certs_dir, std::filesystem::path tokens_dir, RunFiles files);
+  Door(std::filesystem::path certs_dir,
+       std::filesystem::path tokens_dir,
+       RunFiles files,
+       TokenBook::Keeper keeper = {});
   ~Door();
   Door(const Door&) = delete;
   Door& operator=(const Door&) = delete;

@@ -1,5 +1,9 @@
 #include "sites/join/join.h"
 
+#include <fmt/ranges.h>
+
+#include <optional>
+
 #include "base/clock.h"
 #include "base/config.h"
 #include "base/error.h"
@@ -42,30 +46,50 @@ void keep_authority(const fs::path& certs_dir, const std::string& authority) {
   write_if_other(path, authority);
 }
 
-JoinAnswer ask(const JoinOptions& options, const JoinToken& token, const std::string& request) {
+struct Asked {
+  std::string address;
+  JoinAnswer answer;
+};
+
+/// Absent: nobody answers there, with the reason in `words`. Throws Failure if the site is refused.
+std::optional<JoinAnswer> ask_once(const std::string& address,
+                                   const JoinToken& token,
+                                   const std::string& request,
+                                   std::string& words) {
+  const Result<JoinAnswer> answer = ask_at_door(address, token, request, 10);
+  if (answer) return *answer;
+  if (answer.error().code == ErrorCode::kRefused) {
+    fail_usage("{} refuses this site: {}", address, answer.error().message);
+  }
+  words = answer.error().message;
+  const Status line = probe_line({.address = address,
+                                  .peer = kCoordinatorName,
+                                  .authority = token.authority,
+                                  .certs_dir = {},
+                                  .name = {}});
+  if (!line && line.error().code == ErrorCode::kRefused) fail_usage("{}", line.error().message);
+  return std::nullopt;
+}
+
+Asked ask(const JoinOptions& options, const JoinToken& token, const std::string& request) {
   const double deadline_s = steady_now_s() + options.patience_s;
+  const std::string addresses = fmt::format("{}", fmt::join(options.addresses, ","));
   bool has_said = false;
   while (true) {
-    const Result<JoinAnswer> answer = ask_at_door(options.address, token, request, 10);
-    if (answer) return *answer;
-    if (answer.error().code == ErrorCode::kRefused) {
-      fail_usage("{} refuses this site: {}", options.address, answer.error().message);
+    std::string words;
+    for (const std::string& address : options.addresses) {
+      const std::optional<JoinAnswer> answer = ask_once(address, token, request, words);
+      if (answer) return {.address = address, .answer = *answer};
     }
-    const Status line = probe_line({.address = options.address,
-                                    .peer = kCoordinatorName,
-                                    .authority = token.authority,
-                                    .certs_dir = {},
-                                    .name = {}});
-    if (!line && line.error().code == ErrorCode::kRefused) fail_usage("{}", line.error().message);
     if (steady_now_s() > deadline_s) {
       throw Failure(fmt::format("{}: no coordinator answered within {:.0f} s ({}); start it, or "
                                 "see the address, then start this site again",
-                                options.address,
+                                addresses,
                                 options.patience_s,
-                                answer.error().message),
+                                words),
                     kExitTryAgain);
     }
-    if (!has_said) log_info("waiting for the coordinator address={}", options.address);
+    if (!has_said) log_info("waiting for the coordinator address={}", addresses);
     has_said = true;
     sleep_until_s(steady_now_s() + kAskAgainS);
   }
@@ -105,7 +129,8 @@ AgentOptions join_run(const JoinOptions& options) {
   const fs::path certs_dir = run_dir / "certs";
   make_folder(certs_dir);
   keep_authority(certs_dir, token.authority);
-  const JoinAnswer answer =
+  PELAGO_ASSERT(!options.addresses.empty(), "a site is told where to ask");
+  const auto [address, answer] =
       ask(options, token, make_certificate_request(certs_dir / (token.site + ".key"), token.site));
   if (answer.site != token.site) {
     fail_usage("{}: is for site {}, the coordinator says {}; take another token",
@@ -126,7 +151,8 @@ AgentOptions join_run(const JoinOptions& options) {
   AgentOptions agent;
   agent.run_dir = run_dir;
   agent.site = token.site;
-  agent.coordinator = options.address;
+  agent.coordinator = address;
+  agent.coordinators = options.addresses;
   agent.certs_dir = certs_dir;
   return agent;
 }

@@ -5,13 +5,14 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "sites/agent.h"
 
 namespace pelago::sites {
 
 struct JoinOptions {
-  std::string address;  // of the coordinator, "HOST:PORT"
+  std::vector<std::string> addresses;  // where a coordinator may be, "HOST:PORT"
   std::filesystem::path token;
   std::filesystem::path run_dir;   // empty: runs/RUN, as the token calls it
   std::filesystem::path data_dir;  // the dataset on this machine; empty: where the job says

@@ -91,7 +91,8 @@ JoinToken read_join_token(const fs::path& path) {
   return token;
 }
 
-TokenBook::TokenBook(fs::path dir) : dir_(std::move(dir)) {
+TokenBook::TokenBook(fs::path dir, Keeper keeper)
+    : dir_(std::move(dir)), keeper_(std::move(keeper)) {
   std::error_code reason;
   fs::create_directories(dir_, reason);
   // Before there is a secret in it.
@@ -179,6 +180,17 @@ Result<std::string> TokenBook::admit(const std::string& id,
                                      const std::string& key_hash,
                                      int64_t now_unix_s) {
   const Lock lock(dir_);
+  Result<std::string> site = admit_here(id, secret, key_hash, now_unix_s);
+  if (!site || !keeper_) return site;
+  const Status kept = keeper_(read_text_file(dir_ / kBook));
+  if (!kept) return Error{ErrorCode::kUnavailable, kept.error().message};
+  return site;
+}
+
+Result<std::string> TokenBook::admit_here(const std::string& id,
+                                          const std::string& secret,
+                                          const std::string& key_hash,
+                                          int64_t now_unix_s) {
   std::vector<Entry> entries = read();
   const auto entry = std::find_if(
       entries.begin(), entries.end(), [&](const Entry& known) { return known.id == id; });

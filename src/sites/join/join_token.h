@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,8 +35,11 @@ struct TokenTerms {
 
 class TokenBook {
  public:
-  /// dir: tokens/ of a run; made, open to its owner alone. Throws Failure.
-  explicit TokenBook(std::filesystem::path dir);
+  /// Puts the book's text where the next coordinator finds it.
+  using Keeper = std::function<Status(const std::string& book_json)>;
+  /// dir: tokens/ of a run; made, open to its owner alone. keeper: if set, nobody is let in whom it
+  /// has not noted. Throws Failure.
+  explicit TokenBook(std::filesystem::path dir, Keeper keeper = {});
 
   /// Enters a new token and writes dir/SITE.token. Throws Failure.
   std::filesystem::path issue(const std::string& run,
@@ -50,7 +54,7 @@ class TokenBook {
                                const TokenTerms& terms,
                                int64_t now_unix_s);
   /// The site that this key may come in as; on disk before it returns. kRefused with a line for
-  /// the one who asks: unknown, wrong secret, expired, used up.
+  /// the one who asks: unknown, wrong secret, expired, used up. kUnavailable: cannot be noted now.
   Result<std::string> admit(const std::string& id,
                             const std::string& secret,
                             const std::string& key_hash,
@@ -59,10 +63,15 @@ class TokenBook {
  private:
   struct Entry;
   class Lock;
+  Result<std::string> admit_here(const std::string& id,
+                                 const std::string& secret,
+                                 const std::string& key_hash,
+                                 int64_t now_unix_s);
   std::vector<Entry> read() const;
   void write(const std::vector<Entry>& entries) const;
 
   std::filesystem::path dir_;
+  Keeper keeper_;
 };
 
 }  // namespace pelago::sites

@@ -12,24 +12,28 @@ std::vector<TokenAccount> read_token_accounts(const std::filesystem::path& run_d
   const DurableState state = read_journal_state(run_dir / "journal.sqlite");
   if (state.empty()) return {};
   RoundOptions options;
-  for (const plan::SitePlan& site : plan.sites) options.sites.push_back(site.name);
+  for (const plan::SitePlan& site : plan.sites) {
+    options.sites.push_back(site.name);
+    options.shares.push_back(site.batch_sequences);
+  }
   options.schedule = {.inner_steps = plan.exchange.inner_steps,
                       .num_fragments = plan.exchange.fragments,
                       .overlap_steps = plan.exchange.overlap_steps,
                       .num_steps = plan.steps};
   const RoundMachine rounds(options, state);
   std::vector<TokenAccount> accounts;
-  for (const plan::SitePlan& site : plan.sites) {
-    const int64_t step_tokens = site.batch_sequences * plan.sequence_length;
+  for (size_t idx = 0; idx < plan.sites.size(); ++idx) {
+    const plan::SitePlan& site = plan.sites[idx];
+    const int64_t tokens = plan.sequence_length;  // of a sequence
     const LaneAccount lane = rounds.account(site.name);
-    accounts.push_back(
-        {.site = site.name,
-         .spent = lane.spent * step_tokens,
-         .partly = lane.partly * step_tokens,
-         .repeated = lane.repeated * step_tokens,
-         .lost = lane.lost * step_tokens,
-         .unread = std::max<int64_t>(plan.steps - lane.spent - lane.lost, 0) * step_tokens,
-         .returned = lane.returned * step_tokens});
+    const int64_t all = rounds.shares().count(idx, StepRange{.begin = 0, .end = plan.steps});
+    accounts.push_back({.site = site.name,
+                        .spent = lane.spent * tokens,
+                        .partly = lane.partly * tokens,
+                        .repeated = lane.repeated * tokens,
+                        .lost = lane.lost * tokens,
+                        .unread = std::max<int64_t>(all - lane.spent - lane.lost, 0) * tokens,
+                        .returned = lane.returned * tokens});
   }
   return accounts;
 }

@@ -1,16 +1,22 @@
 #include "sites/leases/token_ledger.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace pelago::sites {
 
-TokenLedger::TokenLedger(size_t num_lanes, int64_t num_fragments) : lanes_(num_lanes) {
+TokenLedger::TokenLedger(LaneShares shares, int64_t num_fragments)
+    : shares_(std::move(shares)), lanes_(shares_.newest().sequences.size()) {
   for (Lane& lane : lanes_) lane.fragments.resize(static_cast<size_t>(num_fragments));
 }
 
 void TokenLedger::spend(size_t lane, int64_t fragment, StepRange range) {
   Lane& spent = lanes_[lane];
-  spent.repeated += spent.fragments[static_cast<size_t>(fragment)].add(range);
+  RangeSet& of_fragment = spent.fragments[static_cast<size_t>(fragment)];
+  RangeSet again;
+  again.add(range);
+  spent.repeated += shares_.count(lane, of_fragment.intersect(again));
+  of_fragment.add(range);
   spent.any.add(range);
 }
 
@@ -24,17 +30,20 @@ LaneAccount TokenLedger::account(size_t lane, int64_t lease_begin, int64_t read_
   const Lane& spent = lanes_[lane];
   RangeSet whole = spent.any;
   for (const RangeSet& fragment : spent.fragments) whole = whole.intersect(fragment);
+  // Steps of a range that are in no committed delta, in sequences.
+  const auto unspent = [&](StepRange range) {
+    RangeSet all;
+    all.add(range);
+    return shares_.count(lane, range) - shares_.count(lane, spent.any.intersect(all));
+  };
   LaneAccount account;
-  account.spent = spent.any.count();
-  account.partly = account.spent - whole.count();
+  account.spent = shares_.count(lane, spent.any);
+  account.partly = account.spent - shares_.count(lane, whole);
   account.repeated = spent.repeated;
-  const StepRange before{.begin = 0, .end = std::max(lease_begin, spent.any.end())};
-  const StepRange of_lease{.begin = lease_begin, .end = before.end};
+  const int64_t end = std::max(lease_begin, spent.any.end());
   // Within the lease that is held, a gap is not lost: the delta with it is still to come.
-  account.lost = (before.end - spent.any.count_in(before)) -
-                 std::max<int64_t>(0, of_lease.end - of_lease.begin - spent.any.count_in(of_lease));
-  const StepRange read{.begin = lease_begin, .end = std::max(lease_begin, read_end)};
-  account.in_hand = read.end - read.begin - spent.any.count_in(read);
+  account.lost = unspent({.begin = 0, .end = end}) - unspent({.begin = lease_begin, .end = end});
+  account.in_hand = unspent({.begin = lease_begin, .end = std::max(lease_begin, read_end)});
   return account;
 }
 

@@ -1,7 +1,8 @@
 // Which samples the run has spent. Sample i of the run is a keyed permutation of the corpus
 // (data::SampleOrder). Each site reads a lane of its own: of every batch of all sites, its share of
 // the sequences. A lane is counted in data steps: data step t of a site are the samples
-// [t * batch + first, t * batch + first + share). A lease is a lane from a data step on; it is held
+// [t * batch + first, t * batch + first + share), with the shares of that data step
+// (lane_shares.h). A lease is a lane from a data step on; it is held
 // by one start of the site and ends with it. A data step is spent when a commit contains a delta
 // that it went into; what a start that died had read beyond that returns to the lane, and the next
 // start reads it again. So every sample is trained once a pass, or stands here:
@@ -15,11 +16,12 @@
 #include <string>
 #include <vector>
 
+#include "sites/leases/lane_shares.h"
 #include "sites/leases/range_set.h"
 
 namespace pelago::sites {
 
-/// Of one lane, in data steps.
+/// Of one lane, in sequences.
 struct LaneAccount {
   int64_t spent = 0;
   int64_t partly = 0;  // of spent
@@ -31,7 +33,11 @@ struct LaneAccount {
 
 class TokenLedger {
  public:
-  TokenLedger(size_t num_lanes, int64_t num_fragments);
+  TokenLedger(LaneShares shares, int64_t num_fragments);
+
+  const LaneShares& shares() const { return shares_; }
+  /// New shares, of data steps that nobody has read.
+  Status change_shares(const ShareChange& change) { return shares_.add(change); }
 
   /// A committed delta of this fragment contained these data steps. Bounds are the caller's to
   /// check.
@@ -47,8 +53,9 @@ class TokenLedger {
   struct Lane {
     std::vector<RangeSet> fragments;  // spent, by fragment
     RangeSet any;                     // by at least one
-    int64_t repeated = 0;
+    int64_t repeated = 0;             // in sequences
   };
+  LaneShares shares_;
   std::vector<Lane> lanes_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "base/config.h"
 #include "base/error.h"
@@ -10,6 +11,7 @@
 #include "base/text/json.h"
 #include "sites/agent.h"
 #include "sites/process/line_emulation.h"
+#include "sites/process/shared_run.h"
 #include "sites/process/site_agent.h"
 #include "sites/tls.h"
 
@@ -36,13 +38,25 @@ Hello expected_of(const fs::path& run_dir) {
   return expected;
 }
 
-RoundOptions round_options(const fs::path& run_dir, const plan::Plan& plan, bool resume) {
+RoundOptions round_options(const fs::path& run_dir,
+                           const plan::Plan& plan,
+                           const ManySitesOptions& options,
+                           const std::string& address) {
+  const bool goes_on = options.store != nullptr && is_live(options.store->load());
+  std::vector<int64_t> least;
+  for (const plan::SitePlan& site : plan.sites) {
+    least.push_back(static_cast<int64_t>(site.pipelines.size()));
+  }
   return {.sites = names_of(plan),
           .schedule = schedule_of(plan),
+          .shares = shares_of(plan),
+          .shares_least = least,
+          .share_watch = {},
           .grace_s = plan.exchange.grace_s,
           .heartbeat_s = plan.exchange.heartbeat_s,
           .exchange_s = exchange_limit_s(plan),
-          .resume = resume,
+          .resume = options.resume || goes_on,
+          .address = address,
           .expected = expected_of(run_dir)};
 }
 
@@ -90,30 +104,49 @@ void make_tokens(const fs::path& tokens_dir,
   }
 }
 
+TokenBook::Keeper keeper_of(EtcdStore* store) {
+  if (store == nullptr) return {};
+  return [store](const std::string& book) { return keep_token_book(*store, book); };
+}
+
+/// The store that decides, with the journal beside it brought to the same state.
+StateStore& state_of(EtcdStore* store, Journal& journal) {
+  if (store == nullptr) return journal;
+  even_out(*store, journal);
+  return *store;
+}
+
 }  // namespace
 
 RunHost::RunHost(const train::RunFolder& run_folder,
                  const plan::Plan& plan,
                  const ManySitesOptions& options,
                  const ManySitesCallbacks& callbacks)
-    : run_folder_(&run_folder),
+    : store_(options.store),
+      run_folder_(&run_folder),
       callbacks_(&callbacks),
       sites_(names_of(plan)),
       num_steps_(plan.steps),
       begin_s_(clock_.now_s()),
       certs_dir_(made_certificates(run_folder.path() / "certs")),
       tokens_dir_(run_folder.path() / "tokens"),
-      door_(certs_dir_, tokens_dir_, files_of(run_folder.path())),
+      door_(certs_dir_, tokens_dir_, files_of(run_folder.path()), keeper_of(options.store)),
       transport_(line_options(plan, certs_dir_, options.listen, door_)),
       journal_(run_folder.path() / "journal.sqlite"),
-      coordinator_(round_options(run_folder.path(), plan, options.resume),
+      coordinator_(round_options(run_folder.path(), plan, options, transport_.address()),
                    transport_,
+                   state_of(options.store, journal_),
                    journal_,
                    clock_,
                    coordinator_callbacks()) {
   for (const std::string& site : sites_) totals_[site].summary.site = site;
   make_tokens(tokens_dir_, certs_dir_, plan, options.tokens);
+  if (store_ != nullptr) share_run_files(*store_, run_folder.path());
   log_info("coordinator listening address={}", transport_.address());
+}
+
+bool RunHost::is_deposed() const {
+  return coordinator_.is_deposed() || (store_ != nullptr && store_->is_deposed());
 }
 
 fs::path RunHost::token_file(const std::string& site) const {
@@ -123,6 +156,14 @@ fs::path RunHost::token_file(const std::string& site) const {
 void RunHost::poll(double timeout_s) {
   coordinator_.poll(timeout_s);
   for (const auto& [name, fields] : door_.take_events()) record(name, fields);
+  const int64_t num_refused = rounds().num_refused();
+  note_refused(kCoordinatorName, num_refused - std::exchange(num_refused_, num_refused));
+}
+
+// Who was away for long speaks of what is past: refused, and told, since it should be rare.
+void RunHost::note_refused(const std::string& by, int64_t count) {
+  if (count <= 0) return;
+  record("messages_refused", json{{"site", by}, {"count", count}}.dump());
 }
 
 CoordinatorCallbacks RunHost::coordinator_callbacks() {
@@ -169,6 +210,7 @@ void RunHost::take_status(const std::string& site, const SiteStatus& status) {
     totals.before = sum_of(totals);
     totals.now = {};
   }
+  note_refused(site, status.num_refused - totals.now.num_refused);
   totals.now = status;
   const SiteStatus sum = sum_of(totals);
   if (callbacks_->on_line) {
@@ -211,6 +253,7 @@ ManySitesSummary RunHost::summary() const {
   result.commits = rounds().num_commits();
   result.differing_hashes = rounds().num_differing();
   result.stopped = rounds().was_stopped() && result.last_step < num_steps_;
+  result.deposed = is_deposed();
   result.wall_s = clock_.now_s() - begin_s_;
   return result;
 }

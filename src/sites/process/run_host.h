@@ -12,13 +12,15 @@
 #include "sites/join/grpc_door.h"
 #include "sites/journal.h"
 #include "sites/launch.h"
+#include "sites/state/etcd_store.h"
 
 namespace pelago::sites {
 
 class RunHost {
  public:
   /// All but options outlive the host. Makes the run's authority and a join token for each site
-  /// where there is none. Throws Failure.
+  /// where there is none. options.store: leads already, and its files are in the folder. Throws
+  /// Failure.
   RunHost(const train::RunFolder& run_folder,
           const plan::Plan& plan,
           const ManySitesOptions& options,
@@ -31,6 +33,8 @@ class RunHost {
   void poll(double timeout_s);
   void request_stop() { coordinator_.request_stop(); }
   bool is_over() const { return coordinator_.is_over(); }
+  /// Another coordinator has taken over.
+  bool is_deposed() const;
   const RoundMachine& rounds() const { return coordinator_.rounds(); }
   /// Into the run folder, and to the callback.
   void record(const std::string& name, const std::string& fields_json);
@@ -50,9 +54,11 @@ class RunHost {
   };
 
   CoordinatorCallbacks coordinator_callbacks();
+  void note_refused(const std::string& by, int64_t count);
   void take_status(const std::string& site, const SiteStatus& status);
   static SiteStatus sum_of(const Totals& totals);
 
+  EtcdStore* store_;  // null: the journal alone decides
   const train::RunFolder* run_folder_;
   const ManySitesCallbacks* callbacks_;
   std::vector<std::string> sites_;  // in plan order
@@ -64,6 +70,7 @@ class RunHost {
   GrpcTransport transport_;
   Journal journal_;
   std::map<std::string, Totals> totals_;
+  int64_t num_refused_ = 0;  // by the coordinator, as far as told
   Coordinator coordinator_;
 };
 

@@ -40,13 +40,22 @@ MemberOptions member_options(const SiteAgentOptions& options) {
                      .rule = merge_rule(exchange.combine),
                      .error_decay = exchange.error_decay};
   member.outer = {.lr = exchange.outer_lr, .momentum = exchange.outer_momentum};
-  member.tokens_per_step = site.batch_sequences * options.plan.sequence_length;
+  member.lane = static_cast<size_t>(options.site_idx);
+  member.shares = shares_of(options.plan);
+  member.sequence_tokens = options.plan.sequence_length;
   member.heartbeat_s = exchange.heartbeat_s;
+  member.coordinators = options.coordinators;
   member.hello = options.hello;
   return member;
 }
 
 }  // namespace
+
+std::vector<int64_t> shares_of(const plan::Plan& plan) {
+  std::vector<int64_t> shares;
+  for (const plan::SitePlan& site : plan.sites) shares.push_back(site.batch_sequences);
+  return shares;
+}
 
 train::ExchangeSchedule schedule_of(const plan::Plan& plan) {
   if (plan::is_joint(plan)) return {.num_steps = plan.steps};
@@ -148,6 +157,8 @@ void SiteAgent::carry_out(MemberActions actions) {
       start_workers(*start);
     } else if (std::holds_alternative<LetTrain>(action)) {
       runner_->allow_training();
+    } else if (const auto* shares = std::get_if<TakeShares>(&action)) {
+      take_shares(*shares);
     } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
       give_merged(*merged);
     } else if (const auto* stop = std::get_if<StopTraining>(&action)) {
@@ -165,6 +176,7 @@ void SiteAgent::start_workers(const StartWorkers& start) {
   run.site_dir = site_dir_;
   run.site_idx = options_.site_idx;
   run.data_shift = start.data_step - start.step;
+  run.shares = shares_;
   if (start.mode == StartMode::kResume) {
     const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
     if (options_.relay == nullptr) read_site_checkpoint(checkpoint, *state_);
@@ -185,6 +197,11 @@ void SiteAgent::start_workers(const StartWorkers& start) {
   is_running_ = true;
 }
 
+void SiteAgent::take_shares(const TakeShares& shares) {
+  shares_.push_back({.from_step = shares.step, .sequences = shares.sequences});
+  if (runner_) runner_->take_shares(shares_.back());
+}
+
 void SiteAgent::give_merged(const GiveMerged& merged) {
   const std::span<const float> global = state_->global(merged.fragment);
   const train::Fragment& range = state_->fragments()[static_cast<size_t>(merged.fragment)];
@@ -199,7 +216,7 @@ void SiteAgent::report(const std::string& name, const std::string& fields) {
 void SiteAgent::on_ready() { carry_out(member_.on_workers_ready(clock_->now_s())); }
 
 void SiteAgent::on_step(const train::StepReport& step) {
-  member_.on_step(step.step);
+  member_.on_step(step.step, step.step_s - step.wait_line_s);
   report("step", train::to_json(step));
 }
 

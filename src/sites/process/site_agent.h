@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/clock.h"
 #include "plan/job.h"
@@ -27,7 +28,8 @@ struct SiteAgentOptions {
   int site_idx = 0;
   plan::Plan plan;
   Hello hello;
-  Relay* relay = nullptr;  // of sites that train in step; outlives the agent
+  Relay* relay = nullptr;                 // of sites that train in step; outlives the agent
+  std::vector<std::string> coordinators;  // where one may be
 };
 
 class SiteAgent final : public train::SiteEvents {
@@ -57,6 +59,7 @@ class SiteAgent final : public train::SiteEvents {
   void carry_out(MemberActions actions);
   void start_workers(const StartWorkers& start);
   void give_merged(const GiveMerged& merged);
+  void take_shares(const TakeShares& shares);
   void receive(double timeout_s);
   void report(const std::string& name, const std::string& json);
   void beat(const std::stop_token& stop);
@@ -70,12 +73,16 @@ class SiteAgent final : public train::SiteEvents {
   Member member_;
   std::mutex copies_mutex_;                                       // guards copies_
   std::map<int64_t, std::unique_ptr<const GlobalState>> copies_;  // by step, until they are saved
+  std::vector<train::BatchShares> shares_;                        // told before the workers start
   std::unique_ptr<train::SiteRunner> runner_;  // once the run has begun for this site
   bool is_running_ = false;                    // the workers have not finished
   std::optional<Leave> leave_;
   std::atomic<double> turned_s_;  // when the main thread last turned
   std::jthread heart_;            // last: it uses the members above
 };
+
+/// Sequences of a batch, by site.
+std::vector<int64_t> shares_of(const plan::Plan& plan);
 
 /// H, P and tau of the plan; of sites in step, none. Throws Failure (exit 2) if its sites would
 /// never exchange.

@@ -13,11 +13,18 @@ namespace {
 
 // Longer than a fragment takes on any line worth using; a donor that is still sending ignores it.
 constexpr double kFetchHeartbeats = 5;
+// A coordinator that another has taken over from was silent for longer: it answers after five.
+constexpr double kSeekHeartbeats = 8;
+constexpr double kQuietHeartbeats = 5;
 
 }  // namespace
 
 Member::Member(MemberOptions options, GlobalState& state)
-    : options_(std::move(options)), state_(&state) {
+    : options_(std::move(options)),
+      state_(&state),
+      shares_(options_.shares),
+      pace_(options_.schedule.inner_steps) {
+  PELAGO_ASSERT(options_.lane < options_.shares.size(), "this site has a share");
   status_.incarnation = options_.hello.incarnation;
 }
 
@@ -44,6 +51,7 @@ MemberActions Member::on_tick(double now_s) {
     has_left_ = true;
     return take_actions();
   }
+  seek_coordinator();
   if (!welcome_ && now_s - greeted_s_ >= options_.heartbeat_s) {
     greeted_s_ = now_s;
     act(SendMessage{.to = kCoordinatorName, .message = options_.hello});
@@ -94,6 +102,7 @@ void Member::take(const std::string& from, const Welcome& welcome) {
   if (welcome_) return;
   welcome_ = welcome;
   status_changed_ = true;
+  take_shares(welcome.shares);
   if (welcome.mode != StartMode::kJoin) {
     status_.phase = SitePhase::kStarting;
     for (const SiteAddress& peer : welcome.peers) {
@@ -114,6 +123,24 @@ void Member::take(const std::string& from, const Welcome& welcome) {
     while (newest >= welcome.first_logged && newest % num_fragments != fragment) --newest;
     fetch(fragment, newest >= welcome.first_logged ? newest : -1, welcome.donors);
   }
+}
+
+// Told before the merge that lets the workers go on to the step from which they hold.
+void Member::take_shares(const std::vector<ShareChange>& changes) {
+  for (const ShareChange& change : changes) {
+    if (change.data_step <= shares_.newest().data_step) continue;  // said again
+    const Status added = shares_.add(change);
+    if (!added) return refuse(kCoordinatorName, added.error().message);
+    status_.shares_from = change.data_step;
+    status_changed_ = true;
+    act(TakeShares{.step = change.data_step - data_shift(), .sequences = change.sequences});
+  }
+}
+
+void Member::on_step(int64_t completed_steps, double step_s) {
+  status_.completed_steps = completed_steps;
+  const int64_t data_step = completed_steps - 1 + data_shift();
+  pace_.note(shares_.at(data_step).sequences[options_.lane], step_s);
 }
 
 void Member::take(const std::string& from, const Refused& refused) {
@@ -152,8 +179,21 @@ void Member::take(const std::string& from, const Release&) {
   has_left_ = true;
 }
 
-void Member::take(const std::string& from, const Alive&) {
-  if (from != kCoordinatorName) refuse(from, "answer to a heartbeat");
+void Member::take(const std::string& from, const Alive& alive) {
+  if (from != kCoordinatorName) return refuse(from, "answer to a heartbeat");
+  // One that another has taken over from may not know it yet.
+  if (alive.term < coordinator_term_ || alive.address.empty()) return;
+  coordinator_term_ = alive.term;
+  act(KnowAddress{.site = kCoordinatorName, .address = alive.address});
+}
+
+// It may have died, and another have taken over that does not know where this site is.
+void Member::seek_coordinator() {
+  const double silent_s = now_s_ - std::max(*heard_s_, sought_s_);
+  if (options_.coordinators.size() < 2 || silent_s < kSeekHeartbeats * options_.heartbeat_s) return;
+  sought_s_ = now_s_;
+  coordinator_idx_ = (coordinator_idx_ + 1) % options_.coordinators.size();
+  act(KnowAddress{.site = kCoordinatorName, .address = options_.coordinators[coordinator_idx_]});
 }
 
 void Member::fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors) {
@@ -249,6 +289,7 @@ void Member::tell_status() {
   if (!welcome_ || has_left_) return;
   ++status_.sequence;
   status_.applied = state_->applied();
+  status_.step_us = pace_.median_us();
   status_.exchanges.clear();
   for (const auto& [exchange, record] : records_) {
     status_.exchanges.push_back({.exchange = exchange,
@@ -271,7 +312,12 @@ void Member::tell_status() {
 }
 
 MemberActions Member::take_actions() {
-  if (status_changed_ || now_s_ - told_s_ >= options_.heartbeat_s) tell_status();
+  // With nothing under way nothing can have been missed. Where another coordinator may take over,
+  // the answers show that this one is still it.
+  const bool is_quiet = status_.phase == SitePhase::kTraining && records_.empty() &&
+                        fetches_.empty() && !status_.wants_stop && options_.coordinators.size() < 2;
+  const double pause_s = (is_quiet ? kQuietHeartbeats : 1) * options_.heartbeat_s;
+  if (status_changed_ || now_s_ - told_s_ >= pause_s) tell_status();
   return std::exchange(actions_, {});
 }
 

@@ -26,55 +26,13 @@
 
 #include "sites/exchange/fragment_exchange.h"
 #include "sites/exchange/global_state.h"
+#include "sites/exchange/step_pace.h"
+#include "sites/leases/lane_shares.h"
+#include "sites/protocol/member/member_actions.h"
 #include "sites/protocol/messages.h"
 #include "sites/trust/delta_watch.h"
 
 namespace pelago::sites {
-
-struct MemberOptions {
-  std::string site;
-  train::ExchangeSchedule schedule;
-  ExchangeSpec exchange;  // all but member and tokens
-  OuterOptions outer;
-  int64_t tokens_per_step = 0;
-  double heartbeat_s = 1;
-  double coordinator_silence_s = 60;  // then the site gives up; a restart of it takes less
-  Hello hello;                        // with a new incarnation
-};
-
-struct SendMessage {
-  std::string to;
-  Message message;
-  bool again = false;  // not needed if the line to this peer is still busy
-};
-struct KnowAddress {
-  std::string site, address;
-};
-/// Start the workers; kJoin: from the global weights, which are here now.
-struct StartWorkers {
-  StartMode mode = StartMode::kFresh;
-  int64_t step = 0;
-  int64_t data_step = 0;     // of the lane, that the first step reads
-  int64_t start_number = 0;  // of sites that train in step
-};
-struct LetTrain {};
-/// The fragment's global weights are those the workers wait for.
-struct GiveMerged {
-  int64_t exchange = 0;
-  int64_t fragment = 0;
-};
-struct StopTraining {
-  int64_t step = 0;
-};
-/// Done, or nothing can be done: the agent ends.
-struct Leave {
-  int exit_code = 0;
-  std::string reason;
-  bool is_to_return = false;  // the coordinator waits for this site's next start
-};
-using MemberAction =
-    std::variant<SendMessage, KnowAddress, StartWorkers, LetTrain, GiveMerged, StopTraining, Leave>;
-using MemberActions = std::vector<MemberAction>;
 
 class Member {
  public:
@@ -87,7 +45,8 @@ class Member {
   /// local: the fragment's weights [N] f32; stays as it is until GiveMerged.
   MemberActions on_snapshot(int64_t exchange, std::span<const float> local, double now_s);
   MemberActions on_finished(double now_s);
-  void on_step(int64_t completed_steps) { status_.completed_steps = completed_steps; }
+  /// step_s: of the last step, without waiting for the line.
+  void on_step(int64_t completed_steps, double step_s);
   /// This site wants to leave: asks the coordinator to stop everyone.
   MemberActions ask_stop(double now_s);
   /// For the coordinator's account of the line.
@@ -145,14 +104,17 @@ class Member {
   void want_missing(int64_t exchange, Record& record);
   void settle(int64_t exchange, Record& record);  // applies or fetches if the commit is known
   void note_taken(const Commit& commit);
+  void take_shares(const std::vector<ShareChange>& changes);
+  int64_t data_shift() const { return welcome_->data_step - welcome_->start_step; }
   void settle_all();
   const Commit* newest_commit(int64_t fragment) const;
-  void forget_lost(int64_t exchange, int64_t epoch);
+  void forget_lost(int64_t fragment, int64_t exchange, int64_t epoch);
   void fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors);
   void ask_donor(int64_t fragment, Fetching& fetching);
   void believe(int64_t fragment, Fetching& fetching);
   std::vector<std::string> missing(const Record& record) const;
   void send_slice(const std::string& to, Slice slice, bool again);
+  void seek_coordinator();
   void refuse(const std::string& from, const std::string& why);
   void tell_status();
   template <typename Action>
@@ -165,6 +127,8 @@ class Member {
   MemberOptions options_;
   GlobalState* state_;
   SiteStatus status_;
+  LaneShares shares_;
+  StepPace pace_;
   std::optional<Welcome> welcome_;
   std::map<int64_t, Record> records_;                             // snapshot taken, not yet applied
   std::vector<std::pair<std::string, Slice>> laid_aside_;         // of peers that are ahead
@@ -179,6 +143,9 @@ class Member {
   double greeted_s_ = -1e9;
   std::optional<double> ticked_s_;
   std::optional<double> heard_s_;  // from the coordinator
+  double sought_s_ = -1e9;
+  size_t coordinator_idx_ = 0;
+  int64_t coordinator_term_ = 0;  // the newest heard of
   MemberActions actions_;
 };
 

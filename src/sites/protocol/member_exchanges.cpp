@@ -31,10 +31,11 @@ MemberActions Member::on_snapshot(int64_t exchange, std::span<const float> local
   PELAGO_ASSERT(welcome_.has_value(), "workers start after the welcome");
   Record& record = records_[exchange];
   record.local = local;
-  record.tokens = (snapshot_step(exchange) - sent_step) * options_.tokens_per_step;
-  const int64_t shift = welcome_->data_step - welcome_->start_step;
-  record.data_begin = sent_step + shift;
-  record.data_end = snapshot_step(exchange) + shift;
+  record.data_begin = sent_step + data_shift();
+  record.data_end = snapshot_step(exchange) + data_shift();
+  record.tokens =
+      shares_.count(options_.lane, StepRange{.begin = record.data_begin, .end = record.data_end}) *
+      options_.sequence_tokens;
   status_changed_ = true;
   settle_all();
   return take_actions();
@@ -43,7 +44,7 @@ MemberActions Member::on_snapshot(int64_t exchange, std::span<const float> local
 void Member::take(const std::string& from, const Begin& begin) {
   if (from != kCoordinatorName) return refuse(from, "begin");
   if (!is_possible(begin.exchange)) return refuse(from, "begin of no exchange");
-  forget_lost(begin.exchange, begin.epoch);
+  forget_lost(fragment_of(begin.exchange), begin.exchange, begin.epoch);
   const auto found = records_.find(begin.exchange);
   if (found == records_.end()) return;  // told again once this site's snapshot is reported
   Record& record = found->second;
@@ -192,6 +193,7 @@ void Member::take(const std::string& from, const Want& want) {
 
 void Member::take(const std::string& from, const Commit& commit) {
   if (from != kCoordinatorName || !is_possible(commit.exchange)) return refuse(from, "commit");
+  if (welcome_) take_shares(commit.shares);
   const int64_t fragment = fragment_of(commit.exchange);
   // Epochs rise from commit to commit of a fragment: one that does not fit was taken back.
   const bool was_taken_back =
@@ -200,7 +202,8 @@ void Member::take(const std::string& from, const Commit& commit) {
                fragment_of(entry.first) == fragment;
       });
   if (was_taken_back) return refuse(from, "commit of an old epoch");
-  forget_lost(commit.exchange, commit.epoch);
+  forget_lost(fragment, commit.exchange, commit.epoch);
+  forget_lost(fragment, commit.exchange + 1, commit.lost_epoch);
   known_commits_[commit.exchange] = commit;
   note_taken(commit);
   const auto fetching = fetches_.find(fragment);
@@ -218,10 +221,9 @@ const Commit* Member::newest_commit(int64_t fragment) const {
   return nullptr;
 }
 
-// An exchange that begins again after its commit: whoever held the outcome has died with it, and
-// with every later one of that fragment.
-void Member::forget_lost(int64_t exchange, int64_t epoch) {
-  const int64_t fragment = fragment_of(exchange);
+// Commits from this exchange on and below this epoch are taken back: the exchange begins again, or
+// the coordinator says so. Whoever held the outcome has died with it.
+void Member::forget_lost(int64_t fragment, int64_t exchange, int64_t epoch) {
   // This site may have missed the commit itself and know only of later ones.
   const size_t num_lost = std::erase_if(known_commits_, [&](const auto& entry) {
     return entry.first >= exchange && fragment_of(entry.first) == fragment &&

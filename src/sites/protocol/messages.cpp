@@ -1,6 +1,7 @@
 #include "sites/protocol/messages.h"
 
 #include <array>
+#include <type_traits>
 
 #include "base/text/json.h"
 
@@ -18,6 +19,7 @@ NLOHMANN_JSON_SERIALIZE_ENUM(StartMode,
                               {StartMode::kResume, "resume"},
                               {StartMode::kJoin, "join"}})
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SiteAddress, site, address)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ShareChange, data_step, sequences)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MemberShare, site, address, tokens, data_begin, data_end)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointOffer, step, hash, data_step)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hello,
@@ -30,31 +32,33 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hello,
                                    address,
                                    checkpoints)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Heartbeat, incarnation)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ReadyExchange,
-                                   exchange,
-                                   tokens,
-                                   data_begin,
-                                   data_end,
-                                   begun_epoch,
-                                   hash,
-                                   missing,
-                                   suspects,
-                                   faults)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SiteStatus,
-                                   incarnation,
-                                   sequence,
-                                   phase,
-                                   completed_steps,
-                                   exchanges,
-                                   applied,
-                                   stop_step,
-                                   wants_stop,
-                                   num_commits,
-                                   num_missed,
-                                   num_refused,
-                                   sent_bytes,
-                                   exchange_payload_bytes,
-                                   exchanged_values)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(ReadyExchange,
+                                                exchange,
+                                                tokens,
+                                                data_begin,
+                                                data_end,
+                                                begun_epoch,
+                                                hash,
+                                                missing,
+                                                suspects,
+                                                faults)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(SiteStatus,
+                                                incarnation,
+                                                sequence,
+                                                phase,
+                                                completed_steps,
+                                                step_us,
+                                                shares_from,
+                                                exchanges,
+                                                applied,
+                                                stop_step,
+                                                wants_stop,
+                                                num_commits,
+                                                num_missed,
+                                                num_refused,
+                                                sent_bytes,
+                                                exchange_payload_bytes,
+                                                exchanged_values)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Report, name, json)
 // A journal of an earlier version has no sites in step.
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Welcome,
@@ -65,22 +69,22 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Welcome,
                                                 first_exchange,
                                                 first_logged,
                                                 donors,
+                                                shares,
                                                 peers,
                                                 start_number)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Refused, incarnation, reason, exit_code)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(AllowTraining, incarnation)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Begin, exchange, epoch, members)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
-    Commit, exchange, epoch, members, hash, donors, taken_exchange, taken_epoch)
+    Commit, exchange, epoch, members, hash, donors, taken_exchange, taken_epoch, lost_epoch, shares)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StopAt, step)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Alive, term, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Slice, exchange, epoch, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Want, exchange, epoch, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentState, fragment, exchange, hash)
 void to_json(nlohmann::json& json, const Release&) { json = nlohmann::json::object(); }
 void from_json(const nlohmann::json&, Release&) {}
-void to_json(nlohmann::json& json, const Alive&) { json = nlohmann::json::object(); }
-void from_json(const nlohmann::json&, Alive&) {}
 
 namespace {
 
@@ -126,6 +130,26 @@ concept HasPayload = requires(T message) {
   message.payload;
 };
 
+/// Without the fields that have their default values.
+void shorten(nlohmann::json& value, const nlohmann::json& defaults) {
+  for (const auto& [key, usual] : defaults.items()) {
+    if (value.at(key) == usual) value.erase(key);
+  }
+}
+
+/// A site's status goes out most often of all, and most of it is as it always is.
+template <typename T>
+nlohmann::json head_of(const T& content) {
+  nlohmann::json head = content;
+  if constexpr (std::is_same_v<T, SiteStatus>) {
+    shorten(head, SiteStatus{});
+    if (head.contains("exchanges")) {
+      for (nlohmann::json& held : head["exchanges"]) shorten(held, ReadyExchange{});
+    }
+  }
+  return head;
+}
+
 template <size_t kKind>
 Message decode_as(const nlohmann::json& head, Frame& frame) {
   using T = std::variant_alternative_t<kKind, Message>;
@@ -150,7 +174,7 @@ Frame encode(const std::string& from, Message message) {
       .from = from, .kind = static_cast<uint32_t>(message.index()), .head = {}, .payload = {}};
   std::visit(
       [&](auto& content) {
-        frame.head = nlohmann::json(content).dump();
+        frame.head = head_of(content).dump();
         if constexpr (HasPayload<decltype(content)>) frame.payload = std::move(content.payload);
       },
       message);

@@ -11,12 +11,13 @@
 #include <vector>
 
 #include "base/error.h"
+#include "sites/leases/lane_shares.h"
 #include "sites/transport/transport.h"
 
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 3;
+inline constexpr int64_t kWireVersion = 4;
 
 struct SiteAddress {
   std::string site;
@@ -68,12 +69,13 @@ struct SiteStatus {
   int64_t sequence = 0;  // an older status than the last is dropped
   SitePhase phase = SitePhase::kCatchingUp;
   int64_t completed_steps = 0;
+  int64_t step_us = 0;      // median of the last round's steps, the line not counted; 0: not known
+  int64_t shares_from = 0;  // the newest shares that it knows: they hold from this data step on
   std::vector<ReadyExchange> exchanges;  // snapshot taken, outcome not yet applied
   std::vector<int64_t> applied;          // the newest commit it holds, of each fragment; -1: none
   int64_t stop_step = -1;                // it will stop there
   bool wants_stop = false;               // it was told to leave (SIGTERM)
-  int64_t num_commits = 0, num_missed = 0;
-  int64_t num_refused = 0;  // messages of an old epoch, or malformed
+  int64_t num_commits = 0, num_missed = 0, num_refused = 0;  // of an old epoch, or malformed
   int64_t sent_bytes = 0, exchange_payload_bytes = 0, exchanged_values = 0;
 };
 /// A step, an evaluation or an event, for the run folder and the progress line.
@@ -94,9 +96,9 @@ struct Welcome {
   int64_t first_exchange = 0;  // that this site may take part in
   int64_t first_logged = 0;    // the coordinator knows the hash of every commit from here on
   std::vector<SiteAddress> donors;
-  // Of sites that train in step: where the others are, and which start of all of them this is.
-  std::vector<SiteAddress> peers = {};
-  int64_t start_number = 0;
+  std::vector<ShareChange> shares = {};  // after the plan's
+  std::vector<SiteAddress> peers = {};   // of sites in step: where all are,
+  int64_t start_number = 0;              // and which start of theirs this is
 };
 /// The site cannot take part, ever; or it has nothing left to do (exit_code 0).
 struct Refused {
@@ -125,14 +127,24 @@ struct Commit {
   // must not send those tokens again.
   int64_t taken_exchange = -1;
   int64_t taken_epoch = -1;
+  // Later commits of the fragment with an epoch below this one had been taken back when this was
+  // sent. A site that knows one of them would wait for ever for what nobody holds.
+  int64_t lost_epoch = -1;
+  // Those that this site has not said it knows: nobody reads the first data step of new shares
+  // before it has heard a commit that tells of them.
+  std::vector<ShareChange> shares = {};
 };
 struct StopAt {
   int64_t step = 0;
 };
 /// Every site is done: the agent may end.
 struct Release {};
-/// The answer to a heartbeat.
-struct Alive {};
+/// The answer to a heartbeat: "the coordinator of this term is at this address". One that has taken
+/// over says so to every site that an earlier one knew, unasked.
+struct Alive {
+  int64_t term = 0;
+  std::string address;  // "HOST:PORT"; empty: where it was
+};
 
 // Between sites.
 

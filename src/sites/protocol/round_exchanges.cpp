@@ -27,10 +27,9 @@ bool RoundMachine::is_good_delta(const Site& site, const ReadyExchange& held) {
       held.exchange >= 0 &&
       held.exchange < options_.schedule.num_regular() + options_.schedule.num_fragments;
   if (is_possible && commits_.contains(held.exchange)) return true;  // it waits for the commit
-  const int64_t shift = site.welcome->data_step - site.welcome->start_step;
   const bool is_of_lease = is_possible && held.tokens >= 0 && held.data_begin >= 0 &&
                            held.data_begin <= held.data_end &&
-                           held.data_end == snapshot_step(held.exchange) + shift;
+                           held.data_end == snapshot_step(held.exchange) + data_shift(site);
   if (!is_of_lease) {
     ++num_refused_;
     return false;
@@ -62,8 +61,9 @@ void RoundMachine::collect_ready() {
     for (const ReadyExchange& held : site.status->exchanges) {
       const bool is_possible = held.exchange >= first_logged_ && held.exchange < num_exchanges;
       if (!is_possible || commits_.contains(held.exchange)) continue;
-      exchanges_.try_emplace(held.exchange,
-                             Exchange{.first_ready_s = now_s_, .begin = {}, .left_out = {}});
+      Exchange& state = exchanges_[held.exchange];
+      if (state.ready_s.empty()) state.first_ready_s = now_s_;
+      state.ready_s.try_emplace(site.name, now_s_);
     }
   }
 }
@@ -72,7 +72,7 @@ bool RoundMachine::is_due(int64_t exchange, const Exchange& state) const {
   const bool all_ready = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
     return !is_awaited(site, exchange) || ready(site, exchange) != nullptr;
   });
-  return all_ready || now_s_ - state.first_ready_s >= options_.grace_s;
+  return all_ready || now_s_ - state.first_ready_s >= grace_.seconds();
 }
 
 void RoundMachine::advance_exchange(int64_t exchange, Exchange& state) {
@@ -115,7 +115,7 @@ void RoundMachine::begin(int64_t exchange, Exchange& state) {
   }
   state.begun_s = now_s_;
   if (next.members.empty()) {  // whoever was ready has died: gather anew
-    state = Exchange{.first_ready_s = now_s_, .begin = {}, .left_out = {}};
+    state = Exchange{};
     return;
   }
   if (state.begin) {
@@ -127,11 +127,62 @@ void RoundMachine::begin(int64_t exchange, Exchange& state) {
           return member.site == site.name;
         });
     if (is_awaited(site, exchange) && !is_member) {
-      record("site_left_out", json{{"site", site.name}, {"exchange", exchange}}.dump());
+      record("site_left_out",
+             json{{"site", site.name},
+                  {"exchange", exchange},
+                  {"waited_s", now_s_ - state.first_ready_s}}
+                 .dump());
     }
   }
   state.begin = next;
   send_live(next);
+  note_late(exchange);
+}
+
+// Sites all go at one pace, so one that a pause has put behind by more than the others wait for
+// stays behind, and nothing that it learns is ever heard. If a whole round begins without it and it
+// does not catch up, it is told to start anew: it joins where the others are, and what it had in
+// hand returns to its lane. If that does not help (it takes long to start), it is told so less
+// often.
+void RoundMachine::note_late(int64_t exchange) {
+  int64_t furthest = 0;
+  for (const Site& site : sites_) {
+    if (trains(site)) furthest = std::max(furthest, site.status->completed_steps);
+  }
+  for (Site& site : sites_) {
+    const bool is_heard = now_s_ - site.heard_s < 2 * options_.heartbeat_s;
+    const bool is_late = is_awaited(site, exchange) && site.status && is_heard &&
+                         ready(site, exchange) == nullptr && site.late.exchange != exchange;
+    if (!is_late) continue;
+    const int64_t behind = furthest - site.status->completed_steps;
+    const bool catches_up = behind + 1 < site.late.behind_steps;
+    site.late.exchange = exchange;
+    site.late.behind_steps = behind;
+    site.late.num_times = catches_up ? 0 : site.late.num_times + 1;
+    const int64_t bound = 2 * std::max<int64_t>(options_.schedule.num_fragments, 2)
+                          << std::min<int64_t>(site.late.num_anew, 6);
+    if (site.late.num_times < bound || stop_requested_ || is_needed(site)) continue;
+    record("site_behind", json{{"site", site.name}, {"steps", behind}}.dump());
+    out_.messages.emplace_back(site.name,
+                               Refused{.incarnation = site.incarnation,
+                                       .reason = start_anew_reason(site.name),
+                                       .exit_code = kExitTryAgain});
+    expel(site);
+    site.late = {.num_anew = site.late.num_anew + 1};
+  }
+}
+
+// Nobody else can give away what it holds.
+bool RoundMachine::is_needed(const Site& site) const {
+  for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
+    const Made* newest = newest_commit(fragment);
+    const bool is_elsewhere =
+        newest == nullptr || std::any_of(sites_.begin(), sites_.end(), [&](const Site& other) {
+          return &other != &site && is_live(other) && may_hold(other, newest->commit);
+        });
+    if (!is_elsewhere) return true;
+  }
+  return false;
 }
 
 // Somebody's pieces do not get through. If some hold the result, those that do not are late; if
@@ -204,6 +255,7 @@ bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
   PELAGO_ASSERT(is_new, "an exchange is committed once");
   const Commit& commit = kept->second.commit;
   for (const SiteAddress& donor : commit.donors) find(donor.site)->held.insert(exchange);
+  for (const MemberShare& member : commit.members) find(member.site)->late = {};
   ++num_commits_;
   while (commits_.contains(next_exchange_)) ++next_exchange_;
   std::vector<std::string> names;
@@ -212,6 +264,8 @@ bool RoundMachine::commit_if_held(int64_t exchange, const Begin& begun) {
     record("site_cleared", json{{"site", site}, {"exchange", exchange}}.dump());
   }
   spend(commit);
+  note_times(exchange, exchanges_.at(exchange));
+  share_anew(exchange);
   keep_commit(kept->second);
   out_.commits.push_back(commit);
   for (Site& site : sites_) {
@@ -272,6 +326,7 @@ Commit RoundMachine::for_site(const Made& made, const Site& site) const {
     }
   }
   const int64_t fragment = fragment_of(commit.exchange);
+  if (newest_commit(fragment) == &made) commit.lost_epoch = lost_epoch_;
   for (auto taken = commits_.rbegin(); taken != commits_.rend(); ++taken) {
     if (fragment_of(taken->first) != fragment) continue;
     const auto member = taken->second.incarnations.find(site.name);
@@ -280,13 +335,14 @@ Commit RoundMachine::for_site(const Made& made, const Site& site) const {
     commit.taken_epoch = taken->second.commit.epoch;
     break;
   }
+  commit.shares = unknown_shares(site);
   return commit;
 }
 
-// It was too long away: what it holds may no longer be what was committed.
+// It was too long away: what it holds may no longer be what was committed, or comes too late.
 void RoundMachine::expel(Site& site) {
   const LaneAccount before = account(site.name);
-  site.returned_steps = before.returned;
+  site.returned = before.returned + before.in_hand;
   site.past.insert(std::exchange(site.incarnation, 0));
   site.welcome.reset();
   site.status.reset();
@@ -313,6 +369,7 @@ void RoundMachine::revoke_lost() {
       record("commit_lost", json{{"exchange", exchange}}.dump());
       next_exchange_ = std::min(next_exchange_, exchange);
       commits_.erase(exchange);
+      lost_epoch_ = ++epoch_;
       out_.writes.push_back({.key = fmt::format("commit/{}", exchange), .value = {}});
       count_again();
     }
@@ -324,7 +381,7 @@ void RoundMachine::revoke_lost() {
 // commit: the commit waits until all have said so.
 void RoundMachine::decide_stop() {
   if (phase_ != RunPhase::kTraining || stop_step_) return;
-  if (is_lockstep() && stop_in_step()) return;
+  if (is_lockstep()) return stop_in_step();
   if (next_exchange_ >= options_.schedule.num_regular()) return;  // it ends by itself, and soon
   const int64_t step = options_.schedule.first_step_after(next_exchange_);
   if (step >= options_.schedule.num_steps) return;

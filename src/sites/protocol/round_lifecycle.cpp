@@ -9,6 +9,24 @@ namespace pelago::sites {
 
 using nlohmann::json;
 
+namespace {
+
+std::optional<int64_t> newest_common_step(const std::vector<KnownSite>& sites) {
+  std::optional<int64_t> newest;
+  for (const CheckpointOffer& offer : sites.front().hello.checkpoints) {
+    const bool is_common = std::all_of(sites.begin(), sites.end(), [&](const KnownSite& site) {
+      const auto& offers = site.hello.checkpoints;
+      return std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& other) {
+        return other.step == offer.step && other.hash == offer.hash;
+      });
+    });
+    if (is_common) newest = std::max(newest.value_or(0), offer.step);
+  }
+  return newest;
+}
+
+}  // namespace
+
 void RoundMachine::advance() {
   if (failure_) return;
   if (phase_ == RunPhase::kGathering) start_if_gathered();
@@ -25,20 +43,6 @@ void RoundMachine::advance() {
   finish_if_done();
 }
 
-std::optional<int64_t> RoundMachine::newest_common_step() const {
-  std::optional<int64_t> newest;
-  for (const CheckpointOffer& offer : sites_.front().hello.checkpoints) {
-    const bool is_common = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
-      const auto& offers = site.hello.checkpoints;
-      return std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& other) {
-        return other.step == offer.step && other.hash == offer.hash;
-      });
-    });
-    if (is_common) newest = std::max(newest.value_or(0), offer.step);
-  }
-  return newest;
-}
-
 void RoundMachine::start_if_gathered() {
   const auto is_here = [](const Site& site) { return site.incarnation != 0 && !site.dead; };
   if (stop_requested_) {
@@ -50,11 +54,11 @@ void RoundMachine::start_if_gathered() {
     return;
   }
   if (!std::all_of(sites_.begin(), sites_.end(), is_here)) {
-    if (num_restarts_ > 0) miss_absent_sites();
+    if (in_step_.num_restarts > 0) miss_absent_sites();
     return;
   }
-  if (options_.resume || num_restarts_ > 0) {
-    const std::optional<int64_t> newest = newest_common_step();
+  if (options_.resume || in_step_.num_restarts > 0) {
+    const std::optional<int64_t> newest = newest_common_step(sites_);
     if (!newest && options_.resume) {
       give_up("no good checkpoint that all sites have; start afresh with --fresh");
       return;
@@ -62,7 +66,7 @@ void RoundMachine::start_if_gathered() {
     start_step_ = newest.value_or(0);
     start_mode_ = newest ? StartMode::kResume : StartMode::kFresh;
   }
-  if (is_lockstep()) start_number_ = ++epoch_;
+  if (is_lockstep()) in_step_.start_number = ++epoch_;
   while (next_exchange_ < options_.schedule.num_regular() && start_step_ > 0 &&
          options_.schedule.first_step_after(next_exchange_) <= start_step_) {
     ++next_exchange_;
@@ -105,6 +109,12 @@ bool RoundMachine::trains(const Site& site) const {
          (site.status->phase == SitePhase::kReady && site.welcome->mode != StartMode::kJoin);
 }
 
+// It was told to start where the run began, and is not there yet.
+bool RoundMachine::begins(const Site& site) const {
+  return is_live(site) && site.welcome->mode != StartMode::kJoin &&
+         (!site.status || site.status->phase < SitePhase::kTraining);
+}
+
 void RoundMachine::finish_if_done() {
   const bool all_heard = std::none_of(sites_.begin(), sites_.end(), [&](const Site& site) {
     return is_live(site) && site.is_unheard;
@@ -113,7 +123,8 @@ void RoundMachine::finish_if_done() {
     forsaken_s_.reset();
     return;
   }
-  if (std::any_of(sites_.begin(), sites_.end(), [&](const Site& site) { return trains(site); })) {
+  const auto goes_on = [&](const Site& site) { return trains(site) || begins(site); };
+  if (std::any_of(sites_.begin(), sites_.end(), goes_on)) {
     forsaken_s_.reset();
     return;
   }

@@ -11,11 +11,43 @@ namespace pelago::sites {
 
 using nlohmann::json;
 
+namespace {
+
+// Everything that differs, so that one look mends it.
+// Empty hashes of the run itself are not known, and differ from nothing.
+std::string differences(const Hello& mine, const Hello& theirs) {
+  struct Fact {
+    const char* what;
+    std::string mine, theirs;
+  };
+  const Fact facts[] = {
+      {"wire version", std::to_string(mine.wire_version), std::to_string(theirs.wire_version)},
+      {"plan.json", mine.plan_hash, theirs.plan_hash},
+      {"tokenizer", mine.tokenizer_hash, theirs.tokenizer_hash},
+      {"dataset", mine.dataset_hash, theirs.dataset_hash},
+      {"initial weights", mine.weights_hash, theirs.weights_hash}};
+  std::string differing;
+  for (const Fact& fact : facts) {
+    if (fact.mine == fact.theirs || fact.theirs.empty()) continue;
+    differing += fmt::format(
+        "{}{} ({}, not {})", differing.empty() ? "" : ", ", fact.what, fact.mine, fact.theirs);
+  }
+  return differing;
+}
+
+}  // namespace
+
 RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
     : options_(std::move(options)),
       suspects_(options_.schedule.num_fragments),
-      ledger_(options_.sites.size(), options_.schedule.num_fragments) {
+      ledger_(LaneShares(options_.shares.empty() ? std::vector<int64_t>(options_.sites.size(), 1)
+                                                 : options_.shares),
+              options_.schedule.num_fragments),
+      grace_({.max_s = options_.grace_s}),
+      share_watch_(options_.share_watch) {
   PELAGO_ASSERT(!options_.sites.empty(), "the plan has a site");
+  PELAGO_ASSERT(options_.shares.empty() || options_.shares.size() == options_.sites.size(),
+                "each site has a share");
   for (const std::string& name : options_.sites) {
     sites_.emplace_back();
     sites_.back().name = name;
@@ -72,12 +104,20 @@ RoundOutput RoundMachine::on_message(const std::string& from,
     } else if (site->incarnation != 0) {
       ++num_refused_;  // of an earlier start
     }
-    out_.messages.emplace_back(from, Alive{});
+    answer_heartbeat(*site);
   } else if (!std::holds_alternative<Report>(message)) {
     ++num_refused_;  // only sites say the rest to each other
   }
   advance();
   return take_output();
+}
+
+// A site gives its coordinator up after a minute: on a thin line not every heartbeat is answered.
+void RoundMachine::answer_heartbeat(Site& site) {
+  const double silence_s = std::min(kSilentHeartbeats * options_.heartbeat_s, 10.0);
+  if (now_s_ - site.alive_s < silence_s) return;
+  site.alive_s = now_s_;
+  out_.messages.emplace_back(site.name, alive());
 }
 
 RoundOutput RoundMachine::on_lost(const std::string& name, double now_s) {
@@ -103,8 +143,19 @@ RoundOutput RoundMachine::on_tick(double now_s) {
     }
   }
   ticked_s_ = now_s;
+  if (term_ > 0 && now_s - called_s_ >= options_.heartbeat_s) call_unheard();
   advance();
   return take_output();
+}
+
+// Sites that an earlier coordinator knew, and whose answers may go to its address still.
+void RoundMachine::call_unheard() {
+  called_s_ = now_s_;
+  for (const auto& [name, address] : addresses()) {
+    const Site& site = *find(name);
+    const bool is_known = live_ || (site.welcome && (site.is_unheard || site.dead));
+    if (is_known) out_.messages.emplace_back(name, alive());
+  }
 }
 
 RoundOutput RoundMachine::request_stop(double now_s) {
@@ -165,12 +216,13 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
     restart_together(fmt::format("site {} has started anew", site.name));
   }
   const LaneAccount before = account(site.name);
-  site.returned_steps = before.returned + before.in_hand;
+  site.returned = before.returned + before.in_hand;
   if (site.incarnation != 0) site.past.insert(site.incarnation);
   site.incarnation = hello.incarnation;
   site.hello = hello;
   site.status.reset();
   site.held.clear();
+  site.late = {.num_anew = site.late.num_anew};
   site.welcome.reset();
   site.is_unheard = false;
   site.dead = false;  // it is another start; the one that was lost does not return
@@ -202,9 +254,10 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
                   .data_step = start_step_,
                   .first_exchange = first_logged_,
                   .first_logged = first_logged_,
-                  .donors = {}};
+                  .donors = {},
+                  .shares = {shares().changes().begin(), shares().changes().end()}};
   if (is_lockstep()) {
-    welcome.start_number = start_number_;
+    welcome.start_number = in_step_.start_number;
     for (const Site& peer : sites_) welcome.peers.push_back({peer.name, peer.hello.address});
   }
   for (const CheckpointOffer& offer : site.hello.checkpoints) {
@@ -214,26 +267,13 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
   return welcome;
 }
 
-// Everything that differs, so that one look mends it.
-// Empty hashes of the run itself are not known, and differ from nothing.
-std::string RoundMachine::differences(const Hello& mine, const Hello& theirs) {
-  struct Fact {
-    const char* what;
-    std::string mine, theirs;
-  };
-  const Fact facts[] = {
-      {"wire version", std::to_string(mine.wire_version), std::to_string(theirs.wire_version)},
-      {"plan.json", mine.plan_hash, theirs.plan_hash},
-      {"tokenizer", mine.tokenizer_hash, theirs.tokenizer_hash},
-      {"dataset", mine.dataset_hash, theirs.dataset_hash},
-      {"initial weights", mine.weights_hash, theirs.weights_hash}};
-  std::string differing;
-  for (const Fact& fact : facts) {
-    if (fact.mine == fact.theirs || fact.theirs.empty()) continue;
-    differing += fmt::format(
-        "{}{} ({}, not {})", differing.empty() ? "" : ", ", fact.what, fact.mine, fact.theirs);
-  }
-  return differing;
+// Whether it can begin where the run began.
+bool RoundMachine::has_start(const Site& site) const {
+  const auto& offers = site.hello.checkpoints;
+  return start_mode_ == StartMode::kFresh ||
+         std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& offer) {
+           return offer.step == start_step_;
+         });
 }
 
 bool RoundMachine::refuse_mismatch(Site& site, const Hello& hello) {
@@ -286,13 +326,18 @@ void RoundMachine::welcome_joiner(Site& site) {
       .data_step = ledger_.next_data_step(lane_of(site)),
       .first_exchange = first,
       .first_logged = first_logged_,
-      .donors = {}};
+      .donors = {},
+      .shares = {shares().changes().begin(), shares().changes().end()}};
   for (const Site& donor : sites_) {
     const bool has_state =
         is_live(donor) && (donor.is_unheard || trains(donor) || is_finished(donor));
     if (has_state) welcome.donors.push_back({.site = donor.name, .address = donor.hello.address});
   }
-  if (welcome.donors.empty()) return;  // advance() then finds that no site is left
+  if (welcome.donors.empty()) {
+    // As long as nothing is committed, what the others held is what anybody can start with.
+    if (commits_.empty() && has_start(site)) send(site, *(site.welcome = first_welcome(site)));
+    return;  // else advance() finds that no site is left
+  }
   site.welcome = welcome;
   send(site, welcome);
   for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
@@ -314,17 +359,12 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
       static_cast<int64_t>(status.applied.size()) != options_.schedule.num_fragments) {
     ++num_refused_;
     if (site.incarnation == 0 && site.past.contains(status.incarnation)) {
+      const std::string reason =
+          is_lockstep() ? fmt::format("site {}: the sites start again together", site.name)
+                        : start_anew_reason(site.name);
       out_.messages.emplace_back(
           site.name,
-          Refused{
-              .incarnation = status.incarnation,
-              .reason = is_lockstep()
-                            ? fmt::format("site {}: the sites start again together", site.name)
-                            : fmt::format("site {}: silent for more than {:.0f} s, the others went "
-                                          "on without what it holds; it must start anew",
-                                          site.name,
-                                          options_.absence_s),
-              .exit_code = kExitTryAgain});
+          Refused{.incarnation = status.incarnation, .reason = reason, .exit_code = kExitTryAgain});
     }
     return;
   }
@@ -341,8 +381,9 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
   }
   site.status = status;
   if (status.completed_steps >
-      std::exchange(progress_step_, std::max(progress_step_, status.completed_steps))) {
-    num_vain_restarts_ = 0;
+      std::exchange(in_step_.progress_step,
+                    std::max(in_step_.progress_step, status.completed_steps))) {
+    in_step_.num_vain_restarts = 0;
   }
   std::erase_if(site.status->exchanges,
                 [&](const ReadyExchange& held) { return !is_good_delta(site, held); });

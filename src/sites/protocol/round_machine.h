@@ -13,6 +13,7 @@
 //   - The coordinator may die at any moment: what it decided was durable before anyone heard of it,
 //     and the next one goes on from there (round_state.cpp).
 //   - A delta counts with its data steps (leases/token_ledger.h), each of them once.
+//   - New shares are decided with a commit that no site can pass without hearing of them.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,10 @@
 #include <utility>
 #include <vector>
 
+#include "sites/exchange/batch_shares.h"
+#include "sites/exchange/grace_window.h"
 #include "sites/leases/token_ledger.h"
+#include "sites/protocol/round/round_records.h"
 #include "sites/protocol/round_options.h"
 #include "sites/state/state_store.h"
 #include "sites/trust/suspects.h"
@@ -35,8 +39,7 @@ class RoundMachine {
  public:
   /// known: what an earlier coordinator of this run made durable; empty: there was none. Goes on
   /// with that run; if options.resume is set, only if one of its sites is still at work, and else
-  /// back to a checkpoint. Throws Failure
-  /// if known cannot be read.
+  /// back to a checkpoint. Throws Failure if known cannot be read.
   explicit RoundMachine(RoundOptions options, const DurableState& known = {});
 
   RoundOutput on_message(const std::string& from, const Message& message, double now_s);
@@ -67,58 +70,30 @@ class RoundMachine {
   bool may_answer(const std::string& site, const Hello& hello) const;
   /// Where the sites of an earlier coordinator were last heard: it may speak to them at once.
   std::vector<std::pair<std::string, std::string>> addresses() const;
-  /// How many coordinators of this run there were before.
-  int64_t term() const { return term_; }
-  /// What became of a site's lane so far, in data steps.
+  int64_t term() const { return term_; }  // how many coordinators of this run there were before
+  /// What became of a site's lane so far, in sequences.
   LaneAccount account(const std::string& site) const;
+  const LaneShares& shares() const { return ledger_.shares(); }
   /// The first exchange of this run; earlier ones belong to the checkpoint it went on from.
   int64_t first_logged() const { return first_logged_; }
   const std::optional<SiteStatus>& status(const std::string& site) const;
   /// Its sites were at work before, and are to start again together.
-  bool is_restarting() const { return num_restarts_ > 0 && phase_ != RunPhase::kOver; }
+  bool is_restarting() const { return in_step_.num_restarts > 0 && phase_ != RunPhase::kOver; }
 
  private:
-  struct Site {
-    std::string name;
-    uint64_t incarnation = 0;  // 0: never heard of
-    std::set<uint64_t> past;   // incarnations of earlier starts: they are refused
-    Hello hello;
-    std::optional<Welcome> welcome;  // absent: not taken in
-    std::optional<SiteStatus> status;
-    bool is_unheard = false;     // known from an earlier coordinator, has not spoken to this one
-    int64_t returned_steps = 0;  // data steps read by starts that died, and given back
-    std::set<int64_t> held;      // commits that this start of the site held when they were made
-    bool dead = false;
-    double died_s = 0;
-    double heard_s = 0;
-    std::optional<double> lost_s;
-    double sent_s = -1e9;  // when something was last sent to it
-  };
-  struct Exchange {
-    double first_ready_s = 0;
-    std::optional<Begin> begin;  // absent: gathering
-    double begun_s = 0;
-    std::set<std::string> left_out;  // for not holding it in time, in an earlier epoch
-  };
+  using Site = KnownSite;
+  using Exchange = OpenExchange;
+  using Made = MadeCommit;
 
-  struct Made {
-    Commit commit;
-    std::map<std::string, uint64_t> incarnations;  // of its members
-  };
-
-  // A site silent for so many heartbeats is dead.
-  static constexpr double kSilentHeartbeats = 5;
-  // A coordinator of a later term has higher epochs, and a person can read both in the number.
-  static constexpr int64_t kTermEpochs = 1'000'000'000;
+  static constexpr double kSilentHeartbeats = 5;  // after which a site is dead
 
   Site* find(const std::string& name);
   const ReadyExchange* ready(const Site& site, int64_t exchange) const;
   bool is_live(const Site& site) const;
   bool trains(const Site& site) const;
-  static bool is_finished(const Site& site) {
-    return site.status && site.status->phase == SitePhase::kFinished;
-  }
+  bool begins(const Site& site) const;
   Welcome first_welcome(const Site& site) const;
+  bool has_start(const Site& site) const;
   bool is_awaited(const Site& site, int64_t exchange) const;
   int64_t fragment_of(int64_t exchange) const;
   int64_t snapshot_step(int64_t exchange) const;
@@ -128,14 +103,21 @@ class RoundMachine {
   void take_hello(Site& site, const Hello& hello);
   void take_status(Site& site, const SiteStatus& status);
   void answer_gaps(Site& site);
+  void answer_heartbeat(Site& site);
   void hear(Site& site);
   void mark_dead(Site& site, const std::string& why);
-  static std::string differences(const Hello& mine, const Hello& theirs);
   bool refuse_mismatch(Site& site, const Hello& hello);
   void answer_hello(Site& site);
   void welcome_joiner(Site& site);
   void allow(Site& site);
   void dismiss(Site& site, const std::string& reason, int exit_code);
+
+  // round/round_pace.cpp
+  void note_times(int64_t exchange, const Exchange& state);
+  void share_anew(int64_t exchange);
+  double pace_s(const Site& site) const;
+  int64_t data_shift(const Site& site) const;
+  std::vector<ShareChange> unknown_shares(const Site& site) const;
 
   // round_state.cpp
   void restore(const DurableState& known);
@@ -148,17 +130,19 @@ class RoundMachine {
   void keep_commit(const Made& made);
   void spend(const Commit& commit);
   void count_again();
+  void restore_shares(const DurableState& known);
+  void keep_shares();
+  void forget_shares();
 
-  // round_lockstep.cpp
+  // across/round_lockstep.cpp
   bool is_lockstep() const { return options_.schedule.num_fragments == 0; }
   void restart_together(const std::string& why);
   void miss_absent_sites();
-  bool stop_in_step();
+  void stop_in_step();
   void give_up(const std::string& why);
 
   void advance();
   void start_if_gathered();
-  std::optional<int64_t> newest_common_step() const;
   void allow_if_ready();
   void collect_ready();
   void advance_exchange(int64_t exchange, Exchange& state);
@@ -168,6 +152,8 @@ class RoundMachine {
   bool leave_out_suspects(int64_t exchange, Exchange& state);
   const Made* newest_commit(int64_t fragment) const;
   void expel(Site& site);
+  void note_late(int64_t exchange);
+  bool is_needed(const Site& site) const;
   bool may_hold(const Site& site, const Commit& commit) const;
   Commit for_site(const Made& made, const Site& site) const;
   void revoke_lost();
@@ -177,6 +163,8 @@ class RoundMachine {
   bool stop_is_known() const;
   void finish_if_done();
 
+  Alive alive() const { return {.term = term_, .address = options_.address}; }
+  void call_unheard();
   void send(Site& site, const Message& message);
   void send_live(const Message& message);
   void record(const std::string& name, const std::string& fields_json);
@@ -190,24 +178,22 @@ class RoundMachine {
   std::map<int64_t, Made> commits_;        // by exchange, from first_logged_ on
   std::map<int64_t, Made> earlier_;        // of the course that this run was resumed from
   Suspects suspects_;
-  TokenLedger ledger_;         // follows from commits_ and earlier_
+  TokenLedger ledger_;  // follows from commits_ and earlier_, and from shares made durable
+  GraceWindow grace_;
+  ShareWatch share_watch_;
   int64_t next_exchange_ = 0;  // the first that is not committed, as long as they come in order
   int64_t first_logged_ = 0;
   int64_t term_ = 0;
-  int64_t epoch_ = 0;
+  int64_t epoch_ = 0, lost_epoch_ = 0;  // when commits were last taken back, or a term began
   int64_t start_step_ = 0;
   StartMode start_mode_ = StartMode::kFresh;
   bool stop_requested_ = false;
   std::optional<int64_t> stop_step_;
   std::optional<std::string> failure_;
   int64_t num_commits_ = 0, num_differing_ = 0, num_refused_ = 0;
-  double now_s_ = 0;                  // of the event at hand
-  std::optional<double> ticked_s_;    // the last on_tick
-  std::optional<double> forsaken_s_;  // since when no site trains
-  int64_t start_number_ = 0;          // of sites in step
-  int64_t num_restarts_ = 0, num_vain_restarts_ = 0;
-  int64_t progress_step_ = 0;  // the most steps that any start of them came to
-  double gathering_s_ = 0;     // since when they are gathered again
+  double now_s_ = 0, called_s_ = -1e9;  // of the event at hand; of the last call to the unheard
+  std::optional<double> ticked_s_, forsaken_s_;  // the last on_tick; since when no site trains
+  InStep in_step_;
   RoundOutput out_;
 };
 

@@ -16,10 +16,13 @@ using nlohmann::json;
 
 namespace {
 
+// A coordinator of a later term has higher epochs, and a person can read both in the number.
+constexpr int64_t kTermEpochs = 1'000'000'000;
 constexpr const char* kRunKey = "run";
 constexpr const char* kTermKey = "term";
 constexpr const char* kSitePrefix = "site/";
 constexpr const char* kCommitPrefix = "commit/";
+constexpr const char* kSharesKey = "shares";
 
 bool has_prefix(const std::string& key, const std::string& prefix) {
   return key.compare(0, prefix.size(), prefix) == 0;
@@ -53,6 +56,7 @@ void RoundMachine::restore(const DurableState& known) {
       const int64_t exchange = made.commit.exchange;
       earlier_.emplace(exchange, std::move(made));
     }
+    restore_shares(known);
     const auto run = known.find(kRunKey);
     if (run != known.end()) {
       const int phase = parse_json(run->second).at("phase").get<int>();
@@ -68,7 +72,7 @@ void RoundMachine::restore(const DurableState& known) {
     fail("the coordinator's state cannot be read: {}; start from a checkpoint with --resume",
          error.what());
   }
-  epoch_ = term_ * kTermEpochs;
+  epoch_ = lost_epoch_ = term_ * kTermEpochs;
   out_.writes.push_back({.key = kTermKey, .value = std::to_string(term_)});
   count_again();
 }
@@ -121,7 +125,7 @@ void RoundMachine::restore_site(Site& site, const std::string& value) {
   // A site that was not taken in, or was expelled, has to greet again.
   site.incarnation = kept.contains("welcome") ? site.hello.incarnation : 0;
   site.is_unheard = site.incarnation != 0;
-  site.returned_steps = kept.at("returned_steps");
+  site.returned = kept.at("returned");
   kept.at("past").get_to(site.past);
   if (kept.contains("welcome")) site.welcome = message_of<Welcome>(kept.at("welcome"));
   for (const auto& [exchange, made] : commits_) {
@@ -145,7 +149,48 @@ void RoundMachine::go_back() {
         {.key = fmt::format("{}{}", kCommitPrefix, given_up->first), .value = {}});
   }
   earlier_.erase(first, earlier_.end());
+  forget_shares();
   count_again();
+}
+
+// Of another plan they mean nothing: its lanes are others.
+void RoundMachine::restore_shares(const DurableState& known) {
+  const auto kept = known.find(kSharesKey);
+  if (kept == known.end()) return;
+  const json found = parse_json(kept->second);
+  if (found.at("sites") != json(options_.sites) ||
+      found.at("first") != json(shares().at(0).sequences)) {
+    return;
+  }
+  for (const json& change : found.at("changes")) {
+    const Status added =
+        ledger_.change_shares({.data_step = change.at("data_step"),
+                               .sequences = change.at("sequences").get<std::vector<int64_t>>()});
+    if (!added) fail("the coordinator's state cannot be read: {}", added.error().message);
+  }
+}
+
+void RoundMachine::keep_shares() {
+  json changes = json::array();
+  for (const ShareChange& change : shares().changes()) {
+    changes.push_back({{"data_step", change.data_step}, {"sequences", change.sequences}});
+  }
+  const json kept{
+      {"sites", options_.sites}, {"first", shares().at(0).sequences}, {"changes", changes}};
+  out_.writes.push_back({.key = kSharesKey, .value = kept.dump()});
+}
+
+// Back at a checkpoint, shares of data steps that nobody will have read by then were given up with
+// the course that they belonged to.
+void RoundMachine::forget_shares() {
+  int64_t read_end = 0;
+  for (const Site& site : sites_) read_end = std::max(read_end, first_welcome(site).data_step);
+  LaneShares kept = shares();
+  const size_t num_before = kept.changes().size();
+  kept.forget_from(std::max<int64_t>(read_end, 1));
+  if (kept.changes().size() == num_before) return;
+  ledger_ = TokenLedger(std::move(kept), options_.schedule.num_fragments);
+  keep_shares();
 }
 
 void RoundMachine::keep_run() {
@@ -160,8 +205,7 @@ void RoundMachine::keep_run() {
 }
 
 void RoundMachine::keep_site(const Site& site) {
-  json kept{
-      {"hello", json_of(site.hello)}, {"returned_steps", site.returned_steps}, {"past", site.past}};
+  json kept{{"hello", json_of(site.hello)}, {"returned", site.returned}, {"past", site.past}};
   if (site.welcome) kept["welcome"] = json_of(*site.welcome);
   out_.writes.push_back({.key = kSitePrefix + site.name, .value = kept.dump()});
 }
@@ -183,7 +227,7 @@ void RoundMachine::spend(const Commit& commit) {
 }
 
 void RoundMachine::count_again() {
-  ledger_ = TokenLedger(sites_.size(), options_.schedule.num_fragments);
+  ledger_ = TokenLedger(ledger_.shares(), options_.schedule.num_fragments);
   for (const auto* course : {&earlier_, &commits_}) {
     for (const auto& [exchange, made] : *course) spend(made.commit);
   }
@@ -191,13 +235,13 @@ void RoundMachine::count_again() {
 
 std::vector<std::pair<std::string, std::string>> RoundMachine::addresses() const {
   std::vector<std::pair<std::string, std::string>> addresses;
-  if (live_) {
-    RoundOptions options = options_;
-    options.resume = false;
-    return RoundMachine(options, *live_).addresses();
-  }
   for (const Site& site : sites_) {
-    if (site.incarnation != 0) addresses.emplace_back(site.name, site.hello.address);
+    const auto kept = live_ ? live_->find(kSitePrefix + site.name) : DurableState::const_iterator();
+    if (live_ && site.incarnation == 0 && kept != live_->end()) {
+      addresses.emplace_back(site.name, json::parse(kept->second).at("hello").at("address"));
+    } else if (site.incarnation != 0) {
+      addresses.emplace_back(site.name, site.hello.address);
+    }
   }
   return addresses;
 }
@@ -211,7 +255,7 @@ LaneAccount RoundMachine::account(const std::string& name) const {
     read_end = begin + steps - site.welcome->start_step;
   }
   LaneAccount account = ledger_.account(lane_of(site), begin, read_end);
-  account.returned += site.returned_steps;
+  account.returned += site.returned;
   if (site.dead) account.returned += std::exchange(account.in_hand, 0);
   return account;
 }

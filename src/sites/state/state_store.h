@@ -11,7 +11,7 @@
 
 namespace pelago::sites {
 
-/// By name: "run", "term", "site/NAME", "commit/EXCHANGE". Values: JSON.
+/// By name: "run", "term", "site/NAME", "commit/EXCHANGE", "shares". Values: JSON.
 using DurableState = std::map<std::string, std::string>;
 
 struct StateWrite {
@@ -33,8 +33,9 @@ class StateStore {
   /// Throws Failure naming the store if it cannot be read.
   virtual DurableState load() = 0;
   /// All or nothing, and durable when this returns ok. kNoSpace: not yet durable, kept and written
-  /// before whatever comes next. kRefused: another coordinator has taken over; nothing may be sent
-  /// that rests on these writes. kUnavailable: nothing was written; try again.
+  /// before whatever comes next; the run may go on. kRefused: another coordinator has taken over;
+  /// nothing may be sent any more. kUnavailable: whether it is written is not known; nothing may be
+  /// sent that rests on it until the same writes, asked for again, have succeeded.
   virtual Status write(const std::vector<StateWrite>& writes) = 0;
 };
 

@@ -22,6 +22,11 @@ inline constexpr uint64_t kChunkBytes = 128 << 10;
 inline constexpr uint64_t kFramesAheadMax = 64;
 inline constexpr int64_t kBytesAheadMax = 16 << 20;
 
+/// A session's number begins with the number of its sender's start. Each start has an assembly of
+/// its own: of two processes under one name, a coordinator and the one that has taken over from it,
+/// neither makes what the other sends look like a replay.
+inline constexpr unsigned kStartShift = 32;
+
 /// A part of a frame. kind and head count only at offset 0.
 struct FrameChunk {
   uint64_t session = 0;

@@ -9,8 +9,8 @@ namespace pelago::sites {
 
 class LoopbackTransport final : public Transport {
  public:
-  LoopbackTransport(LoopbackNetwork& network, std::string name)
-      : network_(&network), name_(std::move(name)) {}
+  LoopbackTransport(LoopbackNetwork& network, std::string name, std::string spoken_name)
+      : network_(&network), name_(std::move(name)), spoken_name_(std::move(spoken_name)) {}
 
   void set_address(const std::string& peer, const std::string& address) override {
     addresses_[peer] = address;
@@ -23,8 +23,8 @@ class LoopbackTransport final : public Transport {
     ++traffic.sent_frames;
     traffic.sent_bytes += frame.num_bytes();
     traffic.sent_payload_bytes += static_cast<int64_t>(frame.payload.size());
-    frame.from = name_;
-    network_->put(peer, address->second, {.peer = name_, .frame = std::move(frame)});
+    frame.from = spoken_name_;
+    network_->put(name_, address->second, {.peer = spoken_name_, .frame = std::move(frame)});
     return true;
   }
   std::optional<Arrival> receive(double /*timeout_s*/) override { return network_->take(name_); }
@@ -33,7 +33,7 @@ class LoopbackTransport final : public Transport {
 
  private:
   LoopbackNetwork* network_;
-  std::string name_;
+  std::string name_, spoken_name_;
   std::map<std::string, std::string> addresses_;
   std::map<std::string, PeerTraffic> traffic_;
 };
@@ -44,13 +44,15 @@ LoopbackNetwork::LoopbackNetwork(const LoopbackOptions& options, const Clock& cl
 std::unique_ptr<Transport> LoopbackNetwork::open(const std::string& name) {
   inboxes_[name].clear();
   ++num_opened_[name];
-  return std::make_unique<LoopbackTransport>(*this, name);
+  return std::make_unique<LoopbackTransport>(*this, name, name);
 }
 
-std::unique_ptr<Transport> LoopbackNetwork::reopen(const std::string& name) {
+std::unique_ptr<Transport> LoopbackNetwork::reopen_as(const std::string& name,
+                                                      const std::string& spoken_name) {
   inboxes_[name].clear();
   num_opened_.try_emplace(name, 1);
-  return std::make_unique<LoopbackTransport>(*this, name);
+  if (spoken_name != name) spoken_names_[name] = spoken_name;
+  return std::make_unique<LoopbackTransport>(*this, name, spoken_name);
 }
 
 void LoopbackNetwork::set_blocked(const std::string& from, const std::string& to, bool is_blocked) {
@@ -63,12 +65,15 @@ void LoopbackNetwork::set_blocked(const std::string& from, const std::string& to
 
 void LoopbackNetwork::cut(const std::string& name) {
   inboxes_.erase(name);
+  const auto spoken = spoken_names_.find(name);
+  const std::string& peer = spoken == spoken_names_.end() ? name : spoken->second;
   for (auto& [receiver, inbox] : inboxes_) {
-    std::erase_if(inbox, [&](const Flight& flight) { return flight.arrival.peer == name; });
+    std::erase_if(inbox, [&](const Flight& flight) { return flight.from == name; });
     inbox.push_back({.arrival_s = clock_->now_s(),
                      .number = num_flights_++,
+                     .from = name,
                      .to = receiver,
-                     .arrival = {.peer = name, .frame = {}}});
+                     .arrival = {.peer = peer, .frame = {}}});
   }
 }
 
@@ -77,10 +82,11 @@ std::string LoopbackNetwork::address(const std::string& name) const {
   return opened == num_opened_.end() ? "" : fmt::format("{}:{}", name, opened->second);
 }
 
-void LoopbackNetwork::put(const std::string& to, const std::string& at, Arrival arrival) {
+void LoopbackNetwork::put(const std::string& from, const std::string& at, Arrival arrival) {
+  const std::string to = at.substr(0, at.rfind(':'));
   const auto inbox = inboxes_.find(to);
-  const bool is_lost = rng_.next_uniform() < options_.loss || at != address(to) ||
-                       blocked_.contains({arrival.peer, to});
+  const bool is_lost =
+      rng_.next_uniform() < options_.loss || at != address(to) || blocked_.contains({from, to});
   if (inbox == inboxes_.end() || is_lost) {
     ++num_lost_;
     return;
@@ -91,6 +97,7 @@ void LoopbackNetwork::put(const std::string& to, const std::string& at, Arrival 
     const double delay_s = options_.delay_s + options_.jitter_s * rng_.next_uniform();
     inbox->second.push_back({.arrival_s = clock_->now_s() + delay_s,
                              .number = num_flights_++,
+                             .from = from,
                              .to = to,
                              .arrival = arrival});
   }

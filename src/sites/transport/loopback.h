@@ -31,9 +31,10 @@ class LoopbackNetwork {
   /// An endpoint under this name, in place of an earlier one and at a new address. The network
   /// outlives it.
   std::unique_ptr<Transport> open(const std::string& name);
-  /// The same at the address it had: a coordinator is found where it was.
-  std::unique_ptr<Transport> reopen(const std::string& name);
-  /// Frames that anyone sends under this name go nowhere from now on, one way, or go again.
+  /// The same at the address it had: a coordinator is found where it was. It speaks under
+  /// spoken_name, as others may.
+  std::unique_ptr<Transport> reopen_as(const std::string& name, const std::string& spoken_name);
+  /// Frames from one endpoint to another go nowhere from now on, one way, or go again.
   void set_blocked(const std::string& from, const std::string& to, bool is_blocked);
   /// Where the endpoint of this name is now. Frames to an older address are lost.
   std::string address(const std::string& name) const;
@@ -51,14 +52,14 @@ class LoopbackNetwork {
   friend class LoopbackTransport;
   struct Flight {
     double arrival_s;
-    uint64_t number;  // ties go to the earlier
-    std::string to;
+    uint64_t number;       // ties go to the earlier
+    std::string from, to;  // endpoints
     Arrival arrival;
     bool operator>(const Flight& other) const {
       return arrival_s != other.arrival_s ? arrival_s > other.arrival_s : number > other.number;
     }
   };
-  void put(const std::string& to, const std::string& address, Arrival arrival);
+  void put(const std::string& from, const std::string& address, Arrival arrival);
   std::optional<Arrival> take(const std::string& name);
 
   LoopbackOptions options_;
@@ -68,6 +69,7 @@ class LoopbackNetwork {
   int64_t num_lost_ = 0, num_doubled_ = 0;
   std::map<std::string, std::vector<Flight>> inboxes_;     // by receiver, unordered
   std::map<std::string, int64_t> num_opened_;              // by name
+  std::map<std::string, std::string> spoken_names_;        // of endpoints that have another
   std::set<std::pair<std::string, std::string>> blocked_;  // from, to
 };
 

@@ -1,6 +1,7 @@
 #include "train/process/control.h"
 
 #include <cstdlib>
+#include <iterator>
 
 #include "base/error.h"
 #include "base/text/json.h"
@@ -90,6 +91,14 @@ void Control::listen(double timeout_s) {
   }
 }
 
+std::optional<int> Control::take_new_shares(int64_t completed_steps) {
+  const auto end = new_shares_.upper_bound(completed_steps);
+  if (end == new_shares_.begin()) return std::nullopt;
+  const int plan_idx = std::prev(end)->second;
+  new_shares_.erase(new_shares_.begin(), end);
+  return plan_idx;
+}
+
 void Control::handle(const std::string& packet) {
   const json message = parse_json(packet);
   const std::string type = message.at("type");
@@ -103,7 +112,7 @@ void Control::handle(const std::string& packet) {
   } else if (type == "pause") {
     should_pause_ = true;
   } else if (type == "new_shares") {
-    new_shares_ = message.at("plan_idx").get<int>();
+    new_shares_[message.value("from_step", int64_t{0})] = message.at("plan_idx").get<int>();
   } else {
     fail("a worker does not know the message \"{}\"", type);
   }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -58,8 +59,8 @@ class Control {
   void forget_merged(int64_t exchange_idx) { merged_.erase(exchange_idx); }
   const std::optional<StopRequest>& stop_request() const { return stop_request_; }
   bool should_pause() const { return should_pause_; }
-  /// The plan whose shares are to be taken, once.
-  std::optional<int> take_new_shares() { return std::exchange(new_shares_, std::nullopt); }
+  /// The plan whose shares are to be taken before the step after so many, once.
+  std::optional<int> take_new_shares(int64_t completed_steps);
 
   /// Who answers the supervisor's questions whether this rank is well, on the reading thread.
   void set_answer(std::function<void(int64_t question)> answer);
@@ -74,8 +75,8 @@ class Control {
   std::set<int64_t> merged_;  // exchanges whose merge has come and was not yet taken
   std::optional<StopRequest> stop_request_;
   bool should_pause_ = false;
-  std::optional<int> new_shares_;
-  std::mutex answer_mutex_;  // guards answer_
+  std::map<int64_t, int> new_shares_;  // by the step from which they hold: the plan's number
+  std::mutex answer_mutex_;            // guards answer_
   std::function<void(int64_t)> answer_;
   std::jthread reader_;  // last: it uses the members above
 };

@@ -274,7 +274,7 @@ RankRun::Orders RankRun::share_orders() {
     } else {
       orders.begins_snapshot =
           !writing_.is_running() && snapshots_->is_due(state_.step, steady_now_s());
-      orders.plan_idx = control_->take_new_shares().value_or(0);
+      orders.plan_idx = control_->take_new_shares(state_.step).value_or(0);
     }
   }
   collective_->broadcast(std::as_writable_bytes(std::span(&orders, 1)), 0);

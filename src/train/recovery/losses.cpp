@@ -51,11 +51,13 @@ void Supervisor::record(const std::string& event, const std::string& fields_json
 std::vector<size_t> Supervisor::culprits() {
   std::vector<size_t> lost;  // in the order of their ends
   const double deadline_s = steady_now_s() + kAftermathS;
+  const auto is_any_left = [this] { return !workers_.all_are(&Worker::is_lost); };
   do {
     for (size_t rank = 0; rank < workers_.size(); ++rank) {
       const bool is_known = std::find(lost.begin(), lost.end(), rank) != lost.end();
       if (workers_[rank].is_lost && !is_known) lost.push_back(rank);
     }
+    if (!is_any_left()) break;
     workers_.wait(deadline_s - steady_now_s(),
                   [this](size_t rank, const std::string& packet) { handle(rank, packet); });
   } while (steady_now_s() < deadline_s);
@@ -162,8 +164,40 @@ void Supervisor::adopt(Roster next) {
              plan::to_json(roster_.plan()));
 }
 
+/// The workers take these shares when they come to their step.
+void Supervisor::announce(const BatchShares& shares) {
+  Roster next = roster_;
+  next.set_shares(shares.sequences);
+  ++num_plans_;
+  write_file(plan_path(options_.run_dir, own_plan_, options_.site_idx, num_plans_),
+             plan::to_json(next.plan()));
+  workers_.tell_first(
+      json({{"type", "new_shares"}, {"plan_idx", num_plans_}, {"from_step", shares.from_step}})
+          .dump());
+}
+
+bool Supervisor::are_shares_due() const {
+  return num_shares_taken_ < shares_.size() &&
+         shares_[num_shares_taken_].from_step <= completed_steps_;
+}
+
+/// The roster of those who go on after so many steps: with the shares that hold in the next one.
+void Supervisor::settle_shares(int64_t step) {
+  size_t num_taken = 0;
+  while (num_taken < shares_.size() && shares_[num_taken].from_step <= step) ++num_taken;
+  if (num_taken == num_shares_taken_) return;
+  num_shares_taken_ = num_taken;
+  std::vector<int64_t> sequences;
+  for (const plan::SitePlan& site : own_plan_.sites) sequences.push_back(site.batch_sequences);
+  if (num_taken > 0) sequences = shares_[num_taken - 1].sequences;
+  Roster next = roster_;
+  next.set_shares(sequences);
+  adopt(std::move(next));
+}
+
 void Supervisor::restart(Loss loss) {
   const WorkerSetup setup = restart_setup(loss.from_step);
+  settle_shares(loss.from_step);
   // Losses that follow each other before a new step are one.
   if (loss_) {
     loss_->from_step = loss.from_step;
@@ -171,6 +205,7 @@ void Supervisor::restart(Loss loss) {
     loss_ = loss;
   }
   start_workers(setup);
+  for (size_t i = num_shares_taken_; i < shares_.size(); ++i) announce(shares_[i]);
   for (const int64_t exchange_idx : merges_after(schedule_, exchanges_, loss.from_step)) {
     tell_first("merged", "exchange", exchange_idx);
   }
@@ -255,8 +290,10 @@ void Supervisor::end_pause() {
 }
 
 void Supervisor::watch_pace(const StepReport& report) {
-  if (next_roster_ || stop_request_ || report.ranks.size() != workers_.size()) return;
   if (plan::is_joint(own_plan_)) return;  // no site cuts the stages of all anew
+  // Shares on order were made for the pace that the roster knows.
+  const bool waits = num_shares_taken_ < shares_.size();
+  if (waits || next_roster_ || stop_request_ || report.ranks.size() != workers_.size()) return;
   if (!pace_watch_) {
     pace_watch_.emplace(expected_paces(roster_, usual_pace_));
     return;  // the first step of a start takes longer

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <utility>
 
+#include "plan/planner/sharing/share_batch.h"
+
 namespace pelago::train {
 
 Roster::Roster(plan::Plan own, plan::JobConfig job, size_t site_idx)
@@ -42,6 +44,14 @@ void Roster::set_pace(std::span<const double> factors) {
   std::vector<double> all = factors_;
   for (size_t rank = 0; rank < factors.size(); ++rank) all[places_.at(rank)] = factors[rank];
   plan_anew(is_lost_, all);
+}
+
+void Roster::set_shares(std::span<const int64_t> sequences) {
+  std::vector<double> factors;
+  for (size_t rank = 0; rank < places_.size(); ++rank) factors.push_back(pace(rank));
+  plan::Plan own = plan::share_batch(own_, job_, sequences, site_idx_, {});
+  plan_ = plan::share_batch(plan_, job_, sequences, site_idx_, factors);
+  own_ = std::move(own);
 }
 
 void Roster::plan_anew(const std::vector<bool>& is_lost, const std::vector<double>& factors) {

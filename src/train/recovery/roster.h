@@ -33,6 +33,8 @@ class Roster {
   void take_back(size_t place);
   /// How many times longer each rank of the plan in use takes than its profile says.
   void set_pace(std::span<const double> factors);
+  /// Of the batch, by site; the stages stay.
+  void set_shares(std::span<const int64_t> sequences);
   double pace(size_t rank) const { return factors_[places_[rank]]; }
 
  private:

@@ -45,7 +45,8 @@ Supervisor::Supervisor(const SiteRunOptions& options, SiteEvents& events)
       shared_(SharedWeights::create(own_plan_.num_parameters)),
       roster_(own_plan_, job_, static_cast<size_t>(options.site_idx)),
       return_watch_(examination(options)),
-      completed_steps_(options.start_step) {
+      completed_steps_(options.start_step),
+      shares_(options.shares) {
   if (schedule_.num_fragments > 0) {
     fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
   }
@@ -77,7 +78,9 @@ void Supervisor::start() {
   setup.resume_from = options_.resume_from ? options_.resume_from->string() : "";
   setup.start_from_shared = options_.start_from_shared;
   setup.start_step = options_.start_step;
+  settle_shares(completed_steps_);
   start_workers(setup);
+  for (size_t i = num_shares_taken_; i < shares_.size(); ++i) announce(shares_[i]);
 }
 
 void Supervisor::start_workers(const WorkerSetup& setup) {
@@ -129,6 +132,11 @@ void Supervisor::allow_training() {
 void Supervisor::merged(int64_t exchange_idx) {
   exchanges_.merged.insert(exchange_idx);
   tell_first("merged", "exchange", exchange_idx);
+}
+
+void Supervisor::take_shares(const BatchShares& shares) {
+  shares_.push_back(shares);
+  if (num_starts_ > 0) announce(shares);
 }
 
 void Supervisor::stop_at(int64_t completed_steps, bool with_checkpoint) {
@@ -243,6 +251,10 @@ void Supervisor::take_step(StepReport report) {
   report.ranks = std::move(ranks);
   completed_steps_ = report.step;
   num_vain_starts_ = 0;
+  if (are_shares_due()) {
+    settle_shares(completed_steps_);
+    pace_watch_.reset();
+  }
   if (loss_) {
     record(loss_->event,
            json({{"step", report.step},

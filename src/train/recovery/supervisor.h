@@ -9,6 +9,7 @@
 //   a device is back, or another cut of  workers are asked to pause: they store their state after
 //   the model has become better          the step under way and leave; then start anew
 //   a chip has become slower             new shares, taken at a step border; nobody restarts
+//   the sites share the batch anew       the same, from a step that is told in advance
 #pragma once
 
 #include <map>
@@ -39,6 +40,7 @@ class Supervisor {
   void allow_training();
   bool poll(double timeout_s);
   void merged(int64_t exchange_idx);
+  void take_shares(const BatchShares& shares);
   void stop_at(int64_t completed_steps, bool with_checkpoint);
   int64_t next_quiet_step() const;
   std::vector<BridgeSocket> take_bridges() { return std::move(bridges_); }
@@ -81,6 +83,9 @@ class Supervisor {
   void pause_for(Roster next, const std::string& event, std::optional<size_t> place);
   void end_pause();
   void adopt(Roster next);
+  void announce(const BatchShares& shares);
+  void settle_shares(int64_t step);
+  bool are_shares_due() const;
   void record(const std::string& event, const std::string& fields_json);
   std::string site_prefix() const;
 
@@ -113,6 +118,8 @@ class Supervisor {
   std::optional<Loss> loss_;             // until the next new step
   std::map<size_t, double> usual_pace_;  // by place: what PaceWatch has learnt
   std::optional<Roster> next_roster_;    // while pausing
+  std::vector<BatchShares> shares_;      // of the batch, after the plan's
+  size_t num_shares_taken_ = 0;          // of these, by the roster
   double pause_begin_s_ = 0;
   int num_vain_starts_ = 0;  // without a new step in between
   int64_t saving_step_ = -1;

@@ -1,9 +1,10 @@
 // Pipelines whose stages lie in several sites: when the planner takes one, how deep it makes it,
 // and what it refuses of an edited one.
+#include "plan/across/joint.h"
+
 #include <algorithm>
 
 #include "plan/fixtures.h"
-#include "plan/across/joint.h"
 #include "plan/pipeline_time.h"
 
 namespace pelago::plan {

@@ -21,9 +21,12 @@ struct FaultyCode {
   SiteEar site_hears, site_says;
   std::function<void(std::vector<StateWrite>&)> coordinator_writes;
   std::function<void(DurableState&)> coordinator_reads;
-  int64_t merge_late = 0;          // steps by which workers go past a merge that has not come
-  int64_t data_ahead = 0;          // added to the data step that a lease begins at
-  bool merges_other_bits = false;  // the last bit of an outcome hangs on the site
+  bool store_forgets_seats = false;    // takes writes of whoever led once
+  bool store_forgets_numbers = false;  // takes a write as often as it arrives
+  bool says_before_written = false;    // the coordinator does not wait for the store
+  int64_t merge_late = 0;              // steps by which workers go past a merge that has not come
+  int64_t data_ahead = 0;              // added to the data step that a lease begins at
+  bool merges_other_bits = false;      // the last bit of an outcome hangs on the site
 };
 
 struct PlantedBug {

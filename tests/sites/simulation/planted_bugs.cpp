@@ -7,7 +7,7 @@
 #include <memory>
 #include <set>
 
-#include "sites/simulation/faulty_code.h"
+#include "sites/simulation/simulated_run.h"
 
 namespace pelago::sites {
 
@@ -259,6 +259,36 @@ std::vector<PlantedBug> bugs_of_the_coordinator() {
   };
 }
 
+/// In how the sites come to new shares of the batch.
+std::vector<PlantedBug> bugs_of_shares() {
+  return {
+      {"a commit does not tell of new shares",
+       [](FaultyCode& code) {
+         changes_commit(code, [](Commit& commit) { commit.shares.clear(); });
+       }},
+      {"a joiner does not hear of new shares",
+       [](FaultyCode& code) {
+         changes_welcome(code, [](Welcome& welcome) { welcome.shares.clear(); });
+       }},
+      {"one site comes to new shares a data step late",
+       [](FaultyCode& code) {
+         code.site_hears = [](const std::string& site, const std::string&, Message& message) {
+           auto* commit = as<Commit>(message);
+           if (commit == nullptr || site != "site0") return true;
+           for (ShareChange& change : commit->shares) ++change.data_step;
+           return true;
+         };
+       }},
+      {"a delta weighs as much as with the first shares",
+       [](FaultyCode& code) {
+         changes_status(code, [](ReadyExchange& held) {
+           held.tokens = (held.data_end - held.data_begin) * 4 * kSequenceTokens;
+         });
+       }},
+      {"the journal forgets shares", [](FaultyCode& code) { forgets(code, "shares"); }},
+  };
+}
+
 /// In what sites do and what the journal keeps.
 std::vector<PlantedBug> bugs_of_sites_and_journal() {
   return {
@@ -283,6 +313,14 @@ std::vector<PlantedBug> bugs_of_sites_and_journal() {
       {"the journal forgets the run", [](FaultyCode& code) { forgets(code, "run"); }},
       {"terms do not rise", [](FaultyCode& code) { never_writes(code, "term"); }},
       {"commits are not written", [](FaultyCode& code) { never_writes(code, "commit/"); }},
+      {"a stand-by takes over without what is written",
+       [](FaultyCode& code) { forgets(code, ""); }},
+      {"what a deposed coordinator writes counts",
+       [](FaultyCode& code) { code.store_forgets_seats = true; }},
+      {"a request that comes twice is carried out twice",
+       [](FaultyCode& code) { code.store_forgets_numbers = true; }},
+      {"it is said before it is written",
+       [](FaultyCode& code) { code.says_before_written = true; }},
   };
 }
 
@@ -291,6 +329,7 @@ std::vector<PlantedBug> bugs_of_sites_and_journal() {
 const std::vector<PlantedBug>& planted_bugs() {
   static const std::vector<PlantedBug> bugs = [] {
     std::vector<PlantedBug> all = bugs_of_the_coordinator();
+    std::ranges::move(bugs_of_shares(), std::back_inserter(all));
     std::ranges::move(bugs_of_sites_and_journal(), std::back_inserter(all));
     return all;
   }();

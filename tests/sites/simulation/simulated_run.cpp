@@ -9,6 +9,12 @@ namespace pelago::sites {
 namespace {
 
 constexpr double kTickS = 0.0125;
+constexpr int64_t kShare = 4;  // sequences of each site, at the start
+
+std::string endpoint_of(int64_t coordinator_idx) {
+  return coordinator_idx == 0 ? kCoordinatorName
+                              : fmt::format("{}-{}", kCoordinatorName, coordinator_idx + 1);
+}
 
 }  // namespace
 
@@ -33,25 +39,73 @@ SimulatedRunOptions any_run(uint64_t seed) {
                      .doubling = rng.next_uniform() < 0.5 ? 0.15 * rng.next_uniform() : 0,
                      .jitter_s = rng.next_uniform() < 0.7 ? 0.4 * rng.next_uniform() : 0,
                      .seed = seed};
+  // Of a generator of their own: what came before them stays the same for a seed.
+  Rng more = Rng(seed).fork("several coordinators");
+  if (more.next_uniform() < 0.4) {
+    options.num_coordinators = static_cast<int64_t>(2 + more.next_below(2));
+    options.num_store_outages = static_cast<int64_t>(more.next_below(3));
+    options.num_store_cuts = static_cast<int64_t>(more.next_below(3));
+    options.num_coordinator_crashes += static_cast<int64_t>(more.next_below(3));
+    options.disk_s = 0.01 + 0.3 * more.next_uniform();
+  }
+  options.site_disk_s = more.next_uniform() < 0.5 ? 3 * more.next_uniform() : 0;
+  options.has_power_cut = more.next_uniform() < 0.15;
+  Rng drift = Rng(seed).fork("drift");
+  if (drift.next_uniform() < 0.4) options.slower_at_s = 0.1 + 8 * drift.next_uniform();
   return options;
+}
+
+int64_t SimulatedRun::sum(int64_t (SimulatedCoordinator::*count)() const) const {
+  int64_t total = 0;
+  for (const auto& coordinator : coordinators_) total += ((*coordinator).*count)();
+  return total;
+}
+
+const RoundMachine* SimulatedRun::leading() const {
+  for (const auto& coordinator : coordinators_) {
+    if (coordinator->leads()) return coordinator->rounds();
+  }
+  return nullptr;
+}
+
+uint64_t SimulatedRun::trace() const {
+  uint64_t trace = 0;
+  for (const auto& coordinator : coordinators_) trace = Rng::mix(trace ^ coordinator->trace());
+  return trace;
+}
+
+// Most often the one that leads: that is where it hurts.
+SimulatedCoordinator& SimulatedRun::any_coordinator() {
+  const size_t any = coordinators_.size() == 1 ? 0 : rng_.next_below(coordinators_.size());
+  if (coordinators_.size() > 1 && rng_.next_uniform() < 0.7) {
+    for (const auto& coordinator : coordinators_) {
+      if (coordinator->leads()) return *coordinator;
+    }
+  }
+  return *coordinators_[any];
 }
 
 SimulatedRun::SimulatedRun(const SimulatedRunOptions& options)
     : options_(options),
       rng_(Rng(options.network.seed).fork("run")),
       network_(options.network, clock_),
-      truth_(options.schedule) {
+      truth_(options.schedule, kSequenceTokens),
+      store_({.is_shared = options.num_coordinators > 1, .delay_s = options.disk_s}, truth_, rng_) {
   if (options.bug != nullptr) options.bug->plant(faulty_);
+  store_.leave_out(faulty_.store_forgets_seats, faulty_.store_forgets_numbers);
   RoundOptions rounds;
   rounds.schedule = options.schedule;
   rounds.grace_s = 6;
   rounds.heartbeat_s = 0.5;
   rounds.exchange_s = 20;
   rounds.absence_s = 20;
+  rounds.share_watch = {.gain_min = 0.05, .rounds = 1};  // a short run is to see several changes
   sites_.resize(static_cast<size_t>(options.num_sites));
+  shares_.assign(sites_.size(), kShare);
+  rounds.shares = shares_;
   for (size_t i = 0; i < sites_.size(); ++i) {
     sites_[i].name = fmt::format("site{}", i);
-    sites_[i].step_s = 0.4 + 0.2 * rng_.next_uniform();
+    sites_[i].sequence_s = (0.4 + 0.2 * rng_.next_uniform()) / kShare;
     rounds.sites.push_back(sites_[i].name);
   }
   const int64_t num_fragments = options.schedule.num_fragments;
@@ -59,8 +113,10 @@ SimulatedRun::SimulatedRun(const SimulatedRunOptions& options)
     fragments_.push_back({.begin = options.num_values * i / num_fragments,
                           .end = options.num_values * (i + 1) / num_fragments});
   }
-  coordinator_ = std::make_unique<SimulatedCoordinator>(
-      rounds, options.disk_s, network_, clock_, faulty_, truth_, rng_);
+  for (int64_t i = 0; i < options.num_coordinators; ++i) {
+    coordinators_.push_back(std::make_unique<SimulatedCoordinator>(
+        rounds, endpoint_of(i), store_, network_, clock_, faulty_, rng_));
+  }
   for (Site& site : sites_) start(site);
   plan_faults();
 }
@@ -77,6 +133,9 @@ void SimulatedRun::plan_faults() {
   add(Fault::Kind::kCoordinator, options_.num_coordinator_crashes);
   add(Fault::Kind::kFreeze, options_.has_zombie ? 1 : 0);
   add(Fault::Kind::kFreezeCoordinator, options_.has_frozen_coordinator ? 1 : 0);
+  add(Fault::Kind::kStoreAway, options_.num_store_outages);
+  add(Fault::Kind::kStoreCut, options_.num_store_cuts);
+  add(Fault::Kind::kPowerCut, options_.has_power_cut ? 1 : 0);
   std::stable_sort(faults_.begin(), faults_.end(), [](const Fault& a, const Fault& b) {
     return a.at_s > b.at_s;
   });
@@ -85,7 +144,7 @@ void SimulatedRun::plan_faults() {
 // One site must stay: without any there is nobody to fetch from.
 bool SimulatedRun::can_spare(const Site& site) const {
   if (!site.member || site.has_left || site.actions_left >= 0) return false;
-  const RoundMachine* known = coordinator_->rounds();
+  const RoundMachine* known = leading();
   const bool has_begun = known == nullptr || known->phase() == RoundMachine::RunPhase::kTraining ||
                          std::any_of(sites_.begin(), sites_.end(), [](const Site& each) {
                            return each.workers.trains;
@@ -97,9 +156,36 @@ bool SimulatedRun::can_spare(const Site& site) const {
   return std::any_of(sites_.begin(), sites_.end(), stays);
 }
 
+// All sites have a checkpoint of one step that no crash takes away, and none has ended.
+bool SimulatedRun::can_go_back() const {
+  const double now_s = clock_.now_s();
+  const auto is_done = [](const Site& site) {
+    return site.has_left || site.workers.completed_steps == 0 || site.workers.has_finished;
+  };
+  const RoundMachine* rounds = leading();
+  const bool trains = rounds != nullptr && rounds->phase() == RoundMachine::RunPhase::kTraining &&
+                      !rounds->was_stopped();
+  if (!trains || std::any_of(sites_.begin(), sites_.end(), is_done)) return false;
+  const std::vector<SimulatedCheckpoint>& kept = sites_.front().disk.kept();
+  return std::any_of(kept.begin(), kept.end(), [&](const SimulatedCheckpoint& each) {
+    return std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
+      return site.disk.holds_safely(each.step, now_s);
+    });
+  });
+}
+
+void SimulatedRun::cut_power() {
+  ++num_power_cuts_;
+  ghosts_.clear();
+  truth_.go_back();
+  for (const auto& coordinator : coordinators_) coordinator->lose_power(0.2 + rng_.next_uniform());
+  for (Site& site : sites_) crash(site);
+}
+
 void SimulatedRun::strike(const Fault& fault) {
   const double now_s = clock_.now_s();
   Site& site = sites_[rng_.next_below(sites_.size())];
+  struck_ += fmt::format(" {:.2f}:{}:{}", now_s, static_cast<int>(fault.kind), site.name);
   switch (fault.kind) {
     case Fault::Kind::kCrash:
       if (can_spare(site)) site.actions_left = static_cast<int64_t>(rng_.next_below(8));
@@ -111,15 +197,25 @@ void SimulatedRun::strike(const Fault& fault) {
       if (site.member) site.frozen_s = now_s + 1 + 7 * rng_.next_uniform();
       break;
     case Fault::Kind::kCoordinator:
-      coordinator_->crash_after(static_cast<int64_t>(rng_.next_below(6)),
-                                0.2 + 4 * rng_.next_uniform());
+      any_coordinator().crash_after(static_cast<int64_t>(rng_.next_below(6)),
+                                    0.2 + 4 * rng_.next_uniform());
       break;
     case Fault::Kind::kFreezeCoordinator:
-      coordinator_->freeze_until(now_s + 1 + 6 * rng_.next_uniform());
+      any_coordinator().freeze_until(now_s + 1 + 6 * rng_.next_uniform());
+      break;
+    case Fault::Kind::kStoreAway:
+      store_.lose_quorum(now_s, now_s + 0.5 + 6 * rng_.next_uniform());
+      break;
+    case Fault::Kind::kStoreCut:
+      any_coordinator().cut_from_store_until(now_s + 0.5 + 6 * rng_.next_uniform());
+      break;
+    case Fault::Kind::kPowerCut:
+      if (can_go_back()) cut_power();
       break;
     case Fault::Kind::kPartition: {
       const size_t other = rng_.next_below(sites_.size() + 1);
-      const std::string peer = other == sites_.size() ? kCoordinatorName : sites_[other].name;
+      const std::string peer =
+          other == sites_.size() ? any_coordinator().endpoint() : sites_[other].name;
       const double end_s = now_s + 0.5 + 8 * rng_.next_uniform();
       const double flap_s = rng_.next_uniform() < 0.3 ? 0.3 + rng_.next_uniform() : 0;
       const uint64_t way = rng_.next_below(3);
@@ -153,9 +249,10 @@ std::string SimulatedRun::run() {
     if (!partitions_.empty()) flap();
     if (options_.stop_after_s > 0 && now_s > options_.stop_after_s && !was_stopped) {
       was_stopped = true;
-      coordinator_->request_stop();
+      for (const auto& coordinator : coordinators_) coordinator->request_stop();
     }
-    coordinator_->turn();
+    store_.turn(now_s);
+    for (const auto& coordinator : coordinators_) coordinator->turn();
     for (Site& site : sites_) turn(site);
     for (const auto& ghost : ghosts_) turn(*ghost);
     std::erase_if(ghosts_, [&](const auto& ghost) {
@@ -167,17 +264,19 @@ std::string SimulatedRun::run() {
     }
     if (now_s > options_.limit_s) complain("no progress");
     if (now_s > options_.faults_until_s + 60) network_.calm();
-    const RoundMachine* rounds = coordinator_->rounds();
+    const RoundMachine* rounds = leading();
     if (rounds != nullptr && rounds->failure()) complain(*rounds->failure());
   }
   return truth_.complaint().empty() ? "" : truth_.complaint() + where();
 }
 
 void SimulatedRun::check_end() {
-  for (int i = 0; i < 1000 && coordinator_->rounds() == nullptr; ++i) {
+  for (int i = 0; i < 4000 && leading() == nullptr; ++i) {
     clock_.advance(kTickS);
-    coordinator_->turn();
+    store_.turn(clock_.now_s());
+    for (const auto& coordinator : coordinators_) coordinator->turn();
   }
+  if (leading() == nullptr) return complain("no coordinator leads");
   for (const Site& site : sites_) truth_.check_account(site.name, rounds().account(site.name));
   const auto differs =
       std::adjacent_find(last_hashes_.begin(), last_hashes_.end(), std::not_equal_to<>());
@@ -189,8 +288,12 @@ void SimulatedRun::complain(const std::string& what) {
   truth_.complain(fmt::format("at {:.2f} s: {}", clock_.now_s(), what));
 }
 
+int64_t SimulatedRun::num_share_changes() const {
+  return static_cast<int64_t>(rounds().shares().changes().size());
+}
+
 std::string SimulatedRun::where() const {
-  const RoundMachine* rounds = coordinator_->rounds();
+  const RoundMachine* rounds = leading();
   std::string text = fmt::format("; at {:.2f} s coordinator phase={} commits={}",
                                  clock_.now_s(),
                                  rounds == nullptr ? -1 : static_cast<int>(rounds->phase()),
@@ -212,7 +315,9 @@ std::string SimulatedRun::where() const {
                           fmt::join(held.missing, ","));
     }
   }
-  return text + coordinator_->story();
+  text += "; faults at second, of kind, chosen site:" + struck_;
+  for (const auto& coordinator : coordinators_) text += coordinator->story();
+  return text;
 }
 
 }  // namespace pelago::sites

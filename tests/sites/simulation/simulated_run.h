@@ -17,10 +17,13 @@
 #include "sites/protocol/round_machine.h"
 #include "sites/simulation/faulty_code.h"
 #include "sites/simulation/simulated_coordinator.h"
+#include "sites/simulation/simulated_disk.h"
 #include "sites/simulation/truth.h"
 #include "sites/transport/loopback.h"
 
 namespace pelago::sites {
+
+inline constexpr int64_t kSequenceTokens = 100;
 
 struct SimulatedRunOptions {
   int64_t num_sites = 3;
@@ -29,11 +32,18 @@ struct SimulatedRunOptions {
   int64_t num_ghosts = 0;      // crashes after which the old start wakes up beside the new one
   int64_t num_partitions = 0;  // between two ends, one way or both, steady or on and off
   int64_t num_coordinator_crashes = 0;
+  int64_t num_coordinators = 1;   // more than one: they share a store
+  int64_t num_store_outages = 0;  // no quorum for seconds
+  int64_t num_store_cuts = 0;     // of the line between one coordinator and the store
+  bool has_power_cut = false;     // everything dies, and goes on from the newest common checkpoint
+  int64_t checkpoint_every_steps = 8;
+  double site_disk_s = 0;   // until a checkpoint is safe
   bool has_zombie = false;  // a site is frozen for a while and then goes on
   bool has_frozen_coordinator = false;
   double restart_s = 3;     // until a crashed site is back
   double stop_after_s = 0;  // 0: never
-  double disk_s = 0;        // the coordinator's disk takes up to so long
+  double slower_at_s = 0;   // from then on one site takes three times as long; 0: never
+  double disk_s = 0;        // the coordinator's disk, or the way to the store, takes up to so long
   int bits = 4;
   double faults_until_s = 30;
   double limit_s = 600;  // of virtual time: longer is no progress
@@ -49,7 +59,9 @@ SimulatedRunOptions any_run(uint64_t seed);
 /// Moves as workers do: steps, snapshots, waits for merges, takes them half and half.
 struct SimulatedWorkers {
   std::vector<float> local, snapshot;
+  std::map<int64_t, std::vector<int64_t>> shares;  // by the step from which they hold
   int64_t completed_steps = 0;
+  int64_t saved_step = -1;      // of the newest checkpoint
   int64_t data_shift = 0;       // data step less step
   int64_t final_fragment = -1;  // the last exchanges, one after another
   std::optional<int64_t> waits_for;
@@ -65,25 +77,34 @@ class SimulatedRun {
   /// Runs until every site has left. Returns what went wrong, or nothing.
   std::string run();
 
-  const RoundMachine& rounds() const { return *coordinator_->rounds(); }
-  const SimulatedCoordinator& coordinator() const { return *coordinator_; }
+  /// Of the coordinator that leads; null: none does now.
+  const RoundMachine* leading() const;
+  const RoundMachine& rounds() const { return *leading(); }
+  const SimulatedStore& store() const { return store_; }
+  /// Over all coordinators.
+  int64_t num_terms() const { return sum(&SimulatedCoordinator::num_starts); }
+  int64_t num_differing() const { return sum(&SimulatedCoordinator::num_differing); }
+  uint64_t trace() const;
   const Truth& truth() const { return truth_; }
   int64_t num_restarts() const { return num_restarts_; }
+  int64_t num_power_cuts() const { return num_power_cuts_; }
   /// Completed steps of each site that ended.
   const std::vector<int64_t>& last_steps() const { return last_steps_; }
   const std::vector<std::string>& last_hashes() const { return last_hashes_; }
-  int64_t num_refused() const { return num_refused_ + coordinator_->num_refused(); }
+  int64_t num_refused() const { return num_refused_ + sum(&SimulatedCoordinator::num_refused); }
   double virtual_s() const { return clock_.now_s(); }
+  int64_t num_share_changes() const;
 
  private:
   struct Site {
     std::string name;
     uint64_t incarnation = 0;
-    double step_s = 1;
+    double sequence_s = 1;
     std::unique_ptr<Transport> transport;
     std::unique_ptr<GlobalState> state;
     std::unique_ptr<Member> member;  // null: down
     SimulatedWorkers workers;
+    SimulatedDisk disk;  // outlives its starts
     double workers_ready_s = -1;
     double heartbeat_s = 0;
     double restart_s = -1;      // dead until then
@@ -96,7 +117,17 @@ class SimulatedRun {
   };
   struct Fault {
     double at_s = 0;
-    enum class Kind { kCrash, kGhost, kPartition, kCoordinator, kFreeze, kFreezeCoordinator } kind;
+    enum class Kind {
+      kCrash,
+      kGhost,
+      kPartition,
+      kCoordinator,
+      kFreeze,
+      kFreezeCoordinator,
+      kStoreAway,
+      kStoreCut,
+      kPowerCut
+    } kind;
   };
   struct Partition {
     std::string from, to;
@@ -104,11 +135,16 @@ class SimulatedRun {
     double flap_s = 0;  // on and off so often; 0: steady
   };
 
+  int64_t sum(int64_t (SimulatedCoordinator::*count)() const) const;
+  SimulatedCoordinator& any_coordinator();
+
   // simulated_run.cpp: the world
   void plan_faults();
   void strike(const Fault& fault);
   void flap();
   bool can_spare(const Site& site) const;
+  bool can_go_back() const;
+  void cut_power();
   void check_end();
   std::string where() const;
   void complain(const std::string& what);
@@ -123,8 +159,11 @@ class SimulatedRun {
   void start_workers(Site& site, const StartWorkers& begin);
   void leave(Site& site, const Leave& leave);
   void train(Site& site);
+  void save_checkpoint(Site& site);
   void take_snapshot(Site& site, int64_t exchange);
   void take_merge(Site& site, int64_t exchange, int64_t fragment);
+  StepRange lane_of(const Site& site) const;
+  double step_s(const Site& site) const;
 
   SimulatedRunOptions options_;
   ManualClock clock_;
@@ -132,14 +171,18 @@ class SimulatedRun {
   LoopbackNetwork network_;
   FaultyCode faulty_;
   Truth truth_;
-  std::unique_ptr<SimulatedCoordinator> coordinator_;
+  SimulatedStore store_;
+  std::vector<std::unique_ptr<SimulatedCoordinator>> coordinators_;
   std::vector<train::Fragment> fragments_;
+  std::vector<int64_t> shares_;  // at the start
   std::vector<Site> sites_;
   std::vector<std::unique_ptr<Site>> ghosts_;
   std::vector<Fault> faults_;  // by time, latest first
   std::vector<Partition> partitions_;
   uint64_t num_starts_ = 0;
   int64_t num_restarts_ = 0;
+  int64_t num_power_cuts_ = 0;
+  std::string struck_;  // for a complaint: what failed when
   int64_t num_refused_ = 0;
   std::vector<int64_t> last_steps_;
   std::vector<std::string> last_hashes_;

@@ -1,5 +1,6 @@
 // One site of a simulated run: the real Member, workers made of arithmetic, and how it dies.
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "sites/simulation/simulated_run.h"
@@ -20,10 +21,19 @@ void SimulatedRun::start(Site& site) {
   member.site = site.name;
   member.schedule = options_.schedule;
   member.exchange.bits = options_.bits;
-  member.tokens_per_step = 100 * (1 + (site.name.back() - '0'));
+  member.lane = static_cast<size_t>(site.name.back() - '0');
+  member.shares = shares_;
+  member.sequence_tokens = kSequenceTokens;
   member.heartbeat_s = 0.5;
   member.hello.incarnation = site.incarnation;
   member.hello.address = network_.address(site.name);
+  member.hello.checkpoints = site.disk.offers();
+  // Told of all coordinators when it first came up, and of none in vain for ever.
+  if (coordinators_.size() > 1) {
+    for (const auto& coordinator : coordinators_) {
+      member.coordinators.push_back(network_.address(coordinator->endpoint()));
+    }
+  }
   site.transport->set_address(kCoordinatorName, network_.address(kCoordinatorName));
   site.member = std::make_unique<Member>(member, *site.state);
   site.workers = SimulatedWorkers{};
@@ -38,6 +48,7 @@ void SimulatedRun::crash(Site& site) {
     site.has_left = true;
     return;
   }
+  site.disk.crash(clock_.now_s(), rng_);
   network_.cut(site.name);
   site.restart_s = clock_.now_s() + options_.restart_s;
   ++num_restarts_;
@@ -48,7 +59,7 @@ void SimulatedRun::haunt(Site& site) {
   auto ghost = std::make_unique<Site>();
   ghost->name = site.name;
   ghost->incarnation = site.incarnation;
-  ghost->step_s = site.step_s;
+  ghost->sequence_s = site.sequence_s;
   while (auto arrival = site.transport->receive(0)) {
     if (arrival->frame) ghost->heard_before.push_back(*arrival->frame);
   }
@@ -123,7 +134,12 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
     start_workers(site, *begin);
   } else if (std::holds_alternative<LetTrain>(action)) {
     workers.trains = true;
-    workers.next_step_s = clock_.now_s() + site.step_s;
+    workers.next_step_s = clock_.now_s() + step_s(site);
+  } else if (const auto* taken = std::get_if<TakeShares>(&action)) {
+    if (taken->step < workers.completed_steps && workers.trains) {
+      complain(site.name + " is told of new shares too late");
+    }
+    workers.shares[taken->step] = taken->sequences;
   } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
     if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
     take_merge(site, merged->exchange, merged->fragment);
@@ -140,12 +156,25 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
 
 void SimulatedRun::start_workers(Site& site, const StartWorkers& begin) {
   SimulatedWorkers& workers = site.workers;
-  workers.completed_steps = begin.step;
+  if (begin.mode == StartMode::kResume) {
+    const SimulatedCheckpoint* checkpoint = site.disk.find(begin.step);
+    if (checkpoint == nullptr || checkpoint->is_torn || checkpoint->data_step != begin.data_step) {
+      return complain(site.name + " is to go on from a checkpoint that it has not");
+    }
+    *site.state = checkpoint->state;
+  }
+  workers.completed_steps = workers.saved_step = begin.step;
   workers.data_shift = begin.data_step + faulty_.data_ahead - begin.step;
   workers.local.assign(site.state->global().begin(), site.state->global().end());
+  if (begin.mode == StartMode::kResume) workers.local = site.disk.find(begin.step)->local;
   workers.snapshot = workers.local;
   site.workers_ready_s = clock_.now_s() + 0.5 + rng_.next_uniform();
-  truth_.on_start(site.name, site.incarnation, begin.step, begin.step + workers.data_shift);
+  if (begin.mode == StartMode::kResume) {
+    truth_.on_resume(
+        site.name, site.incarnation, site.disk.find(begin.step)->incarnation, begin.data_step);
+  } else {
+    truth_.on_start(site.name, site.incarnation, begin.step, begin.step + workers.data_shift);
+  }
   if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
 }
 
@@ -187,9 +216,49 @@ void SimulatedRun::take_merge(Site& site, int64_t exchange, int64_t fragment) {
   if (workers.waits_for == exchange) workers.waits_for.reset();
 }
 
+// What lies in memory at a quiet step is written behind training.
+void SimulatedRun::save_checkpoint(Site& site) {
+  SimulatedWorkers& workers = site.workers;
+  workers.saved_step = workers.completed_steps;
+  site.disk.save({.incarnation = site.incarnation,
+                  .step = workers.completed_steps,
+                  .data_step = workers.completed_steps + workers.data_shift,
+                  .state = *site.state,
+                  .local = workers.local,
+                  .synced_s = clock_.now_s() + options_.site_disk_s * rng_.next_uniform(),
+                  .is_torn = false});
+}
+
+/// The samples of the next step.
+StepRange SimulatedRun::lane_of(const Site& site) const {
+  const SimulatedWorkers& workers = site.workers;
+  const auto later = workers.shares.upper_bound(workers.completed_steps);
+  const std::vector<int64_t>& shares =
+      later == workers.shares.begin() ? shares_ : std::prev(later)->second;
+  const auto lane = static_cast<size_t>(site.name.back() - '0');
+  const int64_t batch = std::accumulate(shares.begin(), shares.end(), int64_t{0});
+  const int64_t begin =
+      (workers.completed_steps + workers.data_shift) * batch +
+      std::accumulate(
+          shares.begin(), shares.begin() + static_cast<std::ptrdiff_t>(lane), int64_t{0});
+  return {.begin = begin, .end = begin + shares[lane]};
+}
+
+double SimulatedRun::step_s(const Site& site) const {
+  const StepRange lane = lane_of(site);
+  const bool is_slower = options_.slower_at_s > 0 && clock_.now_s() >= options_.slower_at_s &&
+                         site.name == sites_.front().name;
+  return static_cast<double>(lane.end - lane.begin) * site.sequence_s * (is_slower ? 3 : 1);
+}
+
 void SimulatedRun::train(Site& site) {
   SimulatedWorkers& workers = site.workers;
   if (!workers.trains || workers.has_finished || workers.waits_for) return;
+  const bool is_checkpoint_step = options_.schedule.is_checkpoint_step(
+      workers.completed_steps, options_.checkpoint_every_steps);
+  if (is_checkpoint_step && workers.saved_step != workers.completed_steps && !site.is_ghost) {
+    save_checkpoint(site);
+  }
   const bool is_last = workers.completed_steps >= options_.schedule.num_steps;
   if (workers.stop_step == workers.completed_steps && !is_last) {
     workers.has_finished = true;
@@ -205,12 +274,15 @@ void SimulatedRun::train(Site& site) {
     return take_snapshot(site, exchange);
   }
   if (clock_.now_s() < workers.next_step_s) return;
-  workers.next_step_s = clock_.now_s() + site.step_s;
-  if (!site.is_ghost) truth_.on_read(site.name, workers.completed_steps + workers.data_shift);
+  if (!site.is_ghost) {
+    truth_.on_read(site.name, workers.completed_steps + workers.data_shift, lane_of(site));
+  }
+  const double took_s = step_s(site);
   ++workers.completed_steps;
+  workers.next_step_s = clock_.now_s() + step_s(site);
   Rng noise = Rng(static_cast<uint64_t>(workers.completed_steps)).fork(site.name);
   for (float& value : workers.local) value += static_cast<float>(0.01 * noise.next_normal());
-  site.member->on_step(workers.completed_steps);
+  site.member->on_step(workers.completed_steps, took_s);
   const int64_t coming = options_.schedule.merge_after(workers.completed_steps);
   const int64_t leaving = options_.schedule.snapshot_after(workers.completed_steps);
   if (leaving >= 0) take_snapshot(site, leaving);

@@ -18,6 +18,25 @@ int64_t Truth::snapshot_step(int64_t exchange) const {
                                             : schedule_.num_steps;
 }
 
+void Truth::on_read(const std::string& site, int64_t data_step, StepRange samples) {
+  read_[site].insert(data_step);
+  const int64_t num_sequences = samples.end - samples.begin;
+  const auto [known, is_new] = sequences_.try_emplace({site, data_step}, num_sequences);
+  if (known->second != num_sequences) {
+    complain(fmt::format("{} reads {} sequences of data step {}, before it were {}",
+                         site,
+                         num_sequences,
+                         data_step,
+                         known->second));
+  }
+  for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
+    const auto reader = readers_.try_emplace(sample, site).first;
+    if (reader->second != site) {
+      complain(fmt::format("sample {} is read by {} and {}", sample, reader->second, site));
+    }
+  }
+}
+
 void Truth::on_start(const std::string& site,
                      uint64_t incarnation,
                      int64_t step,
@@ -25,11 +44,30 @@ void Truth::on_start(const std::string& site,
   starts_[{site, incarnation}] = {.step = step, .data = first_data};
 }
 
+void Truth::on_resume(const std::string& site,
+                      uint64_t incarnation,
+                      uint64_t saver,
+                      int64_t first_data) {
+  // What was read since is read again, perhaps with other shares.
+  std::erase_if(sequences_, [&](const auto& read) {
+    return read.first.first == site && read.first.second >= first_data;
+  });
+  std::erase_if(readers_, [&](const auto& reader) { return reader.second == site; });
+  savers_[incarnation] = origin(saver);
+  starts_[{site, incarnation}] = starts_[{site, saver}];
+}
+
+uint64_t Truth::origin(uint64_t incarnation) const {
+  const auto saver = savers_.find(incarnation);
+  return saver == savers_.end() ? incarnation : saver->second;
+}
+
 void Truth::on_writes(const std::vector<StateWrite>& writes) {
   for (const StateWrite& write : writes) {
     if (write.key == "run") {
       const int phase = json::parse(write.value).at("phase").get<int>();
-      if (phase < std::exchange(phase_, phase)) complain("the run has begun anew");
+      const bool goes_back = phase < std::exchange(phase_, phase);
+      if (goes_back && !std::exchange(may_go_back_, false)) complain("the run has begun anew");
     }
     if (write.key.rfind("site/", 0) == 0) on_site(write.key.substr(5), write.value);
     if (write.key.rfind("commit/", 0) != 0) continue;
@@ -94,7 +132,9 @@ void Truth::on_commit(Made made) {
     for (const auto& [other, earlier] : commits_) {
       if (fragment_of(other) != fragment_of(exchange)) continue;
       const auto was = earlier.incarnations.find(member.site);
-      if (was == earlier.incarnations.end() || was->second != incarnation) continue;
+      if (was == earlier.incarnations.end() || origin(was->second) != origin(incarnation)) {
+        continue;
+      }
       for (const MemberShare& share : earlier.commit.members) {
         if (share.site == member.site) begin = std::max(begin, share.data_end);
       }
@@ -109,6 +149,7 @@ void Truth::on_commit(Made made) {
                            begin,
                            end));
     }
+    check_tokens(exchange, member, {.begin = begin, .end = end});
     const std::set<int64_t> before = spent(member.site, fragment_of(exchange));
     const auto repeated = before.lower_bound(member.data_begin);
     if (repeated != before.end() && *repeated < member.data_end) {
@@ -117,6 +158,20 @@ void Truth::on_commit(Made made) {
     }
   }
   commits_.emplace(exchange, std::move(made));
+}
+
+void Truth::check_tokens(int64_t exchange, const MemberShare& member, StepRange steps) {
+  int64_t tokens = 0;
+  for (int64_t step = steps.begin; step < steps.end; ++step) {
+    const auto read = sequences_.find({member.site, step});
+    if (read != sequences_.end()) tokens += read->second * sequence_tokens_;
+  }
+  if (member.tokens == tokens) return;
+  complain(fmt::format("exchange {}: {} gives {} tokens, its delta has {}",
+                       exchange,
+                       member.site,
+                       member.tokens,
+                       tokens));
 }
 
 std::set<int64_t> Truth::spent(const std::string& site, int64_t fragment) const {
@@ -147,48 +202,57 @@ void Truth::check_held(const std::string& site, uint64_t incarnation, const Glob
   }
 }
 
+/// The sequences of those of these data steps that were read.
+int64_t Truth::weigh(const std::string& site, const std::set<int64_t>& steps) const {
+  int64_t sum = 0;
+  for (const int64_t step : steps) {
+    const auto read = sequences_.find({site, step});
+    if (read != sequences_.end()) sum += read->second;
+  }
+  return sum;
+}
+
 void Truth::check_account(const std::string& site, const LaneAccount& account) {
   const std::set<int64_t> any = spent(site, -1);
-  const auto spent_steps = static_cast<int64_t>(any.size());
-  if (account.spent != spent_steps || account.repeated != 0) {
-    complain(
-        fmt::format("{}: the ledger has {} data steps spent and {} repeated, in truth {} and 0",
-                    site,
-                    account.spent,
-                    account.repeated,
-                    spent_steps));
+  const int64_t all_spent = weigh(site, any);
+  if (account.spent != all_spent || account.repeated != 0) {
+    complain(fmt::format("{}: the ledger has {} sequences spent and {} repeated, in truth {} and 0",
+                         site,
+                         account.spent,
+                         account.repeated,
+                         all_spent));
   }
-  int64_t partly = 0;
+  std::set<int64_t> partly;
   for (const int64_t step : any) {
     for (int64_t fragment = 0; fragment < schedule_.num_fragments; ++fragment) {
-      if (spent(site, fragment).contains(step)) continue;
-      ++partly;
-      break;
+      if (!spent(site, fragment).contains(step)) partly.insert(step);
     }
   }
-  if (account.partly != partly) {
-    complain(fmt::format("{}: the ledger has {} data steps in part of the fragments, in truth {}",
+  if (account.partly != weigh(site, partly)) {
+    complain(fmt::format("{}: the ledger has {} sequences in part of the fragments, in truth {}",
                          site,
                          account.partly,
-                         partly));
+                         weigh(site, partly)));
   }
   // Below the last data step spent, where no later lease begins, nothing is passed over in silence.
   // What lies beyond is still in the lane, whoever had read it.
   const std::set<int64_t>& read = read_[site];
   const int64_t end = any.empty() ? 0 : *any.rbegin() + 1;
-  int64_t skipped = 0, unspent = 0;
+  int64_t skipped = 0;  // data steps, at least a sequence each
+  std::set<int64_t> unspent;
   for (int64_t step = 0; step < end; ++step) {
     if (any.contains(step)) continue;
-    ++unspent;
+    unspent.insert(step);
     skipped += read.contains(step) ? 0 : 1;
   }
-  if (skipped > account.lost || unspent > account.lost + account.in_hand + account.returned) {
-    complain(
-        fmt::format("{}: {} data steps are in no commit, {} were never read; the ledger lists {}",
-                    site,
-                    unspent,
-                    skipped,
-                    account.lost));
+  if (skipped > account.lost ||
+      weigh(site, unspent) > account.lost + account.in_hand + account.returned) {
+    complain(fmt::format(
+        "{}: {} sequences are in no commit, {} data steps were never read; the ledger lists {}",
+        site,
+        weigh(site, unspent),
+        skipped,
+        account.lost));
   }
 }
 

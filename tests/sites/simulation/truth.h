@@ -3,6 +3,8 @@
 //   - An exchange has one commit, unless that was taken back.
 //   - Its members are the sites' starts that were not yet replaced, and the data steps it names are
 //     those that went into the members' deltas.
+//   - Every sample is read by one site only, whatever the shares; a delta weighs as many tokens as
+//     its samples have.
 //   - No data step is in two committed deltas of a fragment; between the deltas of one start no
 //     data step falls out.
 //   - Whoever holds a fragment as of an exchange holds the committed bits.
@@ -22,16 +24,22 @@ namespace pelago::sites {
 
 class Truth {
  public:
-  explicit Truth(const train::ExchangeSchedule& schedule) : schedule_(schedule) {}
+  Truth(const train::ExchangeSchedule& schedule, int64_t sequence_tokens)
+      : schedule_(schedule), sequence_tokens_(sequence_tokens) {}
 
   // What happened at a site. first_data: the data step that this start's first step reads.
   void on_start(const std::string& site, uint64_t incarnation, int64_t step, int64_t first_data);
-  void on_read(const std::string& site, int64_t data_step) { read_[site].insert(data_step); }
+  /// From a checkpoint of an earlier start: what that one had learned is in this one.
+  void on_resume(const std::string& site, uint64_t incarnation, uint64_t saver, int64_t first_data);
+  /// samples: [begin, end) of the run's, those of this data step in the site's lane.
+  void on_read(const std::string& site, int64_t data_step, StepRange samples);
   // What became durable.
   void on_writes(const std::vector<StateWrite>& writes);
 
   /// A start that was expelled or replaced may hold what it likes: nobody takes it from there.
   void check_held(const std::string& site, uint64_t incarnation, const GlobalState& state);
+  /// Everything has died: from now on the run may begin once more, from a checkpoint.
+  void go_back() { may_go_back_ = true; }
   void check_account(const std::string& site, const LaneAccount& account);
   void complain(const std::string& what) {
     if (complaint_.empty()) complaint_ = what;
@@ -50,20 +58,29 @@ class Truth {
     std::map<std::string, uint64_t> incarnations;
   };
   void on_commit(Made made);
+  void check_tokens(int64_t exchange, const MemberShare& member, StepRange steps);
   void on_site(const std::string& site, const std::string& value);
+  uint64_t origin(uint64_t incarnation) const;
   int64_t fragment_of(int64_t exchange) const;
   int64_t snapshot_step(int64_t exchange) const;
+  int64_t weigh(const std::string& site, const std::set<int64_t>& steps) const;
   /// Data steps of a site in committed deltas of the fragment; -1: of any.
   std::set<int64_t> spent(const std::string& site, int64_t fragment) const;
 
   train::ExchangeSchedule schedule_;
+  int64_t sequence_tokens_;
+  std::map<int64_t, std::string> readers_;                        // by sample
+  std::map<std::pair<std::string, int64_t>, int64_t> sequences_;  // read, by site and data step
   std::map<std::pair<std::string, uint64_t>, Start> starts_;
+  std::map<uint64_t, uint64_t>
+      savers_;  // of starts that went on from a checkpoint: the first start
   std::set<uint64_t> expelled_;
   std::set<uint64_t> replaced_;                    // starts that a later one took the place of
   std::map<std::string, uint64_t> taken_in_;       // the newest start that was made durable
   std::map<std::string, std::set<int64_t>> read_;  // data steps, by site
   std::map<int64_t, Made> commits_;                // by exchange
   int phase_ = 0;
+  bool may_go_back_ = false;
   int64_t num_lost_ = 0;
   std::string complaint_;
 };

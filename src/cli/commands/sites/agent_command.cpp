@@ -36,6 +36,7 @@ void add_agent(CLI::App& app, Globals& globals) {
       "agent",
       "run one site of a run that `pelago coordinator` holds together",
       "  pelago agent --join 10.0.0.7:4000 --token guizhou.token --data /data/headers\n"
+      "  pelago agent --join 10.0.0.7:4000,10.0.0.8:4000 --token guizhou.token\n"
       "  pelago agent --coordinator 10.0.0.7:4000 --site guizhou --certs certs --run-dir run\n"
       "\nThe first form needs nothing but the token and the dataset: job, plan and certificate "
       "come\n"
@@ -43,7 +44,9 @@ void add_agent(CLI::App& app, Globals& globals) {
       "checkpoint. The second takes a folder that holds job.toml and plan.json, and certificates "
       "of\n"
       "`pelago certs`.\n");
-  command->add_option("--join", start->join, "HOST:PORT of the coordinator");
+  command->add_option("--join",
+                      start->join,
+                      "HOST:PORT of the coordinator, and after commas those of its stand-bys");
   command->add_option("--token", start->token, "SITE.token, as the coordinator made it");
   command->add_option("--run-dir", start->run_dir, "this site's run folder; else runs/RUN");
   command->add_option("--data", start->data_dir, "the dataset's folder here; else as the job says");

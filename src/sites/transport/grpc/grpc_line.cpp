@@ -28,9 +28,9 @@ constexpr double kConnectS = 1.0;
 constexpr int kBreaksMax = 12;
 constexpr std::chrono::milliseconds kBreakPause(20);
 
-uint64_t new_session() {
+uint64_t new_session(uint32_t start) {
   std::random_device device;
-  return (uint64_t{device()} << 32U) | device();
+  return (uint64_t{start} << kStartShift) | device();
 }
 
 std::shared_ptr<grpc::Channel> open_channel(const PeerLineOptions& options) {
@@ -151,7 +151,7 @@ class Stream {
 
 struct PeerLine::Impl {
   explicit Impl(const PeerLineOptions& given)
-      : options(given), window(new_session(), kQueuedFramesMax) {
+      : options(given), window(new_session(given.start), kQueuedFramesMax) {
     if (options.emulated) line.emplace(*options.emulated);
     unreached_since_s.resize(static_cast<size_t>(options.num_streams), 0);
     for (int idx = 0; idx < options.num_streams; ++idx) {
@@ -246,7 +246,7 @@ struct PeerLine::Impl {
   }
 
   void give_up() {
-    const size_t num_lost = window.give_up(new_session());
+    const size_t num_lost = window.give_up(new_session(options.start));
     log_warn("line given up peer={} frames_lost={}", options.peer, num_lost);
     num_breaks = 0;
   }

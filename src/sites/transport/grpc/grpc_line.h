@@ -22,6 +22,7 @@ struct PeerLineOptions {
   std::string peer, address;                              // "HOST:PORT"
   std::string from;                                       // this end
   std::shared_ptr<grpc::ChannelCredentials> credentials;  // shared with gRPC
+  uint32_t start = 0;  // of this process: all its sessions carry it (transport/frame_assembly.h)
   int num_streams = 4;
   double patience_s = 10;  // frames wait so long for a peer that cannot be reached
   std::optional<LineOptions> emulated;

@@ -31,7 +31,7 @@ class Receiver::Service final : public wire::Line::Service {
     wire::Chunk chunk;
     while (status.ok() && stream->Read(&chunk)) {
       if (!peer) {
-        status = greet(*context, chunk.from(), peer);
+        status = greet(*context, chunk, peer);
         if (!status.ok()) break;
       }
       const Status taken = take(*peer, chunk);
@@ -56,7 +56,7 @@ class Receiver::Service final : public wire::Line::Service {
   int64_t num_repeated() const {
     const std::lock_guard lock(peers_mutex_);
     int64_t sum = 0;
-    for (const auto& [name, peer] : peers_) {
+    for (const auto& [key, peer] : peers_) {
       const std::lock_guard peer_lock(peer->mutex);
       sum += peer->assembly.num_repeated();
     }
@@ -67,25 +67,29 @@ class Receiver::Service final : public wire::Line::Service {
 
  private:
   struct Peer {
-    Peer(const std::string& given, int64_t frame_bytes_max)
-        : name(given), assembly(given, frame_bytes_max) {}
+    Peer(const std::string& given, uint64_t start_number, int64_t frame_bytes_max)
+        : name(given), number(start_number), assembly(given, frame_bytes_max) {}
     const std::string name;
-    std::mutex mutex;  // guards the two below, and the order in which frames enter the inbox
+    const uint64_t number;  // of its start, in the order in which they were heard of
+    std::mutex mutex;       // guards the two below, and the order in which frames enter the inbox
     FrameAssembly assembly;
     int num_streams = 0;
   };
 
   grpc::Status greet(const grpc::ServerContext& context,
-                     const std::string& name,
+                     const wire::Chunk& chunk,
                      std::shared_ptr<Peer>& peer) {
+    const std::string& name = chunk.from();
     const std::vector<grpc::string_ref> identities = context.auth_context()->GetPeerIdentity();
     if (std::find(identities.begin(), identities.end(), name) == identities.end()) {
       return {grpc::StatusCode::PERMISSION_DENIED,
               fmt::format("a peer says it is \"{}\", its certificate does not", name)};
     }
     const std::lock_guard lock(peers_mutex_);
-    std::shared_ptr<Peer>& known = peers_[name];  // bounded by the names that have certificates
-    if (!known) known = std::make_shared<Peer>(name, options_.frame_bytes_max);
+    const PeerKey key{name, chunk.session() >> kStartShift};
+    if (!peers_.contains(key)) forget_oldest_start(name);
+    std::shared_ptr<Peer>& known = peers_[key];
+    if (!known) known = std::make_shared<Peer>(name, ++num_starts_, options_.frame_bytes_max);
     const std::lock_guard peer_lock(known->mutex);
     if (known->num_streams >= options_.peer_streams_max) {
       return {grpc::StatusCode::RESOURCE_EXHAUSTED,
@@ -94,6 +98,20 @@ class Receiver::Service final : public wire::Line::Service {
     ++known->num_streams;
     peer = known;
     return grpc::Status::OK;
+  }
+
+  // Names are bounded by the certificates, starts are not: the oldest without a stream has ended.
+  void forget_oldest_start(const std::string& name) {
+    auto oldest = peers_.end();
+    size_t num_starts = 0;
+    for (auto each = peers_.begin(); each != peers_.end(); ++each) {
+      if (each->first.first != name) continue;
+      ++num_starts;
+      const std::lock_guard peer_lock(each->second->mutex);
+      const bool is_older = oldest == peers_.end() || each->second->number < oldest->second->number;
+      if (each->second->num_streams == 0 && is_older) oldest = each;
+    }
+    if (num_starts >= kStartsMax && oldest != peers_.end()) peers_.erase(oldest);
   }
 
   Status take(Peer& peer, const wire::Chunk& chunk) {
@@ -126,12 +144,16 @@ class Receiver::Service final : public wire::Line::Service {
     if (--peer.num_streams == 0) inbox_->push({.peer = peer.name, .frame = {}});
   }
 
+  using PeerKey = std::pair<std::string, uint64_t>;  // name, start
+  static constexpr size_t kStartsMax = 16;           // of one name
+
   BoundedQueue<Arrival>* inbox_;  // outlives the server
   ReceiverOptions options_;
   uint64_t number_;                 // of this start
-  mutable std::mutex peers_mutex_;  // guards peers_
+  mutable std::mutex peers_mutex_;  // guards the two below
+  uint64_t num_starts_ = 0;
   // Each stream's thread holds its peer too, so that a peer outlives its last stream.
-  std::map<std::string, std::shared_ptr<Peer>> peers_;
+  std::map<PeerKey, std::shared_ptr<Peer>> peers_;
 };
 
 Receiver::Receiver(BoundedQueue<Arrival>& inbox, const ReceiverOptions& options)

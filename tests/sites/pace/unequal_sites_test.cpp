@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -105,7 +106,7 @@ TEST_CASE("what the transfer leaves of tau steps is waited away") {
 }
 
 TEST_CASE("on a line without slack a site within its usual lateness is still waited for") {
-  GraceWindow window({});
+  GraceWindow window({.min_s = 0.2});
   for (int i = 0; i < 9; ++i) window.observe(times(2.0, 1.0, 1.0 + 0.1 * (i % 3)));
   CHECK(window.seconds() == doctest::Approx(1.5));  // median 1.1, deviations of 0.1
 }
@@ -120,8 +121,22 @@ TEST_CASE("one exchange that took for ever hardly moves the window, and it stays
   CHECK(window.seconds() == 5);
 }
 
+TEST_CASE("whoever came too late doubles the window, which narrows again while all come") {
+  GraceWindow window({.min_s = 2, .max_s = 10});
+  for (int i = 0; i < 8; ++i) window.observe(times(0.1, 0.2, 0.0));
+  CHECK(window.seconds() == doctest::Approx(2));
+  for (const double wanted_s : {4.0, 8.0, 10.0, 10.0}) {
+    window.widen();
+    CHECK(window.seconds() == doctest::Approx(wanted_s));
+  }
+  for (int i = 0; i < 7; ++i) window.observe(times(0.1, 0.2, 0.0));
+  CHECK(window.seconds() == doctest::Approx(10 * std::pow(0.9, 7)));
+  for (int i = 0; i < 20; ++i) window.observe(times(0.1, 0.2, 0.0));
+  CHECK(window.seconds() == doctest::Approx(2));
+}
+
 TEST_CASE("the window follows a line that has become slower") {
-  GraceWindow window({});
+  GraceWindow window({.min_s = 0.2});
   for (int i = 0; i < 32; ++i) window.observe(times(0.2, 4, 0.1));
   const double before_s = window.seconds();
   for (int i = 0; i < 32; ++i) window.observe(times(3.0, 4, 0.1));

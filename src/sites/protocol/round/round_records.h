@@ -1,0 +1,66 @@
+// What a RoundMachine knows of the sites, the exchanges under way and the commits made.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "sites/protocol/messages.h"
+
+namespace pelago::sites {
+
+/// How a site that trains comes to be too late for exchanges.
+struct Lateness {
+  int64_t exchange = -1;     // the last that began without it
+  int64_t behind_steps = 0;  // the furthest of the others, then
+  int64_t num_times = 0;     // in a row, without catching up
+  int64_t num_anew = 0;      // starts that were told to begin anew since it last was a member
+};
+
+struct KnownSite {
+  std::string name;
+  uint64_t incarnation = 0;  // 0: never heard of
+  std::set<uint64_t> past;   // incarnations of earlier starts: they are refused
+  Hello hello;
+  std::optional<Welcome> welcome;  // absent: not taken in
+  std::optional<SiteStatus> status;
+  bool is_unheard = false;  // known from an earlier coordinator, has not spoken to this one
+  int64_t returned = 0;     // sequences read by starts that died, and given back
+  std::set<int64_t> held;   // commits that this start of the site held when they were made
+  bool dead = false;
+  double died_s = 0;
+  double heard_s = 0;
+  std::optional<double> lost_s;
+  double sent_s = -1e9;   // when something was last sent to it
+  double alive_s = -1e9;  // when its heartbeat was last answered
+  Lateness late;
+};
+
+inline bool is_finished(const KnownSite& site) {
+  return site.status && site.status->phase == SitePhase::kFinished;
+}
+
+struct OpenExchange {
+  double first_ready_s = 0;
+  std::map<std::string, double> ready_s;  // when each site's snapshot was first told of
+  std::optional<Begin> begin;             // absent: gathering
+  double begun_s = 0;
+  std::set<std::string> left_out;  // for not holding it in time, in an earlier epoch
+};
+
+/// Of sites that train in step: how often they had to start again.
+struct InStep {
+  int64_t start_number = 0;
+  int64_t num_restarts = 0, num_vain_restarts = 0;
+  int64_t progress_step = 0;  // the most steps that any start of them came to
+  double gathering_s = 0;     // since when they are gathered again
+};
+
+struct MadeCommit {
+  Commit commit;
+  std::map<std::string, uint64_t> incarnations;  // of its members
+};
+
+}  // namespace pelago::sites
