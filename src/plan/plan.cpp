@@ -142,6 +142,8 @@ void each_field(Visitor& visit, P& plan) {
   visit("emulation_memory_bytes", plan.emulation_memory_bytes);
   visit("predicted_tokens_s", plan.predicted_tokens_s);
   visit("predicted_line_mbit_s", plan.predicted_line_mbit_s);
+  visit.maybe("predicted_rounds_tokens_s", plan.predicted_rounds_tokens_s);
+  visit.maybe("predicted_line_share", plan.predicted_line_share);
   visit("host_load", plan.host_load);
   visit("host_cores", plan.host_cores);
   visit("warnings", plan.warnings);

@@ -132,8 +132,11 @@ struct Plan {
   double emulation_slowdown = 0;
   double emulation_memory_bytes = 0;  // 0: the catalogue's
   double predicted_tokens_s = 0;
-  double predicted_line_mbit_s = 0;  // sent by each site, average
-  double host_load = 0;              // processors that emulation keeps busy
+  double predicted_line_mbit_s = 0;      // sent by each site, average
+  double predicted_rounds_tokens_s = 0;  // of a joint plan: what its sites would do by rounds; 0:
+                                         // one of them cannot hold the model
+  double predicted_line_share = 0;       // of a joint plan: of a step, what the lines cost
+  double host_load = 0;                  // processors that emulation keeps busy
   double host_cores = 0;
   std::vector<std::string> warnings;  // odd, but not refused: one sentence each
 };

@@ -260,6 +260,14 @@ std::string across_lines(const Plan& plan) {
           ? "as they are"
           : fmt::format("in {} bits", plan.exchange.activation_bits),
       depths);
+  text += plan.predicted_rounds_tokens_s > 0
+              ? fmt::format("by rounds  {:.0f} tokens/s, each site with all of the model\n",
+                            plan.predicted_rounds_tokens_s)
+              : "by rounds  not possible: there is a site that cannot hold the model\n";
+  text +=
+      fmt::format("near       the same stages in one site: {:.0f} tokens/s; lines cost {:.1f} %\n",
+                  plan.predicted_tokens_s / (1 - plan.predicted_line_share),
+                  100 * plan.predicted_line_share);
   for (const FleetLink& link : plan.links) {
     text +=
         fmt::format("line       {} - {}: {:.0f} of {:g} Mbit/s each way ({:.1f} %), {:g} ms{}\n",

@@ -359,6 +359,7 @@ Plan make_plan(const JobConfig& job,
     check_host(plan);
     check_lines(plan);
     warn_of_short_run(job, plan);
+    warn_of_rounds_settings(job, plan);
     return plan;
   }
   const std::vector<PlannedSite> planned = plan_sites(devices, fleet, job);

@@ -95,11 +95,24 @@ TEST_CASE("a line too thin for activations is warned of, and the table shows the
   fleet.links[0].bandwidth_mbit_s = 0.1;
   const Plan plan = make_plan(job, fleet, catalogue(), nullptr, 2);
   CHECK(std::any_of(plan.warnings.begin(), plan.warnings.end(), [](const std::string& warning) {
-    return warning.find("activations need") != std::string::npos;
+    return warning.find("goes at ") != std::string::npos &&
+           warning.find("sites.across = \"rounds\" would do") != std::string::npos;
   }));
+  CHECK(plan.predicted_line_share > 0.5);
   const std::string table = to_table(plan_across("pipeline"));
   contains(table, "across     stages in several sites, in step; activations in 16 bits");
   contains(table, "of 1000 Mbit/s each way");
+}
+
+TEST_CASE("settings of exchanges are named as without meaning where there are none") {
+  JobConfig job = job_of_batch(40);
+  job.sites.across = "pipeline";
+  job.sites.inner_steps = 48;
+  job.sites.delta_bits = 8;
+  const Plan plan = make_plan(job, fleet_from(kTwoSites), catalogue(), nullptr, 2);
+  CHECK(std::any_of(plan.warnings.begin(), plan.warnings.end(), [](const std::string& warning) {
+    return warning.find("here: sites.inner_steps, sites.delta_bits") != std::string::npos;
+  }));
 }
 
 TEST_CASE("a pipeline over sites that would wait for itself for ever is refused") {

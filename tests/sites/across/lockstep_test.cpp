@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -19,7 +20,8 @@ namespace {
 /// A coordinator of two sites in step.
 class LockstepRun {
  public:
-  explicit LockstepRun(bool resume = false) : rounds_(options(resume)) {}
+  explicit LockstepRun(bool resume = false)
+      : rounds_(std::make_unique<RoundMachine>(options(resume))) {}
   static RoundOptions options(bool resume) {
     RoundOptions options;
     options.sites = {"a", "b"};
@@ -54,14 +56,14 @@ class LockstepRun {
     for (const char* site : {"a", "b"}) tell(site, incarnation, SitePhase::kTraining);
   }
   void say(const std::string& site, const Message& message) {
-    take(rounds_.on_message(site, message, now_s_));
+    take(rounds_->on_message(site, message, now_s_));
   }
   /// Lets time pass; the site in `alive`, of this incarnation, sends heartbeats.
   void wait(double seconds, const std::string& alive, uint64_t incarnation) {
     for (double waited = 0; waited < seconds; waited += 0.5) {
       now_s_ += 0.5;
       for (const char site : alive) say(std::string(1, site), Heartbeat{incarnation});
-      take(rounds_.on_tick(now_s_));
+      take(rounds_->on_tick(now_s_));
     }
   }
   /// The newest message of this kind to the site since the last look.
@@ -74,14 +76,27 @@ class LockstepRun {
     return newest;
   }
   void forget() { heard_.clear(); }
-  RoundMachine& rounds() { return rounds_; }
-  void stop() { take(rounds_.request_stop(now_s_)); }
+  RoundMachine& rounds() { return *rounds_; }
+  void stop() { take(rounds_->request_stop(now_s_)); }
+  /// Another coordinator, with what this one made durable.
+  void replace_coordinator() {
+    rounds_ = std::make_unique<RoundMachine>(options(false), durable_);
+    forget();
+  }
 
  private:
   void take(const RoundOutput& output) {
     for (const auto& [site, message] : output.messages) heard_[site].push_back(message);
+    for (const StateWrite& write : output.writes) {
+      if (write.value.empty()) {
+        durable_.erase(write.key);
+      } else {
+        durable_[write.key] = write.value;
+      }
+    }
   }
-  RoundMachine rounds_;
+  std::unique_ptr<RoundMachine> rounds_;
+  DurableState durable_;
   std::map<std::string, std::vector<Message>> heard_;
   int64_t sequence_ = 0;
   double now_s_ = 0;
@@ -177,6 +192,34 @@ TEST_CASE("starts in step that come to no new step end the run") {
   }
   REQUIRE(run.rounds().failure());
   CHECK(run.rounds().failure()->find("5 starts in a row came to no new step") != std::string::npos);
+}
+
+TEST_CASE(
+    "sites in step go on under another coordinator, which begins them again when one is lost") {
+  LockstepRun run;
+  run.greet("a", 1);
+  run.greet("b", 1);
+  const int64_t first = run.heard<Welcome>("a")->start_number;
+  run.start(1);
+  run.replace_coordinator();
+  run.tell("a", 1, SitePhase::kTraining, 4);
+  run.tell("b", 1, SitePhase::kTraining, 4);
+  run.wait(10, "ab", 1);
+  CHECK(run.rounds().phase() == RoundMachine::RunPhase::kTraining);
+  CHECK_FALSE(run.heard<Refused>("a"));
+  run.wait(6, "a", 1);
+  REQUIRE(run.heard<Refused>("a"));
+  // The next coordinator knows the old starts only; whoever comes with a new one begins it again.
+  run.greet("a", 2, {{3, "x"}});
+  run.replace_coordinator();
+  run.greet("a", 2, {{3, "x"}});
+  run.greet("b", 2, {{3, "x"}});
+  const auto again = run.heard<Welcome>("b");
+  REQUIRE(again);
+  CHECK(again->start_step == 3);
+  CHECK(again->start_number > first);
+  REQUIRE(again->peers.size() == 2);
+  CHECK(again->peers[0].address == "a:2");
 }
 
 TEST_CASE("a stop reaches sites in step before the step at which they stop") {

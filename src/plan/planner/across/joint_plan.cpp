@@ -7,29 +7,34 @@
 
 namespace pelago::plan {
 
+namespace {
+
+/// Sequences a second of all sites, each by itself; 0 if one of them cannot hold the model.
+double rate_apart(const std::vector<std::vector<SiteDevice>>& devices, const JobConfig& job) {
+  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const auto num_sites = static_cast<int64_t>(devices.size());
+  const int64_t share = std::max<int64_t>(1, job.train.batch_sequences / num_sites);
+  double rate = 0;
+  for (const auto& site : devices) {
+    const auto alone = find_layout(make_problem(site, sizes, job.train, share));
+    if (!alone) return 0;
+    rate += alone->sequences_a_second;
+  }
+  return rate;
+}
+
+}  // namespace
+
 std::optional<JointLayout> choose_joint(const std::vector<std::vector<SiteDevice>>& devices,
                                         const FleetConfig& fleet,
                                         const JobConfig& job) {
   const std::string& across = job.sites.across;
   if (devices.size() < 2 || across == "rounds") return std::nullopt;
-  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
-  const auto num_sites = static_cast<int64_t>(devices.size());
-  const int64_t share = std::max<int64_t>(1, job.train.batch_sequences / num_sites);
-  double apart_rate = 0;  // sequences a second
-  if (across == "auto") {
-    constexpr size_t kDevicesMany = 256;  // sites of so many hold whatever is trained on them
-    size_t num_devices = 0;
-    for (const auto& site : devices) num_devices += site.size();
-    if (num_devices > kDevicesMany) return std::nullopt;
-    for (const auto& site : devices) {
-      const auto alone = find_layout(make_problem(site, sizes, job.train, share));
-      if (!alone) {
-        apart_rate = 0;
-        break;
-      }
-      apart_rate += alone->sequences_a_second;
-    }
-  }
+  constexpr size_t kDevicesMany = 256;  // sites of so many hold whatever is trained on them
+  size_t num_devices = 0;
+  for (const auto& site : devices) num_devices += site.size();
+  if (across == "auto" && num_devices > kDevicesMany) return std::nullopt;
+  const double apart_rate = rate_apart(devices, job);
   std::optional<JointLayout> joint = find_joint_layout(devices, fleet, job);
   if (across == "pipeline" && !joint) {
     fail_usage(
@@ -43,7 +48,31 @@ std::optional<JointLayout> choose_joint(const std::vector<std::vector<SiteDevice
   constexpr double kWorthIt = 1.2;
   const bool is_chosen =
       across == "pipeline" || (joint && joint->layout.sequences_a_second > kWorthIt * apart_rate);
-  return is_chosen ? std::move(joint) : std::nullopt;
+  if (!is_chosen) return std::nullopt;
+  joint->apart_sequences_s = apart_rate;
+  return joint;
+}
+
+void warn_of_rounds_settings(const JobConfig& job, Plan& plan) {
+  const SitesConfig usual;
+  const SitesConfig& given = job.sites;
+  std::string unused;
+  const auto look = [&](const char* name, bool is_usual) {
+    if (!is_usual) unused += fmt::format("{}sites.{}", unused.empty() ? "" : ", ", name);
+  };
+  look("inner_steps", given.inner_steps == usual.inner_steps);
+  look("fragments", given.fragments == usual.fragments);
+  look("overlap_steps", given.overlap_steps == usual.overlap_steps);
+  look("delta_bits", given.delta_bits == usual.delta_bits);
+  look("merge_alpha", given.merge_alpha == usual.merge_alpha);
+  look("outer_lr", given.outer_lr == usual.outer_lr);
+  look("outer_momentum", given.outer_momentum == usual.outer_momentum);
+  look("combine", given.combine == usual.combine);
+  look("error_decay", given.error_decay == usual.error_decay);
+  look("grace_s", given.grace_s == usual.grace_s);
+  if (unused.empty()) return;
+  plan.warnings.push_back(
+      fmt::format("sites in step exchange no deltas: without meaning here: {}", unused));
 }
 
 void fill_joint(const JointLayout& joint,
@@ -68,6 +97,9 @@ void fill_joint(const JointLayout& joint,
   plan.batch_sequences = all.batch_sequences;
   plan.exchange.fragments = 0;
   plan.predicted_line_mbit_s = joint.busiest_line_mbit_s;
+  plan.predicted_rounds_tokens_s =
+      joint.apart_sequences_s * static_cast<double>(plan.sequence_length);
+  plan.predicted_line_share = 1 - joint.near_step_s / joint.step_s;
   plan.predicted_tokens_s =
       static_cast<double>(plan.batch_sequences * plan.sequence_length) / joint.step_s;
   SlowestStage slowest = find_slowest(all, time);

@@ -14,6 +14,9 @@ std::optional<JointLayout> choose_joint(const std::vector<std::vector<SiteDevice
                                         const FleetConfig& fleet,
                                         const JobConfig& job);
 
+/// Whoever sets how deltas are exchanged may not expect that none are.
+void warn_of_rounds_settings(const JobConfig& job, Plan& plan);
+
 /// Fills sites, pipelines, batch and predictions.
 void fill_joint(const JointLayout& joint,
                 const JobConfig& job,

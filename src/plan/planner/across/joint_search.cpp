@@ -101,25 +101,37 @@ class JointSearch {
       found.shares.push_back(problem_.batch / num_pipelines +
                              (i < problem_.batch % num_pipelines ? 1 : 0));
     }
-    add_lines(*shape);
-    if (!choose_depths(*shape, microbatch, found.shares.front(), options.traits())) return;
     // Nobody is to choose another microbatch than the one whose depths these are.
     shape->pace = {.latency = {}, .periods = {{.fixed_s = 1}}, .microbatch_max = microbatch};
+    const SiteLayout near = lay_out(*shape, sets, composition, num_pipelines);
+    add_lines(*shape);
+    if (!choose_depths(*shape, microbatch, found.shares.front(), options.traits())) return;
+    found.layout = lay_out(*shape, sets, composition, num_pipelines);
+    const SiteTime time = simulate_site(site_run(problem_, found.layout, found.shares));
+    found.line_s = step_line_s(*shape);
+    found.step_s = time.step_s + found.line_s;
+    found.near_step_s = simulate_site(site_run(problem_, near, found.shares)).step_s;
+    found.layout.sequences_a_second = static_cast<double>(problem_.batch) / found.step_s;
+    found.busiest_line_mbit_s = 8 * busiest_bytes(*shape) / 1e6 / found.step_s;
+    if (!best_ || found.step_s < best_->step_s) best_ = std::move(found);
+  }
+
+  /// num_pipelines of this shape, and who is which stage of which.
+  static SiteLayout lay_out(const PipelineShape& shape,
+                            const std::vector<std::vector<std::vector<int>>>& sets,
+                            const Composition& composition,
+                            int64_t num_pipelines) {
+    SiteLayout layout;
     for (int64_t i = 0; i < num_pipelines; ++i) {
-      SiteLayout::Pipeline pipeline{*shape, {}};
+      SiteLayout::Pipeline pipeline{shape, {}};
       for (size_t kind = 0; kind < sets.size(); ++kind) {
         for (int64_t k = 0; k < composition[kind]; ++k) {
           pipeline.ranks.push_back(sets[kind][static_cast<size_t>(i * composition[kind] + k)]);
         }
       }
-      found.layout.pipelines.push_back(std::move(pipeline));
+      layout.pipelines.push_back(std::move(pipeline));
     }
-    const SiteTime time = simulate_site(site_run(problem_, found.layout, found.shares));
-    found.line_s = step_line_s(*shape);
-    found.step_s = time.step_s + found.line_s;
-    found.layout.sequences_a_second = static_cast<double>(problem_.batch) / found.step_s;
-    found.busiest_line_mbit_s = 8 * busiest_bytes(*shape) / 1e6 / found.step_s;
-    if (!best_ || found.step_s < best_->step_s) best_ = std::move(found);
+    return layout;
   }
 
   const FleetLink* line_behind(const PipelineShape& shape, size_t stage) const {

@@ -17,7 +17,9 @@ struct JointLayout {
   std::vector<int64_t> shares;  // sequences of each pipeline
   double line_s = 0;            // once a step: a tied embedding and the sums that cross lines
   double step_s = 0;
+  double near_step_s = 0;          // of the same stages in one site
   double busiest_line_mbit_s = 0;  // each way, average over a step
+  double apart_sequences_s = 0;    // each site by itself, together; 0: one of them cannot
 };
 
 /// The fastest; none if the model does not fit all devices together.
