@@ -87,13 +87,7 @@ class LockstepRun {
  private:
   void take(const RoundOutput& output) {
     for (const auto& [site, message] : output.messages) heard_[site].push_back(message);
-    for (const StateWrite& write : output.writes) {
-      if (write.value.empty()) {
-        durable_.erase(write.key);
-      } else {
-        durable_[write.key] = write.value;
-      }
-    }
+    for (const StateWrite& write : output.writes) apply(write, durable_);
   }
   std::unique_ptr<RoundMachine> rounds_;
   DurableState durable_;
@@ -212,6 +206,7 @@ TEST_CASE(
   // The next coordinator knows the old starts only; whoever comes with a new one begins it again.
   run.greet("a", 2, {{3, "x"}});
   run.replace_coordinator();
+  run.wait(6, "", 0);
   run.greet("a", 2, {{3, "x"}});
   run.greet("b", 2, {{3, "x"}});
   const auto again = run.heard<Welcome>("b");
