@@ -204,6 +204,27 @@ Json summary(const RunView& view, const std::filesystem::path& run_dir) {
   return json;
 }
 
+/// What the lines between sites cost and carried.
+std::string line_lines(const Json& json, bool is_joint) {
+  std::string text;
+  if (is_joint) {
+    text += fmt::format(
+        "  sites in step                    {:.1f} MB sent in all, {} common restarts\n",
+        json["line_sent_bytes"].get<double>() / 1e6,
+        json["recovery"]["sites_restarted_together"].get<int64_t>());
+  } else if (json["sites"].size() > 1) {
+    text += fmt::format("  time spent waiting for the line  {:.2f}%\n",
+                        100 * json["wait_line_ratio"].get<double>());
+    text += fmt::format(
+        "  sent a parameter and round       {:.3f} bytes by each site, {} commits, {:.1f} MB in "
+        "all\n",
+        json["line_bytes_per_parameter"].get<double>(),
+        json["commits"].get<int64_t>(),
+        json["line_sent_bytes"].get<double>() / 1e6);
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string summary_json(const RunView& view, const std::filesystem::path& run_dir) {
@@ -255,21 +276,7 @@ std::string summary_table(const RunView& view, const std::filesystem::path& run_
       "  efficiency against its parts     {:.1f}% ({:.0f} tokens/s if each device trained alone)\n",
       100 * json["efficiency"].get<double>(),
       json["parts_tokens_s"].get<double>());
-  if (plan::is_joint(view.plan())) {
-    text += fmt::format(
-        "  sites in step                    {:.1f} MB sent in all, {} common restarts\n",
-        json["line_sent_bytes"].get<double>() / 1e6,
-        json["recovery"]["sites_restarted_together"].get<int64_t>());
-  } else if (json["sites"].size() > 1) {
-    text += fmt::format("  time spent waiting for the line  {:.2f}%\n",
-                        100 * json["wait_line_ratio"].get<double>());
-    text += fmt::format(
-        "  sent a parameter and round       {:.3f} bytes by each site, {} commits, {:.1f} MB in "
-        "all\n",
-        json["line_bytes_per_parameter"].get<double>(),
-        json["commits"].get<int64_t>(),
-        json["line_sent_bytes"].get<double>() / 1e6);
-  }
+  text += line_lines(json, plan::is_joint(view.plan()));
   text += ledger_lines(json["ledger"]);
   text += recovery_line(json["recovery"]);
   text += suspects_lines(json["suspects"]) + shares_line(json["shares"]);

@@ -16,7 +16,12 @@ double rate_apart(const std::vector<std::vector<SiteDevice>>& devices, const Job
   const int64_t share = std::max<int64_t>(1, job.train.batch_sequences / num_sites);
   double rate = 0;
   for (const auto& site : devices) {
-    const auto alone = find_layout(make_problem(site, sizes, job.train, share));
+    SiteProblem problem = make_problem(site, sizes, job.train, share);
+    auto alone = find_layout(problem);
+    if (!alone) {  // a batch that is too small is another matter
+      problem.batch = 64 * problem.num_devices();
+      alone = find_layout(problem);
+    }
     if (!alone) return 0;
     rate += alone->sequences_a_second;
   }
@@ -99,7 +104,8 @@ void fill_joint(const JointLayout& joint,
   plan.predicted_line_mbit_s = joint.busiest_line_mbit_s;
   plan.predicted_rounds_tokens_s =
       joint.apart_sequences_s * static_cast<double>(plan.sequence_length);
-  plan.predicted_line_share = 1 - joint.near_step_s / joint.step_s;
+  // More under way than a pipeline within a site has may cover more than the lines.
+  plan.predicted_line_share = std::max(0.0, 1 - joint.near_step_s / joint.step_s);
   plan.predicted_tokens_s =
       static_cast<double>(plan.batch_sequences * plan.sequence_length) / joint.step_s;
   SlowestStage slowest = find_slowest(all, time);
