@@ -12,10 +12,9 @@
 
 #include "base/clock.h"
 #include "base/threads.h"
+#include "bench/lone_model.h"
 #include "bench/plain_model.h"
 #include "bench/report.h"
-#include "chips/kernels.h"
-#include "model/transformer.h"
 
 namespace pelago::bench {
 namespace {
@@ -68,41 +67,29 @@ class MatmulMeter {
   std::vector<double> rates_;
 };
 
-/// Ours: bf16 weights beside f32 masters, gradients summed in f32.
 class OurStep {
  public:
-  explicit OurStep(const model::ModelConfig& config)
-      : master_(model::initial_weights(config, Rng(1))),
-        weights_(master_.to(torch::kBFloat16)),
-        m_(torch::zeros_like(master_)),
-        v_(torch::zeros_like(master_)),
-        gradient_(torch::zeros_like(master_)),
-        parameters_(config, weights_),
-        transformer_(config, parameters_) {}
+  explicit OurStep(const model::ModelConfig& config) : model_(config, Rng(1)) {}
 
   void run(const Tensor& tokens, const Tensor& targets, int64_t num_microbatches) {
-    gradient_.zero_();
+    model_.gradient.zero_();
     for (int64_t microbatch = 0; microbatch < num_microbatches; ++microbatch) {
-      transformer_.loss_sum(tokens, targets).backward();
-      parameters_.move_gradients_into(gradient_);
+      model_.add_gradient(model_.transformer.loss_sum(tokens, targets));
     }
     const double num_tokens = static_cast<double>(num_microbatches * tokens.numel());
-    const double norm = std::sqrt(chips::sum_of_squares(gradient_)) / num_tokens;
-    chips::adamw_step(master_,
-                      gradient_,
-                      m_,
-                      v_,
-                      weights_,
+    chips::adamw_step(model_.master,
+                      model_.gradient,
+                      model_.m,
+                      model_.v,
+                      model_.weights,
                       {.lr = 1e-3,
                        .weight_decay = 0.1,
                        .step = ++step_,
-                       .grad_scale = std::min(1.0, 1.0 / norm) / num_tokens});
+                       .grad_scale = model_.gradient_scale(num_tokens)});
   }
 
  private:
-  Tensor master_, weights_, m_, v_, gradient_;  // [N]; weights_ bf16, the others f32
-  model::Parameters parameters_;
-  model::Transformer transformer_;
+  LoneModel model_;
   int64_t step_ = 0;
 };
 

@@ -33,18 +33,19 @@ class GapExchanges {
 
   void after_step(int64_t completed) {
     const int64_t leaving = schedule_.snapshot_after(completed);
-    if (leaving >= 0) begin(leaving % run_.sites.fragments, completed);
-    if (schedule_.merge_after(completed) >= 0) merge(run_.sites.merge_alpha);
+    if (leaving >= 0) begin(leaving % run_.sites.fragments, completed, /*is_final=*/false);
+    if (schedule_.merge_after(completed) >= 0) merge(/*is_final=*/false);
   }
   void after_last_step() {
     for (int64_t fragment = 0; fragment < run_.sites.fragments; ++fragment) {
-      begin(fragment, run_.steps);
-      merge(0);
+      begin(fragment, run_.steps, /*is_final=*/true);
+      merge(/*is_final=*/true);
     }
     for (const sites::GlobalState& state : states_) {
       PELAGO_ASSERT(state.hash() == states_.front().hash(), "all sites hold the same bits");
     }
   }
+  /// Of the exchanges while training: the final ones are a cost of the run.
   double bytes_per_parameter_round() const {
     return exchanged_values_ == 0
                ? 0
@@ -56,7 +57,11 @@ class GapExchanges {
   struct Flying {
     int64_t fragment = 0;
     std::vector<sites::FragmentOutcome> outcomes;
+    // Of each site: its weights then, and what of their change was not sent.
+    std::vector<std::vector<float>> snapshots, unsent;
   };
+
+  bool is_thin() const { return run_.sites.delta_bits == sites::kThinBits; }
 
   std::span<float> local(size_t site, int64_t fragment) {
     const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
@@ -64,7 +69,7 @@ class GapExchanges {
                                             static_cast<size_t>(range.end - range.begin));
   }
 
-  void begin(int64_t fragment, int64_t completed) {
+  sites::ExchangeSpec spec_of(int64_t fragment, int64_t completed) const {
     const int64_t since = sent_steps_[static_cast<size_t>(fragment)];
     sites::ExchangeSpec spec{.bits = run_.sites.delta_bits,
                              .member_idx = 0,
@@ -76,54 +81,85 @@ class GapExchanges {
     for (const int64_t share : run_.shares) {
       spec.tokens.push_back(share * run_.sequence_length * (completed - since));
     }
+    return spec;
+  }
+
+  void begin(int64_t fragment, int64_t completed, bool is_final) {
+    sites::ExchangeSpec spec = spec_of(fragment, completed);
+    if (is_final) spec = spec.final();
     std::vector<std::unique_ptr<sites::FragmentExchange>> members;
     for (size_t i = 0; i < sites_->size(); ++i) {
       spec.member_idx = static_cast<int64_t>(i);
       members.push_back(std::make_unique<sites::FragmentExchange>(
-          spec, states_[i].global(fragment), local(i, fragment), states_[i].kept_error(fragment)));
+          spec,
+          states_[i].global(fragment),
+          local(i, fragment),
+          is_thin() ? std::span<const float>() : states_[i].kept_error(fragment)));
     }
-    carry(members);
-    Flying flying{.fragment = fragment, .outcomes = {}};
+    const int64_t num_bytes = carry(members);
+    if (!is_final) {
+      sent_bytes_ += num_bytes;
+      exchanged_values_ += static_cast<int64_t>(local(0, fragment).size());
+    }
+    Flying flying{.fragment = fragment, .outcomes = {}, .snapshots = {}, .unsent = {}};
+    const sites::OuterOptions outer{.lr = run_.sites.outer_lr,
+                                    .momentum = run_.sites.outer_momentum};
     for (size_t i = 0; i < sites_->size(); ++i) {
       flying.outcomes.push_back(states_[i].outer_step(
-          fragment,
-          members[i]->mean(),
-          {.lr = run_.sites.outer_lr, .momentum = run_.sites.outer_momentum}));
-      states_[i].keep_error(fragment, members[i]->new_error(), completed);
+          fragment, members[i]->mean(), is_final ? sites::OuterOptions::final() : outer));
+      const std::span<const float> error = members[i]->new_error();
+      states_[i].keep_error(fragment, is_thin() ? std::span<const float>() : error, completed);
+      const std::span<const float> snapshot = local(i, fragment);
+      flying.snapshots.emplace_back(snapshot.begin(), snapshot.end());
+      flying.unsent.emplace_back(snapshot.size(), 0.0F);
+      if (!is_thin() || is_final) continue;
+      const auto keep = static_cast<float>(run_.sites.error_decay);
+      for (size_t k = 0; k < error.size(); ++k) flying.unsent[i][k] = keep * error[k];
     }
-    exchanged_values_ += static_cast<int64_t>(local(0, fragment).size());
     sent_steps_[static_cast<size_t>(fragment)] = completed;
     flying_.push_back(std::move(flying));
   }
 
-  void carry(std::vector<std::unique_ptr<sites::FragmentExchange>>& members) {
+  /// Returns the bytes sent by all.
+  static int64_t carry(std::vector<std::unique_ptr<sites::FragmentExchange>>& members) {
     const auto count = static_cast<int64_t>(members.size());
+    int64_t num_bytes = 0;
     for (const bool of_mean : {false, true}) {
       for (int64_t from = 0; from < count; ++from) {
         for (int64_t to = 0; to < count; ++to) {
           if (from == to) continue;
           sites::FragmentExchange& sender = *members[static_cast<size_t>(from)];
           sites::FragmentExchange& receiver = *members[static_cast<size_t>(to)];
-          const std::string slice = of_mean ? *sender.mean_slice() : sender.delta_slice(to);
+          if (of_mean && !sender.has_summed()) continue;  // more members than units to sum
+          const std::string slice = of_mean ? sender.mean_slice(to) : sender.delta_slice(to);
           const Status taken =
               of_mean ? receiver.accept_mean(from, slice) : receiver.accept_delta(from, slice);
           PELAGO_ASSERT(static_cast<bool>(taken), "a slice of ours is sound");
-          sent_bytes_ += static_cast<int64_t>(slice.size());
+          num_bytes += static_cast<int64_t>(slice.size());
         }
       }
     }
+    return num_bytes;
   }
 
-  void merge(double alpha) {
+  /// As sites::Member has it for the workers.
+  void merge(bool is_final) {
     const Flying flying = std::move(flying_.front());
     flying_.pop_front();
-    const auto keep = static_cast<float>(alpha);
+    const auto keep = static_cast<float>(run_.sites.merge_alpha);
     for (size_t i = 0; i < sites_->size(); ++i) {
       states_[i].apply(flying.fragment, num_merged_, flying.outcomes[i]);
       const std::span<const float> global = states_[i].global(flying.fragment);
       const std::span<float> now = local(i, flying.fragment);
       for (size_t k = 0; k < now.size(); ++k) {
-        now[k] = keep * now[k] + (1 - keep) * global[k];
+        const float target = global[k] - flying.unsent[i][k];
+        if (is_final) {
+          now[k] = global[k];
+        } else if (schedule_.overlap_steps > 0) {
+          now[k] += (1 - keep) * (target - flying.snapshots[i][k]);
+        } else {
+          now[k] = keep * now[k] + (1 - keep) * target;
+        }
       }
       (*sites_)[i].round_master();
     }

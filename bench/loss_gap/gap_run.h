@@ -43,6 +43,7 @@ GapResult carry_out(const GapRun& run,
   plan::TrainConfig schedule;
   schedule.lr = run.lr;
   schedule.warmup_steps = run.warmup_steps;
+  schedule.min_lr_ratio = run.min_lr_ratio;
   std::deque<GapSite> sites;
   for (size_t i = 0; i < run.shares.size(); ++i) sites.emplace_back(config, run.seed);
   std::optional<GapExchanges> exchanges;
@@ -67,12 +68,16 @@ GapResult carry_out(const GapRun& run,
     }
     on_step(step + 1, loss);
   }
+  result.train_loss /= static_cast<double>(num_last);
+  const auto heldout_of_first = [&] {
+    return sites.front().evaluate(heldout_source, run.sequence_length);
+  };
   if (exchanges) {
+    result.site_loss = heldout_of_first();
     exchanges->after_last_step();
     result.bytes_per_parameter_round = exchanges->bytes_per_parameter_round();
   }
-  result.train_loss /= static_cast<double>(num_last);
-  result.heldout_loss = sites.front().evaluate(heldout_source, run.sequence_length);
+  result.heldout_loss = heldout_of_first();
   result.seconds = steady_now_s() - begin_s;
   return result;
 }

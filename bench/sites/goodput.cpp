@@ -9,6 +9,7 @@
 #include "bench/report.h"
 #include "sites/grpc_transport.h"
 #include "sites/tls.h"
+#include "tests/wan/output_of.h"
 #include "tests/wan/packet_line.h"
 
 namespace pelago::bench {
@@ -36,16 +37,6 @@ const std::map<std::string, Case>& cases() {
       {"uneven", {"100:20", "0.1", 60}},
   };
   return table;
-}
-
-std::string output_of(const std::string& command) {
-  std::FILE* pipe = ::popen(command.c_str(), "r");
-  if (pipe == nullptr) fail("cannot start {}", command);
-  std::string out;
-  char buffer[4096];
-  while (const size_t got = std::fread(buffer, 1, sizeof buffer, pipe)) out.append(buffer, got);
-  if (::pclose(pipe) != 0) fail("{}: {}", command, out);
-  return out;
 }
 
 std::unique_ptr<sites::GrpcTransport> open_end(const fs::path& certs,
@@ -116,13 +107,13 @@ double transport_mbit_s(
                                          line.address(from));
   const std::string receiver =
       fmt::format("{}{} --receive {}:{}", line.at(to), words, line.address(to), port);
-  return std::stod(output_of(fmt::format("({} >&2 &) ; {}", receiver, sender)));
+  return std::stod(wan::output_of(fmt::format("({} >&2 &) ; {}", receiver, sender)));
 }
 
 double iperf_mbit_s(wan::PacketLine& line, int streams, bool back) {
   const int from = back ? 1 : 0, to = back ? 0 : 1;
-  output_of(line.at(to) + "iperf3 -s -1 -D >/dev/null; sleep 0.3");
-  const auto json = nlohmann::json::parse(output_of(fmt::format(
+  wan::output_of(line.at(to) + "iperf3 -s -1 -D >/dev/null; sleep 0.3");
+  const auto json = nlohmann::json::parse(wan::output_of(fmt::format(
       "{}iperf3 -c {} -P {} -t {} -J", line.at(from), line.address(to), streams, kSeconds)));
   return json["end"]["sum_received"]["bits_per_second"].get<double>() * 1e-6;
 }

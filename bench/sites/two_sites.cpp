@@ -9,6 +9,7 @@
 #include "bench/report.h"
 #include "bench/sites/line_run.h"
 #include "bench/sites/pipeline_case.h"
+#include "plan/job.h"
 
 namespace pelago::bench {
 namespace {
@@ -67,6 +68,23 @@ emulate = {}
 constexpr int kPacketSteps = 32;
 constexpr int kRoundSteps = 8;
 
+/// Sent a parameter and round by the second site, which has no coordinator beside it: what leaves
+/// it is its own.
+double wire_bytes(const FleetBench& bench, const LineRun& run, bool is_thin) {
+  const auto plan =
+      nlohmann::json::parse(read_text_file(bench.folder() / "runs" / "two-sites" / "plan.json"));
+  // A fragment is a quarter of the parameters or so: fragments are cut at whole tensors.
+  double num_rounds =
+      static_cast<double>(run.num_commits) / plan["exchange"]["fragments"].get<double>();
+  const auto num_values = plan["num_parameters"].get<double>();
+  auto num_bytes = static_cast<double>(run.exchanged_bytes.at("guizhou"));
+  if (is_thin) {  // the final exchanges have 4 bits: a cost of the run, not of its rounds
+    num_rounds -= 1;
+    num_bytes -= plan::delta_bytes(num_values, 4);
+  }
+  return num_bytes / (num_values * num_rounds);
+}
+
 void measure_packets(Report& report, bool is_thin, int num_turns) {
   if (const auto obstacle = wan::PacketLine::obstacle()) fail_usage("two_sites: {}", *obstacle);
   const double rate_mbit = is_thin ? 20 : 100;
@@ -88,7 +106,7 @@ void measure_packets(Report& report, bool is_thin, int num_turns) {
         more);
   };
   const std::string rounds = fmt::format(
-      "--set sites.inner_steps={} {}", kRoundSteps, is_thin ? "--set sites.delta_bits=2" : "");
+      "--set sites.inner_steps={} {}", kRoundSteps, is_thin ? "--set sites.method=thin" : "");
   std::vector<double> with, without, ratios, bytes;
   for (int turn = 0; turn < num_turns; ++turn) {
     const LineRun alone =
@@ -99,14 +117,7 @@ void measure_packets(Report& report, bool is_thin, int num_turns) {
     with.push_back(joined.tokens_s);
     ratios.push_back(with.back() / without.back());
     report.metrics["wait_line_ratio"] = joined.wait_line_ratio;
-    const auto plan =
-        nlohmann::json::parse(read_text_file(bench.folder() / "runs" / "two-sites" / "plan.json"));
-    // The second site has no coordinator beside it: what leaves it is its own. A fragment is a
-    // quarter of the parameters or so: fragments are cut at whole tensors.
-    const double num_rounds =
-        static_cast<double>(joined.num_commits) / plan["exchange"]["fragments"].get<double>();
-    bytes.push_back(static_cast<double>(joined.exchanged_bytes.at("guizhou")) /
-                    (plan["num_parameters"].get<double>() * num_rounds));
+    bytes.push_back(wire_bytes(bench, joined, is_thin));
     std::fprintf(stderr,
                  "turn %d: %.0f tokens/s with the line, %.0f without, ratio %.4f, %.4f byte a "
                  "parameter and round\n",

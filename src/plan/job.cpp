@@ -231,6 +231,14 @@ void check_exchange(const Section& section, const SitesConfig& sites) {
 // A later key may still change each of these.
 void start_from_method(const std::string& method, SitesConfig& sites) {
   if (method == "streaming") return;
+  if (method == "thin") {
+    // Momentum and mixing would count twice what stays in the local weights until it is sent.
+    sites.delta_bits = 2;
+    sites.merge_alpha = 0;
+    sites.outer_lr = 1;
+    sites.outer_momentum = 0;
+    return;
+  }
   sites.fragments = 1;
   sites.overlap_steps = 0;
   sites.merge_alpha = 0;
@@ -245,7 +253,7 @@ void start_from_method(const std::string& method, SitesConfig& sites) {
 }
 
 void read_sites(const Section& section, SitesConfig& sites) {
-  section.take_word("method", sites.method, {"streaming", "diloco", "sync"});
+  section.take_word("method", sites.method, {"streaming", "thin", "diloco", "sync"});
   start_from_method(sites.method, sites);
   section.take_between("inner_steps", sites.inner_steps, 1, kCountMax);
   section.take_between("fragments", sites.fragments, 1, 10'000);
@@ -259,6 +267,7 @@ void read_sites(const Section& section, SitesConfig& sites) {
   section.take_word("across", sites.across, {"auto", "rounds", "pipeline"});
   section.take("activation_bits", sites.activation_bits);
   section.take_positive("grace_s", sites.grace_s);
+  section.take_between("share_rounds", sites.share_rounds, 0, 1'000'000);
   section.take_positive("heartbeat_s", sites.heartbeat_s);
   if (section.checks()) check_exchange(section, sites);
 }

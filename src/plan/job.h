@@ -59,8 +59,8 @@ struct TrainConfig {
 /// method.
 struct SitesConfig {
   // What the fields below start from; each may still be set. "streaming": P fragments, staggered,
-  // overlapped (arXiv:2501.18512). "diloco": all at once, waited for (arXiv:2311.08105). "sync":
-  // weights averaged after every step and waited for, what synchronous training costs on this line.
+  // overlapped (arXiv:2501.18512). "thin": the same in 1/16 of the bytes. "diloco": all at once,
+  // waited for (arXiv:2311.08105). "sync": weights averaged after every step and waited for.
   std::string method = "streaming";
   int64_t inner_steps =
       24;  // H: steps after which every fragment was exchanged once (arXiv:2501.18512)
@@ -84,6 +84,10 @@ struct SitesConfig {
   double error_decay = 1;  // of what quantising left over, this much goes out next time; thin lines
                            // may let old error fade (0.95 in arXiv:2508.15706)
   double grace_s = 10;     // how long an exchange waits for a late site before it goes on without
+  // Rounds in a row in which other shares of the batch would have gained a twentieth of a step,
+  // before the sites take them: a checkpoint or a neighbour's build lasts a round or two. 0: the
+  // plan's shares for good.
+  int64_t share_rounds = 3;
   double heartbeat_s = 1;  // a site silent for five of these is taken for dead
 };
 

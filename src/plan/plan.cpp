@@ -122,6 +122,7 @@ void each_field(Visitor& visit, P& exchange) {
   visit("combine", exchange.combine);
   visit("error_decay", exchange.error_decay);
   visit("grace_s", exchange.grace_s);
+  visit("share_rounds", exchange.share_rounds);
   visit("heartbeat_s", exchange.heartbeat_s);
   visit.maybe("activation_bits", exchange.activation_bits, 16);
 }

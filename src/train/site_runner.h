@@ -91,8 +91,8 @@ class SiteRunner {
   /// Host f32 [N] in shared memory: workers write snapshots here. Once poll() has returned false it
   /// holds the site's weights as they were at its last step.
   std::span<float> local_weights();
-  /// Host f32 [N] in shared memory: the agent writes merged global weights here, then calls
-  /// merged().
+  /// Host f32 [N] in shared memory: the agent writes merged weights here (of an overlapped
+  /// exchange, their difference to the snapshot), then calls merged().
   std::span<float> merged_weights();
   void merged(int64_t exchange_idx);
 

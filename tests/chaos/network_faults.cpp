@@ -6,6 +6,7 @@
 #include <regex>
 
 #include "chaos/injections.h"
+#include "tests/wan/output_of.h"
 
 namespace pelago::chaos {
 
@@ -53,7 +54,7 @@ void expect_no_commit_with(LiveRun& run, const std::string& site, size_t first, 
 }
 
 std::string in_space(const LiveRun& run, const std::string& who, const std::string& command) {
-  return output_of(fmt::format("ip netns exec {} {}", run.space_of(who), command));
+  return wan::output_of(fmt::format("ip netns exec {} {} 2>&1", run.space_of(who), command));
 }
 
 int64_t num_resent(const LiveRun& run, const std::string& site) {

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "chaos/run/whole_run.h"
+#include "tests/wan/output_of.h"
 
 namespace pelago::chaos {
 
@@ -152,10 +153,10 @@ Verdict run_test(const Fault& fault, const RunnerOptions& options) {
   outcome.done = fmt::format("{} -tc=\"{}\"", program, pattern);
   std::string said;
   try {
-    said = output_of(fmt::format("cd {} && {} -nc -tc='{}'",
-                                 options.scratch.string(),
-                                 (options.programs / program).string(),
-                                 pattern));
+    said = wan::output_of(fmt::format("cd {} && {} -nc -tc='{}' 2>&1",
+                                      options.scratch.string(),
+                                      (options.programs / program).string(),
+                                      pattern));
   } catch (const std::exception& error) {
     const std::string end = error.what();
     outcome.wrong.push_back(end.substr(end.size() > 300 ? end.size() - 300 : 0));

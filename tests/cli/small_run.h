@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cli/program.h"
+#include "cli/small_model.h"
 
 namespace pelago::testing {
 
@@ -24,17 +25,9 @@ inline void write_corpus(const fs::path& folder) {
   }
 }
 
-inline const char* kJob = R"(
+inline const std::string kJob = R"(
 name = "test"
-[model]
-preset = "1m"
-hidden_size = 64
-intermediate_size = 128
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-head_dim = 32
-[data]
+)" + std::string(kSmallModel) + R"([data]
 dir = "data"
 sequence_length = 32
 [train]

@@ -120,6 +120,12 @@ TEST_CASE("a method sets what its paper has, and a key of its own wins over it")
   CHECK(plain.overlap_steps == 0);
   CHECK(plain.merge_alpha == 0);
   CHECK(plain.outer_lr == 0.7);
+  const SitesConfig thin = sites_of({"sites.method=thin"});
+  CHECK(thin.delta_bits == 2);
+  CHECK(thin.fragments == SitesConfig{}.fragments);
+  CHECK(thin.merge_alpha == 0);
+  CHECK(thin.outer_lr == 1);
+  CHECK(thin.outer_momentum == 0);
   const SitesConfig sync = sites_of({"sites.method=sync"});
   CHECK(sync.inner_steps == 1);
   CHECK(sync.delta_bits == 32);
@@ -165,13 +171,15 @@ TEST_CASE("every number out of its range is refused by name and value") {
       {"sites.inner_steps=0", "inner_steps = 0 must be between 1"},
       {"sites.fragments=0", "fragments = 0 must be between 1"},
       {"sites.overlap_steps=-1", "overlap_steps = -1 must be between 0"},
-      {"sites.method=federated", "method = \"federated\" must be one of streaming, diloco, sync"},
+      {"sites.method=federated",
+       "method = \"federated\" must be one of streaming, thin, diloco, sync"},
       {"sites.combine=median", "combine = \"median\" must be one of mean, direction"},
       {"sites.error_decay=1.01", "error_decay = 1.01 must be between 0 and 1"},
       {"sites.merge_alpha=1.1", "merge_alpha = 1.1 must be between 0 and 1"},
       {"sites.outer_lr=0", "outer_lr = 0 must be greater than 0"},
       {"sites.outer_momentum=1", "outer_momentum = 1 must be at least 0"},
       {"sites.grace_s=0", "grace_s = 0 must be greater than 0"},
+      {"sites.share_rounds=-1", "share_rounds = -1 must be between 0"},
       {"sites.heartbeat_s=-1", "heartbeat_s = -1 must be greater than 0"},
       {"runs_dir=''", "runs_dir = \"\" must name a folder"},
   };

@@ -45,6 +45,18 @@ TEST_CASE("two runs of the same seed end with the same bits") {
   CHECK(last_hash() == last_hash());
 }
 
+TEST_CASE("thin exchanges too survive crashes on a bad network and end with the same weights") {
+  for (uint64_t seed = first_seed(); seed < first_seed() + num_seeds(20); ++seed) {
+    CAPTURE(seed);
+    SimulatedRun run({.num_sites = 3,
+                      .num_crashes = 2,
+                      .bits = 2,
+                      .network = {.loss = 0.1, .doubling = 0.1, .jitter_s = 0.2, .seed = seed}});
+    REQUIRE(run.run() == "");
+    REQUIRE(all_equal(run.last_hashes()));
+  }
+}
+
 TEST_CASE("loss, delay and doubled frames lose no commit and change no bit") {
   SimulatedRun calm({.num_sites = 3});
   REQUIRE(calm.run() == "");
@@ -136,9 +148,9 @@ TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or
   const double speed = virtual_s / (steady_now_s() - begin_s);
   MESSAGE("restarts of sites " << num_restarts << ", of coordinators " << num_terms
                                << ", refused messages " << num_refused << ", commits taken back "
-                                << num_lost_commits << ", new shares " << num_shares
-                                << ", power cuts " << num_power_cuts
-                                << ", writes of deposed coordinators refused " << num_late_writes
+                               << num_lost_commits << ", new shares " << num_shares
+                               << ", power cuts " << num_power_cuts
+                               << ", writes of deposed coordinators refused " << num_late_writes
                                << ", times real time " << speed);
   CHECK(num_restarts > 0);  // the faults have fired
   CHECK(num_terms > 0);

@@ -205,7 +205,7 @@ TEST_CASE("a merge mixes one fragment, alike on all ranks, and leaves the rest a
         scratch(num_values(shape));
     run_grid(shape, samples, [&](TestRank& rank) {
       rank.store(before);
-      rank.trainer.merge(fragment, global, 0.25, scratch.host());
+      rank.trainer.merge(fragment, global, {.keep = 0.25, .take = 0.75}, scratch.host());
       rank.store(after);
     });
     const Tensor expected = before.master.clone();

@@ -217,8 +217,9 @@ void check_lines(Plan& plan) {
   const double interval_s =
       step_s * static_cast<double>(exchange.inner_steps) / static_cast<double>(exchange.fragments);
   const double overlap_s = step_s * static_cast<double>(exchange.overlap_steps);
-  // Each site sends a slice of its delta to every other, and its slice of the mean to every other.
-  const double line_bits = 8 * fragment_bytes * 2 / num_sites;
+  // Each site sends a slice of its delta to every other, and its slice of the mean to every other;
+  // thin ones are not summed: all of every delta comes to every site.
+  const double line_bits = 8 * fragment_bytes * (exchange.delta_bits == 2 ? 1 : 2 / num_sites);
   plan.predicted_line_mbit_s = line_bits * (num_sites - 1) / interval_s / 1e6;
   for (const FleetLink& link : plan.links) {
     // Three one-way trips beside the bytes: deltas, means, and the word that all have them.

@@ -41,24 +41,34 @@ std::string GlobalState::hash() const {
 FragmentOutcome GlobalState::outer_step(int64_t fragment,
                                         std::span<const float> mean,
                                         const OuterOptions& options) const {
+  PELAGO_ASSERT(mean.size() == part(global_, fragment).size(), "the mean covers the fragment");
+  FragmentOutcome outcome;
+  outer_step_of_part(fragment, 0, mean, options, outcome);
+  outcome.hash = hash_fragment(outcome.global, outcome.momentum);
+  return outcome;
+}
+
+void GlobalState::outer_step_of_part(int64_t fragment,
+                                     int64_t begin,
+                                     std::span<const float> mean,
+                                     const OuterOptions& options,
+                                     FragmentOutcome& outcome) const {
+  const auto first = static_cast<size_t>(begin);
   const std::span<const float> global = part(global_, fragment);
   const std::span<const float> momentum = part(momentum_, fragment);
-  PELAGO_ASSERT(mean.size() == global.size(), "the mean covers the fragment");
+  PELAGO_ASSERT(first + mean.size() <= global.size(), "the part lies within the fragment");
   const auto lr = static_cast<float>(options.lr);
   const auto decay = static_cast<float>(options.momentum);
-  FragmentOutcome outcome;
   outcome.global.resize(global.size());
   outcome.momentum.resize(global.size());
-  for (size_t i = 0; i < global.size(); ++i) {
-    const float kept = decay * momentum[i];
+  for (size_t i = 0; i < mean.size(); ++i) {
+    const float kept = decay * momentum[first + i];
     const float velocity = kept + mean[i];
     const float ahead = decay * velocity;
     const float update = lr * (mean[i] + ahead);
-    outcome.momentum[i] = velocity;
-    outcome.global[i] = global[i] - update;
+    outcome.momentum[first + i] = velocity;
+    outcome.global[first + i] = global[first + i] - update;
   }
-  outcome.hash = hash_fragment(outcome.global, outcome.momentum);
-  return outcome;
 }
 
 void GlobalState::apply(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome) {
@@ -71,7 +81,9 @@ void GlobalState::apply(int64_t fragment, int64_t exchange, const FragmentOutcom
 }
 
 void GlobalState::keep_error(int64_t fragment, std::span<const float> error, int64_t sent_step) {
-  std::copy(error.begin(), error.end(), part(kept_error_, fragment).begin());
+  const std::span<float> kept = part(kept_error_, fragment);
+  std::fill(kept.begin(), kept.end(), 0.0F);
+  std::copy(error.begin(), error.end(), kept.begin());
   sent_steps_[static_cast<size_t>(fragment)] = sent_step;
 }
 

@@ -18,9 +18,12 @@ namespace pelago::sites {
 struct OuterOptions {
   double lr = 0.4;
   double momentum = 0.9;
+  /// Global weights become the plain mean of the local ones: the last word of a run. Momentum has
+  /// no later round to be set right in, and the mean of sites at rest lies lower than each of them.
+  static OuterOptions final() { return {.lr = 1, .momentum = 0}; }
 };
 
-/// A fragment after an outer step, not yet believed.
+/// A fragment after an outer step, not yet believed. hash: once all of it is there.
 struct FragmentOutcome {
   std::vector<float> global;
   std::vector<float> momentum;
@@ -52,8 +55,15 @@ class GlobalState {
   FragmentOutcome outer_step(int64_t fragment,
                              std::span<const float> mean,
                              const OuterOptions& options) const;
+  /// The same for a part of the fragment that begins at its value `begin`; the hash is not made.
+  void outer_step_of_part(int64_t fragment,
+                          int64_t begin,
+                          std::span<const float> mean,
+                          const OuterOptions& options,
+                          FragmentOutcome& outcome) const;
   /// Makes an outcome the fragment's state as of this commit.
   void apply(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
+  /// error: empty if nothing is owed.
   void keep_error(int64_t fragment, std::span<const float> error, int64_t sent_step);
 
   /// A fragment as bytes for a site that lacks it, and back. kCorrupt if the length or the hash is

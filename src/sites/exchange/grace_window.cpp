@@ -35,17 +35,18 @@ void GraceWindow::widen() { widened_s_ = std::min(2 * seconds(), options_.max_s)
 
 double GraceWindow::seconds() const {
   if (exchanges_.size() < options_.exchanges_min) return options_.max_s;
-  std::vector<double> transfers, available, lateness;
+  std::vector<double> steps, transfers, available, lateness;
   for (const ExchangeTimes& times : exchanges_) {
+    steps.push_back(times.step_s);
     transfers.push_back(times.transfer_s);
     available.push_back(times.available_s);
     lateness.push_back(times.lateness_s);
   }
   const double slack_s = median(available) - usual_upper(transfers, options_.deviations);
   const double usual_s = usual_upper(lateness, options_.deviations);
-  return std::clamp(std::max({slack_s, usual_s, widened_s_}),
-                    std::min(options_.min_s, options_.max_s),
-                    options_.max_s);
+  const double least_s = std::max(options_.min_s, options_.steps_min * median(steps));
+  return std::clamp(
+      std::max({slack_s, usual_s, widened_s_}), std::min(least_s, options_.max_s), options_.max_s);
 }
 
 }  // namespace pelago::sites

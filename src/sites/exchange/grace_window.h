@@ -5,9 +5,11 @@
 //             can be waited away without any chip noticing (Decoupled DiLoCo, arXiv:2604.21428).
 //   lateness  how far behind the first site the others usually are, median and median deviation:
 //             a site within its usual lateness is not late.
-// The window is the larger of the two, within the job's bounds. How late a site is that was not
-// waited for, nobody knows: each such time the window doubles, and narrows again while all come. So
-// a site that has become slow is waited for until the batch is shared anew. Pure: time comes in.
+// The window is the larger of the two, within the job's bounds, and some steps at least: sites
+// pause to evaluate and to save, which takes one of them longer than another and is seldom seen.
+// How late a site is that was not waited for, nobody knows: each such time the window doubles, and
+// narrows again while all come. So a site that has become slow is waited for until the batch is
+// shared anew. Pure: time comes in.
 #pragma once
 
 #include <cstddef>
@@ -19,6 +21,7 @@ struct GraceOptions {
   double min_s = 2;           // a busy host may stop a process for a second, and whoever is left
                               // out must fetch the fragment: 16 times the bytes of an exchange
   double max_s = 10;          // sites.grace_s: also the window until enough has been measured
+  double steps_min = 4;       // of the fastest member
   double deviations = 4;      // median deviations beyond the median that still count as usual
   size_t exchanges_min = 4;   // before the measurements count
   size_t exchanges_max = 32;  // older ones are forgotten
@@ -26,8 +29,9 @@ struct GraceOptions {
 
 /// One exchange, as the coordinator saw it.
 struct ExchangeTimes {
+  double step_s = 0;       // of the fastest member
   double transfer_s = 0;   // from Begin to the last outcome
-  double available_s = 0;  // tau steps of the fastest member
+  double available_s = 0;  // tau of these steps
   double lateness_s = 0;   // from the first member's snapshot to the last one's that came
 };
 

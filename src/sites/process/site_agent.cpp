@@ -117,14 +117,17 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
       ticked_s = now_s;
       int64_t sent_bytes = 0;
       for (const auto& [peer, traffic] : transport_->traffic()) {
-        if (peer != kCoordinatorName) sent_bytes += traffic.sent_bytes;
+        if (peer == kCoordinatorName) continue;
+        sent_bytes += traffic.sent_bytes;
+        if (traffic.rate_mbit_s > 0) member_.set_rate(peer, traffic.rate_mbit_s);
       }
       member_.set_sent_bytes(sent_bytes);
       if (stop_requested) carry_out(member_.ask_stop(now_s));
       carry_out(member_.on_tick(now_s));
     }
-    receive(kPollS);
-    if (runner_ && is_running_ && !leave_ && !runner_->poll(is_running_ ? kPollS : 0)) {
+    receive(member_.has_work() ? 0 : kPollS);
+    if (!leave_ && member_.has_work()) carry_out(member_.work(clock_->now_s()));
+    if (runner_ && is_running_ && !leave_ && !runner_->poll(member_.has_work() ? 0 : kPollS)) {
       is_running_ = false;
       carry_out(member_.on_finished(clock_->now_s()));
     }
@@ -203,9 +206,9 @@ void SiteAgent::take_shares(const TakeShares& shares) {
 }
 
 void SiteAgent::give_merged(const GiveMerged& merged) {
-  const std::span<const float> global = state_->global(merged.fragment);
   const train::Fragment& range = state_->fragments()[static_cast<size_t>(merged.fragment)];
-  std::copy(global.begin(), global.end(), runner_->merged_weights().begin() + range.begin);
+  std::copy(
+      merged.given.begin(), merged.given.end(), runner_->merged_weights().begin() + range.begin);
   runner_->merged(merged.exchange);
 }
 

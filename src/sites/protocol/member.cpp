@@ -266,6 +266,7 @@ void Member::believe(int64_t fragment, Fetching& fetching) {
     fetching.early.reset();
     return refuse("a donor", outcome.error().message);
   }
+  keep_unsent(fragment, fetched.exchange);
   state_->apply(fragment, fetched.exchange, *outcome);
   fetches_.erase(fragment);
   status_changed_ = true;

@@ -8,6 +8,8 @@
 //   whole           the outcome is computed and its hash told, nothing is changed yet
 //   applied         after the commit only: by my outcome if its hash is the committed one, else by
 //                   fetching the fragment from a site that holds it
+// What of its delta the commit did not take stays in the site's local weights and goes out with the
+// fragment's next exchange: all of it if the site was left out, most of a thin one.
 // A commit waits for this site's own snapshot of that exchange: what a checkpoint of step s holds
 // then depends on s alone, and all sites can go back to s together.
 #pragma once
@@ -24,7 +26,7 @@
 #include <variant>
 #include <vector>
 
-#include "sites/exchange/fragment_exchange.h"
+#include "sites/exchange/exchange_parts.h"
 #include "sites/exchange/global_state.h"
 #include "sites/exchange/step_pace.h"
 #include "sites/leases/lane_shares.h"
@@ -47,10 +49,15 @@ class Member {
   MemberActions on_finished(double now_s);
   /// step_s: of the last step, without waiting for the line.
   void on_step(int64_t completed_steps, double step_s);
+  /// Parts of an exchange are still to be quantised: call work() between messages.
+  bool has_work() const;
+  MemberActions work(double now_s);
   /// This site wants to leave: asks the coordinator to stop everyone.
   MemberActions ask_stop(double now_s);
   /// For the coordinator's account of the line.
   void set_sent_bytes(int64_t bytes) { status_.sent_bytes = bytes; }
+  /// Of the line to a peer, as last measured under load.
+  void set_rate(const std::string& peer, double mbit_s) { rates_mbit_s_[peer] = mbit_s; }
 
   SitePhase phase() const { return status_.phase; }
   const SiteStatus& status() const { return status_; }
@@ -61,12 +68,16 @@ class Member {
     int64_t tokens = 0;
     int64_t data_begin = 0, data_end = 0;
     std::optional<Begin> begin;
-    std::unique_ptr<FragmentExchange> work;  // null: not begun, or not a member
-    bool mean_sent = false;
+    std::unique_ptr<ExchangeParts> work;        // null: not begun, or not a member
+    std::set<int64_t> means_sent, steps_taken;  // of parts
+    FragmentOutcome coming;                     // as far as parts' means are here
     std::optional<FragmentOutcome> outcome;
-    std::optional<SliceGram> gram;                // of my slice, once it is summed
+    std::optional<SliceGram> gram;  // of my slices, as far as they are summed
+    bool is_judged = false;
     std::map<std::string, std::string> suspects;  // by site: what is wrong with its delta
     int64_t noted_epoch = -1;                     // in which my delta was taken, as far as I know
+    // [N]; empty: nothing. What of local the others do not have after the commit, and so stays.
+    std::vector<float> unsent;
     double progress_s = 0;
   };
   struct Fetching {
@@ -98,12 +109,20 @@ class Member {
   int64_t snapshot_step(int64_t exchange) const;
   bool is_possible(int64_t exchange) const;
   void start_work(int64_t exchange, Record& record);
-  void progress(int64_t exchange, Record& record);
+  void begin_part(int64_t exchange, Record& record);
+  void begin_parts_of(int64_t fragment);
+  std::vector<int64_t> sending_order(const Record& record) const;
+  void progress(int64_t exchange, Record& record, int64_t part);
+  void weigh(int64_t exchange, Record& record, int64_t part);
   void judge(int64_t exchange, Record& record);
   void learn(int64_t exchange, const Record& record);
   void want_missing(int64_t exchange, Record& record);
   void settle(int64_t exchange, Record& record);  // applies or fetches if the commit is known
   void note_taken(const Commit& commit);
+  bool is_final(int64_t exchange) const { return exchange >= options_.schedule.num_regular(); }
+  bool is_thin() const { return options_.exchange.bits == kThinBits; }
+  void keep_unsent(int64_t fragment, int64_t exchange_max);
+  std::vector<float> merge_of(int64_t exchange, const Record& record) const;
   void take_shares(const std::vector<ShareChange>& changes);
   int64_t data_shift() const { return welcome_->data_step - welcome_->start_step; }
   void settle_all();
@@ -132,6 +151,7 @@ class Member {
   std::optional<Welcome> welcome_;
   std::map<int64_t, Record> records_;                             // snapshot taken, not yet applied
   std::vector<std::pair<std::string, Slice>> laid_aside_;         // of peers that are ahead
+  std::map<std::string, double> rates_mbit_s_;                    // of the lines to peers
   std::map<int64_t, Commit> known_commits_;                       // by exchange
   std::map<int64_t, Fetching> fetches_;                           // by fragment
   std::set<std::tuple<std::string, int64_t, int64_t>> answered_;  // address, fragment, exchange

@@ -54,10 +54,15 @@ void Member::take(const std::string& from, const Begin& begin) {
   }
   record.begin = begin;
   record.work.reset();
+  record.means_sent.clear();
+  record.steps_taken.clear();
+  record.coming = {};
   record.outcome.reset();
-  record.mean_sent = false;
   record.gram.reset();
+  record.is_judged = false;
   record.suspects.clear();
+  record.unsent.clear();
+  record.noted_epoch = -1;
   record.progress_s = now_s_;
   status_changed_ = true;
   start_work(begin.exchange, record);
@@ -65,7 +70,7 @@ void Member::take(const std::string& from, const Begin& begin) {
 }
 
 void Member::start_work(int64_t exchange, Record& record) {
-  ExchangeSpec spec = options_.exchange;
+  ExchangeSpec spec = is_final(exchange) ? options_.exchange.final() : options_.exchange;
   spec.member_idx = -1;
   spec.tokens.clear();
   for (const MemberShare& member : record.begin->members) {
@@ -74,121 +79,13 @@ void Member::start_work(int64_t exchange, Record& record) {
   }
   if (spec.member_idx < 0) return;
   const int64_t fragment = fragment_of(exchange);
-  record.work = std::make_unique<FragmentExchange>(
-      spec, state_->global(fragment), record.local, state_->kept_error(fragment));
-  for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
-    if (idx == spec.member_idx) continue;
-    const MemberShare& peer = record.begin->members[static_cast<size_t>(idx)];
-    act(KnowAddress{.site = peer.site, .address = peer.address});
-    send_slice(peer.site,
-               {.exchange = exchange,
-                .epoch = record.begin->epoch,
-                .of_mean = false,
-                .payload = record.work->delta_slice(idx)},
-               /*again=*/false);
+  const std::span<const float> owed =
+      is_thin() ? std::span<const float>() : state_->kept_error(fragment);
+  record.work = std::make_unique<ExchangeParts>(spec, state_->global(fragment), record.local, owed);
+  for (const MemberShare& peer : record.begin->members) {
+    if (peer.site != options_.site) act(KnowAddress{.site = peer.site, .address = peer.address});
   }
-  auto waiting = std::exchange(laid_aside_, {});
-  progress(exchange, record);
-  for (auto& [from, slice] : waiting) take(from, slice);
-}
-
-void Member::send_slice(const std::string& to, Slice slice, bool again) {
-  status_.exchange_payload_bytes += static_cast<int64_t>(slice.payload.size());
-  act(SendMessage{.to = to, .message = std::move(slice), .again = again});
-}
-
-void Member::take(const std::string& from, const Slice& slice) {
-  if (!is_possible(slice.exchange)) return refuse(from, "slice of no exchange");
-  const auto found = records_.find(slice.exchange);
-  const int64_t epoch =
-      found != records_.end() && found->second.begin ? found->second.begin->epoch : -1;
-  const int64_t applied = state_->applied()[static_cast<size_t>(fragment_of(slice.exchange))];
-  if (slice.epoch < epoch || slice.exchange <= applied) {
-    return refuse(from, "slice of an old epoch");
-  }
-  if (slice.epoch > epoch) {  // the peer heard of this epoch first
-    const size_t num_aside_max = 64 * state_->fragments().size();
-    if (laid_aside_.size() >= num_aside_max) laid_aside_.erase(laid_aside_.begin());
-    laid_aside_.emplace_back(from, slice);
-    return;
-  }
-  Record& record = found->second;
-  if (!record.work) return refuse(from, "slice of an exchange this site is not in");
-  const std::vector<MemberShare>& members = record.begin->members;
-  const auto member = std::find_if(
-      members.begin(), members.end(), [&](const MemberShare& share) { return share.site == from; });
-  if (member == members.end()) return refuse(from, "slice of a site that is not a member");
-  const int64_t idx = member - members.begin();
-  const Status accepted = slice.of_mean ? record.work->accept_mean(idx, slice.payload)
-                                        : record.work->accept_delta(idx, slice.payload);
-  if (!accepted) {
-    if (!slice.of_mean && record.suspects.emplace(from, "malformed").second) status_changed_ = true;
-    return refuse(from, accepted.error().message);
-  }
-  record.progress_s = now_s_;
-  progress(slice.exchange, record);
-}
-
-void Member::progress(int64_t exchange, Record& record) {
-  FragmentExchange& work = *record.work;
-  if (work.mean_slice() && !record.gram) judge(exchange, record);
-  if (work.mean_slice() && !record.mean_sent) {
-    record.mean_sent = true;
-    for (const MemberShare& peer : record.begin->members) {
-      if (peer.site == options_.site) continue;
-      send_slice(peer.site,
-                 {.exchange = exchange,
-                  .epoch = record.begin->epoch,
-                  .of_mean = true,
-                  .payload = *work.mean_slice()},
-                 /*again=*/false);
-    }
-  }
-  if (!work.is_whole() || record.outcome) return;
-  record.outcome = state_->outer_step(fragment_of(exchange), work.mean(), options_.outer);
-  status_changed_ = true;
-}
-
-std::vector<std::string> Member::missing(const Record& record) const {
-  std::vector<std::string> names;
-  if (!record.work || record.outcome) return names;
-  for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
-    const bool has_all =
-        record.work->has_mean(idx) && (record.work->mean_slice() || record.work->has_delta(idx));
-    const std::string& name = record.begin->members[static_cast<size_t>(idx)].site;
-    if (!has_all && name != options_.site) names.push_back(name);
-  }
-  return names;
-}
-
-void Member::want_missing(int64_t exchange, Record& record) {
-  record.progress_s = now_s_;
-  for (int64_t idx = 0; idx < record.work->num_members(); ++idx) {
-    const std::string& name = record.begin->members[static_cast<size_t>(idx)].site;
-    if (name == options_.site) continue;
-    Want want{.exchange = exchange, .epoch = record.begin->epoch, .of_mean = false};
-    if (!record.work->has_delta(idx)) act(SendMessage{.to = name, .message = want});
-    want.of_mean = true;
-    if (!record.work->has_mean(idx)) act(SendMessage{.to = name, .message = want});
-  }
-}
-
-void Member::take(const std::string& from, const Want& want) {
-  const auto found = records_.find(want.exchange);
-  if (found == records_.end() || !found->second.work || found->second.begin->epoch != want.epoch) {
-    return refuse(from, "request for a slice of another epoch");
-  }
-  const Record& record = found->second;
-  const std::vector<MemberShare>& members = record.begin->members;
-  for (size_t idx = 0; idx < members.size(); ++idx) {
-    if (members[idx].site != from) continue;
-    Slice slice{
-        .exchange = want.exchange, .epoch = want.epoch, .of_mean = want.of_mean, .payload = {}};
-    if (want.of_mean && !record.work->mean_slice()) return;  // goes out when it is there
-    slice.payload = want.of_mean ? *record.work->mean_slice()
-                                 : record.work->delta_slice(static_cast<int64_t>(idx));
-    send_slice(from, std::move(slice), /*again=*/true);
-  }
+  begin_part(exchange, record);
 }
 
 void Member::take(const std::string& from, const Commit& commit) {
@@ -239,10 +136,25 @@ void Member::settle_all() {
   std::erase_if(records_, [&](const auto& entry) {
     const int64_t fragment = fragment_of(entry.first);
     if (state_->applied()[static_cast<size_t>(fragment)] < entry.first) return false;
-    act(GiveMerged{.exchange = entry.first, .fragment = fragment});
+    act(GiveMerged{.exchange = entry.first,
+                   .fragment = fragment,
+                   .given = merge_of(entry.first, entry.second)});
     status_changed_ = true;
     return true;
   });
+}
+
+std::vector<float> Member::merge_of(int64_t exchange, const Record& record) const {
+  const int64_t fragment = fragment_of(exchange);
+  const std::span<const float> global = state_->global(fragment);
+  std::vector<float> given(global.begin(), global.end());
+  if (!record.unsent.empty() && !is_final(exchange)) {
+    for (size_t i = 0; i < given.size(); ++i) given[i] -= record.unsent[i];
+  }
+  if (options_.schedule.overlap_steps > 0 && !is_final(exchange)) {
+    for (size_t i = 0; i < given.size(); ++i) given[i] -= record.local[i];
+  }
+  return given;
 }
 
 // My delta is in that mean, whatever I made of it: only what rounding lost is still owed. Told with
@@ -254,9 +166,29 @@ void Member::note_taken(const Commit& commit) {
   const bool is_that = record.outcome && record.begin->epoch == commit.taken_epoch;
   if (!is_that || record.noted_epoch == commit.taken_epoch) return;
   record.noted_epoch = commit.taken_epoch;
+  const std::vector<float> error = record.work->new_error();
+  if (is_thin()) {
+    const auto keep = static_cast<float>(options_.exchange.error_decay);
+    record.unsent.assign(error.begin(), error.end());
+    for (float& value : record.unsent) value *= keep;
+  }
+  begin_parts_of(fragment_of(commit.taken_exchange));
   state_->keep_error(fragment_of(commit.taken_exchange),
-                     record.work->new_error(),
+                     is_thin() ? std::span<const float>() : std::span<const float>(error),
                      snapshot_step(commit.taken_exchange));
+}
+
+// Nobody has taken my delta of an exchange that was committed without me: all of it stays in the
+// local weights, and goes out with the fragment's next exchange.
+void Member::keep_unsent(int64_t fragment, int64_t exchange_max) {
+  for (auto& [exchange, record] : records_) {
+    const bool is_lost =
+        exchange <= exchange_max && fragment_of(exchange) == fragment && record.noted_epoch < 0;
+    if (!is_lost) continue;
+    const std::span<const float> global = state_->global(fragment);
+    record.unsent.resize(global.size());
+    for (size_t i = 0; i < global.size(); ++i) record.unsent[i] = global[i] - record.local[i];
+  }
 }
 
 void Member::settle(int64_t exchange, Record& record) {

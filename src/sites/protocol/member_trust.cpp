@@ -23,19 +23,24 @@ Shares shares_of(const Begin& begin) {
 
 }  // namespace
 
+void Member::weigh(int64_t exchange, Record& record, int64_t part_idx) {
+  const FragmentExchange& part = record.work->part(part_idx);
+  const train::Fragment mine = record.work->my_slice(part_idx);
+  const std::vector<std::span<const float>> deltas(part.slice_deltas().begin(),
+                                                   part.slice_deltas().end());
+  if (!record.gram) record.gram.emplace(deltas.size());
+  record.gram->add(
+      deltas,
+      state_->momentum(fragment_of(exchange))
+          .subspan(static_cast<size_t>(mine.begin), static_cast<size_t>(mine.end - mine.begin)));
+}
+
 void Member::judge(int64_t exchange, Record& record) {
-  const FragmentExchange& work = *record.work;
-  const int64_t fragment = fragment_of(exchange);
-  const train::Fragment& mine = work.my_slice();
-  const std::vector<std::span<const float>> deltas(work.slice_deltas().begin(),
-                                                   work.slice_deltas().end());
-  record.gram.emplace(deltas.size());
-  record.gram->add(deltas,
-                   state_->momentum(fragment).subspan(static_cast<size_t>(mine.begin),
-                                                      static_cast<size_t>(mine.end - mine.begin)));
+  record.is_judged = true;
   const Shares shares = shares_of(*record.begin);
   const std::vector<DeltaFault> faults =
-      watches_[{fragment, deltas.size()}].judge(shares.sites, shares.has_trained, *record.gram);
+      watches_[{fragment_of(exchange), shares.sites.size()}].judge(
+          shares.sites, shares.has_trained, *record.gram);
   for (size_t idx = 0; idx < faults.size(); ++idx) {
     if (faults[idx] == DeltaFault::kNone) continue;
     const std::string& site = shares.sites[idx];
@@ -50,7 +55,7 @@ void Member::judge(int64_t exchange, Record& record) {
 }
 
 void Member::learn(int64_t exchange, const Record& record) {
-  if (!record.gram) return;
+  if (!record.is_judged) return;
   const Shares shares = shares_of(*record.begin);
   std::vector<bool> teaches = shares.has_trained;
   for (size_t idx = 0; idx < teaches.size(); ++idx) {

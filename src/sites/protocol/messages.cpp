@@ -79,8 +79,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
     Commit, exchange, epoch, members, hash, donors, taken_exchange, taken_epoch, lost_epoch, shares)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StopAt, step)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Alive, term, address)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Slice, exchange, epoch, of_mean)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Want, exchange, epoch, of_mean)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Slice, exchange, epoch, part, of_mean)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Want, exchange, epoch, part, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentState, fragment, exchange, hash)
 void to_json(nlohmann::json& json, const Release&) { json = nlohmann::json::object(); }

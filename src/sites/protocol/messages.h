@@ -150,15 +150,14 @@ struct Alive {
 
 /// A slice of the sender's delta for the member that sums it, or of the mean from that member.
 struct Slice {
-  int64_t exchange = 0;
-  int64_t epoch = 0;
+  int64_t exchange = 0, epoch = 0;
+  int64_t part = 0;  // of the fragment: exchange/exchange_parts.h
   bool of_mean = false;
   std::string payload;  // scales, then quantised values
 };
 /// "Your piece has not come."
 struct Want {
-  int64_t exchange = 0;
-  int64_t epoch = 0;
+  int64_t exchange = 0, epoch = 0, part = 0;
   bool of_mean = false;
 };
 /// "Give me this fragment as of this exchange or a later one."

@@ -130,7 +130,7 @@ void RoundMachine::begin(int64_t exchange, Exchange& state) {
       record("site_left_out",
              json{{"site", site.name},
                   {"exchange", exchange},
-                  {"waited_s", now_s_ - state.first_ready_s}}
+                  {"waited_s", 1e-3 * std::round(1e3 * (now_s_ - state.first_ready_s))}}
                  .dump());
     }
   }

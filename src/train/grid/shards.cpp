@@ -173,12 +173,12 @@ void Shards::write_own(const HostState& state, const Fragment& range, const ToHo
 }
 
 void Shards::write_merged(std::span<float> out,
-                          std::span<const float> global,
-                          double alpha,
+                          std::span<const float> given,
+                          const MergeFactors& factors,
                           const Fragment& range) const {
   const torch::NoGradGuard no_grad;
-  const auto keep = static_cast<float>(alpha);
-  const auto take = static_cast<float>(1.0 - alpha);
+  const auto keep = static_cast<float>(factors.keep);
+  const auto take = static_cast<float>(factors.take);
   for (size_t i = 0; i < buckets_.size(); ++i) {
     const Kept& kept = kept_[i];
     const RunFilter own{own_slices_[i].begin, own_slices_[i].end, range.begin, range.end};
@@ -190,7 +190,8 @@ void Shards::write_merged(std::span<float> out,
             for (size_t k = 0; k < values.size(); ++k) {
               const size_t place = static_cast<size_t>(begin) + k;
               // 0 * value would keep a NaN alive.
-              out[place] = alpha == 0 ? global[place] : keep * values[k] + take * global[place];
+              const float taken = take * given[place];
+              out[place] = keep == 0 ? taken : keep * values[k] + taken;
             }
           });
     }

@@ -23,6 +23,12 @@
 
 namespace pelago::train {
 
+/// How a merge makes new local weights: keep * local + take * what the agent gives.
+struct MergeFactors {
+  double keep = 0;
+  double take = 1;
+};
+
 struct ShardOptions {
   c10::ScalarType weights_dtype;
   bool slices_optimizer = false;
@@ -55,11 +61,11 @@ class Shards {
                     const chips::WorkMark& after) const;
   /// Writes own_slices of the reduced gradients.
   void write_gradient(std::span<float> out) const;
-  /// own_slices of the range: out = alpha * master + (1 - alpha) * global, on the host, so that
-  /// unlike chips round alike. out and global: f32 [N].
+  /// own_slices of the range: out = keep * master + take * given, on the host, so that unlike chips
+  /// round alike. out and given: f32 [N].
   void write_merged(std::span<float> out,
-                    std::span<const float> global,
-                    double alpha,
+                    std::span<const float> given,
+                    const MergeFactors& factors,
                     const Fragment& range) const;
 
   /// Reduced gradients of a bucket: [num_values], a view of gradient() or kept here until update().

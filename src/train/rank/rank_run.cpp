@@ -300,7 +300,12 @@ void RankRun::train_step() {
   const int64_t leaving = schedule_.snapshot_after(state_.step);
   if (leaving >= 0) snapshot(leaving);
   const int64_t coming = schedule_.merge_after(state_.step);
-  if (coming >= 0) report.wait_line_s = merge(coming, plan_.exchange.merge_alpha);
+  if (coming >= 0) {
+    // Given by how much the weights differ from the snapshot, if training went on since.
+    const double alpha = plan_.exchange.merge_alpha;
+    const double keep = schedule_.overlap_steps > 0 ? 1 : alpha;
+    report.wait_line_s = merge(coming, {.keep = keep, .take = 1 - alpha});
+  }
   report.step_s = steady_now_s() - begin_s;
   if (speaks_for_site()) control_->send(typed("step", to_json(own_part(report))));
   // fp16 alone skips a step now and then; more in a row may be a broken chip.
@@ -332,13 +337,13 @@ void RankRun::snapshot(int64_t exchange_idx) {
 }
 
 /// Returns the seconds spent waiting for the merged fragment.
-double RankRun::merge(int64_t exchange_idx, double alpha) {
+double RankRun::merge(int64_t exchange_idx, const MergeFactors& factors) {
   const double begin_s = steady_now_s();
   wait_together([&] { return control_->is_merged(exchange_idx); });
   const double wait_s = steady_now_s() - begin_s;
   trainer_->merge(fragment_of(exchange_idx),
                   shared_.merged(),
-                  alpha,
+                  factors,
                   {.master = shared_.local(), .m = {}, .v = {}});
   control_->forget_merged(exchange_idx);
   return wait_s;
@@ -349,7 +354,7 @@ void RankRun::take_last_merges() {
   for (int64_t i = 0; i < num_fragments; ++i) {
     const int64_t exchange_idx = schedule_.num_regular() + i;
     snapshot(exchange_idx);
-    merge(exchange_idx, /*alpha=*/0);
+    merge(exchange_idx, {.keep = 0, .take = 1});
   }
 }
 

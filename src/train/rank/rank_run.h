@@ -62,7 +62,7 @@ class RankRun {
   void store_at_once();
   void train_step();
   void snapshot(int64_t exchange_idx);
-  double merge(int64_t exchange_idx, double alpha);
+  double merge(int64_t exchange_idx, const MergeFactors& factors);
   void take_last_merges();
   void audit();
   void evaluate();

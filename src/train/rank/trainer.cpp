@@ -362,10 +362,10 @@ void Trainer::align_ranks(const HostState& scratch) {
 }
 
 void Trainer::merge(const Fragment& range,
-                    std::span<const float> global,
-                    double alpha,
+                    std::span<const float> given,
+                    const MergeFactors& factors,
                     const HostState& scratch) {
-  shards_->write_merged(scratch.master, global, alpha, range);
+  shards_->write_merged(scratch.master, given, factors, range);
   links_.control->barrier();
   shards_->read_weights(scratch.master, range);
   links_.control->barrier();

@@ -117,11 +117,11 @@ class Trainer {
   /// All ranks take the same bits of weights and moments: they write them to `scratch`, memory that
   /// all ranks see, and read them back.
   void align_ranks(const HostState& scratch);
-  /// master = alpha * master + (1 - alpha) * global over the range, on all ranks alike, through
-  /// scratch.master. global: f32 [N].
+  /// master = keep * master + take * given over the range, on all ranks alike, through
+  /// scratch.master. given: f32 [N].
   void merge(const Fragment& range,
-             std::span<const float> global,
-             double alpha,
+             std::span<const float> given,
+             const MergeFactors& factors,
              const HostState& scratch);
 
   /// For tests: the sum over the last step's tokens, this rank's slices of it, to f32 [N].

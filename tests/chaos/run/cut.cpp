@@ -3,24 +3,13 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <regex>
 #include <utility>
 
-#include "base/error.h"
+#include "tests/wan/output_of.h"
 
 namespace pelago::chaos {
-
-std::string output_of(const std::string& command) {
-  std::FILE* pipe = ::popen((command + " 2>&1").c_str(), "r");
-  if (pipe == nullptr) fail("cannot start {}", command);
-  std::string out;
-  char buffer[4096];
-  while (const size_t got = std::fread(buffer, 1, sizeof buffer, pipe)) out.append(buffer, got);
-  if (::pclose(pipe) != 0) fail("{}: {}", command, out);
-  return out;
-}
 
 std::optional<std::string> Cut::obstacle() {
   if (::geteuid() != 0) return "needs root";
@@ -50,7 +39,7 @@ Cut::Cut(std::string space, const CutRules& rules) : space_(std::move(space)) {
   };
   add("in", "iifname", "saddr", rules.drop_from);
   add("out", "oifname", "daddr", rules.drop_to);
-  output_of(fmt::format("ip netns exec {} nft -f - <<'END'\n{}END\n", space_, script));
+  wan::output_of(fmt::format("ip netns exec {} nft -f - 2>&1 <<'END'\n{}END\n", space_, script));
 }
 
 Cut::~Cut() {
@@ -63,7 +52,7 @@ Cut::~Cut() {
 
 int64_t Cut::num_dropped() const {
   const std::string listing =
-      output_of(fmt::format("ip netns exec {} nft list table {}", space_, table_));
+      wan::output_of(fmt::format("ip netns exec {} nft list table {} 2>&1", space_, table_));
   static const std::regex counted(R"(counter packets (\d+))");
   int64_t num = 0;
   for (std::sregex_iterator hit(listing.begin(), listing.end(), counted), end; hit != end; ++hit) {

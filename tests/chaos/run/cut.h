@@ -31,7 +31,4 @@ class Cut {
   std::string table_;
 };
 
-/// What a shell command prints. Throws Failure if it fails.
-std::string output_of(const std::string& command);
-
 }  // namespace pelago::chaos

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "cli/small_model.h"
 
 namespace pelago::chaos {
 
@@ -124,15 +125,7 @@ void LiveRun::write_job(const fs::path& data) const {
   const int64_t batch = options_.site_sequences * options_.num_sites;
   write(folder_ / "job.toml",
         fmt::format(R"(name = "chaos"
-[model]
-preset = "1m"
-hidden_size = 64
-intermediate_size = 128
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-head_dim = 32
-[data]
+{}[data]
 dir = "{}"
 sequence_length = 32
 [train]
@@ -154,6 +147,7 @@ overlap_steps = {}
 grace_s = {}
 heartbeat_s = {}
 )",
+                    testing::kSmallModel,
                     data.string(),
                     batch,
                     options_.microbatch_sequences,

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "tests/wan/output_of.h"
 
 namespace pelago::chaos {
 
@@ -76,8 +77,8 @@ void judge_commits(const LiveRun& run, const RunRecords& records, WholeRun& whol
 }
 
 void judge_ledger(LiveRun& run, const std::string& program, WholeRun& whole) {
-  const std::string said =
-      output_of(fmt::format("{} status {} --json 2>/dev/null", program, run.run_dir().string()));
+  const std::string said = wan::output_of(
+      fmt::format("{} status {} --json 2>/dev/null", program, run.run_dir().string()));
   const json status = try_parse_json(said);
   if (status.is_discarded() || !status.contains("ledger") || status["ledger"].empty()) {
     whole.problems.push_back("status tells no ledger");

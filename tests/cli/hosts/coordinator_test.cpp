@@ -1,7 +1,7 @@
 // A coordinator that dies: it is killed while nothing happens, in the midst of a commit, and twice
 // in a row, and started again on its journal; or one of several that share an etcd takes over from
-// it. The sites, started by hand, train on meanwhile, and the run ends with the bits of one in
-// which nothing was killed.
+// it; or the etcd itself cannot decide anything for a while. The sites, started by hand, train on
+// meanwhile, and the run ends with the bits of one in which nothing was killed.
 #include <doctest/doctest.h>
 #include <sys/inotify.h>
 
@@ -259,6 +259,37 @@ TEST_CASE(
   CHECK((sites.model_at("west") == expected));
   CHECK(taken_over_s < 8);  // the lease of 3 s, etcd's own word, and the start on this machine
   MESSAGE("the second coordinates " << taken_over_s << " s after the first was killed");
+}
+
+TEST_CASE("while etcd has no quorum nothing is committed, and when it is back the run goes on") {
+  if (!EtcdCluster::is_installed()) {
+    MESSAGE(EtcdCluster::kNotInstalled);
+    return;
+  }
+  const Sites sites("no-quorum");
+  const std::string expected = sites.undisturbed();
+  EtcdCluster etcd;
+  auto coordinator = sites.coordinator("first", 0, {"--state", etcd.url("runs/test")});
+  REQUIRE(coordinator->wait_for([&] { return is_listening(*coordinator); }, 30));
+  const auto east = sites.agent("east", "lingang", sites.address(0));
+  const auto west = sites.agent("west", "guizhou", sites.address(0));
+  const fs::path run_dir = sites.run_dir("first");
+  REQUIRE(coordinator->wait_for([&] { return num_commits(run_dir) >= 2; }, 120));
+  for (const int idx : {0, 1}) CHECK(etcd.kill(idx) == SIGKILL);
+  const size_t before = num_commits(run_dir);
+  // Longer than the lease of the seat: nobody can take it, and nobody has to give it up.
+  coordinator->wait_for([] { return false; }, 6);
+  CHECK(num_commits(run_dir) <= before + 1);  // one may have been decided already
+  for (const int idx : {0, 1}) etcd.restart_if_dead(idx);
+
+  const Ended at_center = coordinator->wait(), at_east = east->wait(), at_west = west->wait();
+  INFO(at_center.err << at_east.err << at_west.err);
+  REQUIRE(at_center.exit_code == 0);
+  REQUIRE(at_east.exit_code == 0);
+  REQUIRE(at_west.exit_code == 0);
+  CHECK(num_commits(run_dir) > before + 1);
+  CHECK((sites.model_at("east") == expected));
+  CHECK((sites.model_at("west") == expected));
 }
 
 }  // namespace

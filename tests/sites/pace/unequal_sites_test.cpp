@@ -88,7 +88,16 @@ TEST_CASE("when shares have changed by other means the watch begins anew") {
 }
 
 ExchangeTimes times(double transfer_s, double available_s, double lateness_s) {
-  return {.transfer_s = transfer_s, .available_s = available_s, .lateness_s = lateness_s};
+  return {
+      .step_s = 0, .transfer_s = transfer_s, .available_s = available_s, .lateness_s = lateness_s};
+}
+
+TEST_CASE("sites of long steps are waited for as long as an evaluation may take one of them") {
+  GraceWindow window({});
+  for (int i = 0; i < 8; ++i) {
+    window.observe({.step_s = 1.6, .transfer_s = 0.1, .available_s = 1.6, .lateness_s = 0.2});
+  }
+  CHECK(window.seconds() == doctest::Approx(6.4));
 }
 
 TEST_CASE("until enough was measured an exchange waits as long as the job says") {

@@ -52,6 +52,11 @@ SimulatedRunOptions any_run(uint64_t seed) {
   options.has_power_cut = more.next_uniform() < 0.15;
   Rng drift = Rng(seed).fork("drift");
   if (drift.next_uniform() < 0.4) options.slower_at_s = 0.1 + 8 * drift.next_uniform();
+  Rng parts = Rng(seed).fork("parts");
+  if (parts.next_uniform() < 0.3) {
+    options.num_values = 1500;
+    options.part_values = 128;
+  }
   return options;
 }
 

@@ -45,6 +45,7 @@ struct SimulatedRunOptions {
   double slower_at_s = 0;   // from then on one site takes three times as long; 0: never
   double disk_s = 0;        // the coordinator's disk, or the way to the store, takes up to so long
   int bits = 4;
+  int64_t part_values = 1 << 20;  // a fragment of twice as many is exchanged in parts
   double faults_until_s = 30;
   double limit_s = 600;  // of virtual time: longer is no progress
   train::ExchangeSchedule schedule{
@@ -161,7 +162,7 @@ class SimulatedRun {
   void train(Site& site);
   void save_checkpoint(Site& site);
   void take_snapshot(Site& site, int64_t exchange);
-  void take_merge(Site& site, int64_t exchange, int64_t fragment);
+  void take_merge(Site& site, const GiveMerged& merged);
   StepRange lane_of(const Site& site) const;
   double step_s(const Site& site) const;
 

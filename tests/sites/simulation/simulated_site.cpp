@@ -21,6 +21,7 @@ void SimulatedRun::start(Site& site) {
   member.site = site.name;
   member.schedule = options_.schedule;
   member.exchange.bits = options_.bits;
+  member.exchange.part_values = options_.part_values;
   member.lane = static_cast<size_t>(site.name.back() - '0');
   member.shares = shares_;
   member.sequence_tokens = kSequenceTokens;
@@ -98,6 +99,9 @@ void SimulatedRun::turn(Site& site) {
     site.transport->send(kCoordinatorName, encode(site.name, Heartbeat{site.incarnation}));
   }
   carry_out(site, site.member->on_tick(now_s));
+  if (site.member && !site.has_left && site.member->has_work()) {
+    carry_out(site, site.member->work(now_s));
+  }
   if (site.member && !site.has_left && site.workers_ready_s >= 0 && now_s >= site.workers_ready_s) {
     site.workers_ready_s = -1;
     carry_out(site, site.member->on_workers_ready(now_s));
@@ -142,7 +146,7 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
     workers.shares[taken->step] = taken->sequences;
   } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
     if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
-    take_merge(site, merged->exchange, merged->fragment);
+    take_merge(site, *merged);
   } else if (const auto* stop = std::get_if<StopTraining>(&action)) {
     // A site that waits for the merge of its last step has not yet left that step.
     const bool can_stop = stop->step > workers.completed_steps ||
@@ -205,15 +209,16 @@ void SimulatedRun::take_snapshot(Site& site, int64_t exchange) {
                                      clock_.now_s()));
 }
 
-void SimulatedRun::take_merge(Site& site, int64_t exchange, int64_t fragment) {
+void SimulatedRun::take_merge(Site& site, const GiveMerged& merged) {
   SimulatedWorkers& workers = site.workers;
-  const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
-  const float alpha = exchange < options_.schedule.num_regular() ? 0.5F : 0.0F;
+  const train::Fragment& range = fragments_[static_cast<size_t>(merged.fragment)];
+  const bool is_overlapped = merged.exchange < options_.schedule.num_regular();
   for (int64_t i = range.begin; i < range.end; ++i) {
-    const auto at = static_cast<size_t>(i);
-    workers.local[at] = alpha * workers.local[at] + (1 - alpha) * site.state->global()[at];
+    float& local = workers.local[static_cast<size_t>(i)];
+    const float given = merged.given[static_cast<size_t>(i - range.begin)];
+    local = is_overlapped ? local + 0.5F * given : given;
   }
-  if (workers.waits_for == exchange) workers.waits_for.reset();
+  if (workers.waits_for == merged.exchange) workers.waits_for.reset();
 }
 
 // What lies in memory at a quiet step is written behind training.

@@ -49,10 +49,12 @@ struct TakeShares {
   std::vector<int64_t> sequences;  // by lane
 };
 struct LetTrain {};
-/// The fragment's global weights are those the workers wait for.
+/// What the workers wait for. given: f32 [N] of the fragment: its weights, or, if the exchange is
+/// overlapped, by how much they differ from the snapshot.
 struct GiveMerged {
   int64_t exchange = 0;
   int64_t fragment = 0;
+  std::vector<float> given;
 };
 struct StopTraining {
   int64_t step = 0;

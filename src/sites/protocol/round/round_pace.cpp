@@ -48,7 +48,8 @@ void RoundMachine::note_times(int64_t exchange, const Exchange& state) {
     last_s = std::max(last_s, ready->second);
   }
   if (fastest_s == 0) return;
-  grace_.observe({.transfer_s = now_s_ - state.begun_s,
+  grace_.observe({.step_s = fastest_s,
+                  .transfer_s = now_s_ - state.begun_s,
                   .available_s = static_cast<double>(options_.schedule.overlap_steps) * fastest_s,
                   .lateness_s = last_s - first_s});
 }

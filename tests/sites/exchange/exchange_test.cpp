@@ -4,19 +4,12 @@
 #include <limits>
 #include <memory>
 
-#include "base/rng.h"
 #include "sites/exchange/fragment_exchange.h"
 #include "sites/exchange/global_state.h"
+#include "sites/exchange/exchange_values.h"
 
 namespace pelago::sites {
 namespace {
-
-std::vector<float> random_values(size_t num_values, uint64_t seed, double scale = 1) {
-  Rng rng = Rng(seed).fork("values");
-  std::vector<float> values(num_values);
-  for (float& value : values) value = static_cast<float>(scale * rng.next_normal());
-  return values;
-}
 
 /// Carries an exchange out among all its members without a network.
 struct Exchanged {
@@ -50,9 +43,9 @@ Exchanged exchange(const ExchangeSpec& shared,
     REQUIRE(status);
   });
   each_pair([&](size_t from, size_t to) {
-    if (!done.members[from]->mean_slice()) return;
-    REQUIRE(done.members[to]->accept_mean(static_cast<int64_t>(from),
-                                          *done.members[from]->mean_slice()));
+    if (!done.members[from]->has_summed()) return;
+    REQUIRE(done.members[to]->accept_mean(
+        static_cast<int64_t>(from), done.members[from]->mean_slice(static_cast<int64_t>(to))));
   });
   return done;
 }
@@ -63,10 +56,6 @@ Exchanged exchange(int bits,
                    const std::vector<std::vector<float>>& locals,
                    const std::vector<std::vector<float>>& errors) {
   return exchange(ExchangeSpec{.bits = bits, .tokens = tokens}, global, locals, errors);
-}
-
-bool same_bits(std::span<const float> a, std::span<const float> b) {
-  return hash_fragment(a, {}) == hash_fragment(b, {});
 }
 
 TEST_CASE("slices cover a fragment without gap, in whole blocks, for any number of members") {
@@ -249,8 +238,98 @@ TEST_CASE("two sites send less than half a byte a parameter at 4 bits, however e
                                   {random_values(kNumValues, 1), random_values(kNumValues, 2)},
                                   {none, none});
   const size_t num_bytes =
-      done.members[0]->delta_slice(1).size() + done.members[0]->mean_slice()->size();
+      done.members[0]->delta_slice(1).size() + done.members[0]->mean_slice(1).size();
   CHECK(static_cast<double>(num_bytes) / kNumValues < 0.5);
+}
+
+TEST_CASE("thin deltas of different places reach everyone whole") {
+  constexpr size_t kNumValues = 4096;
+  const std::vector<float> global(kNumValues, 0.0F), none(kNumValues, 0.0F);
+  std::vector<std::vector<float>> locals(3, none);
+  for (size_t i = 0; i < 300; ++i) locals[i % 3][11 * i] = -1.0F;  // 100 places each
+  const Exchanged done = exchange(2, {1, 1, 1}, global, locals, {none, none, none});
+  for (const auto& member : done.members) {
+    for (size_t i = 0; i < kNumValues; ++i) {
+      const float expected = i % 11 == 0 && i < 3300 ? 1.0F / 3 : 0.0F;
+      REQUIRE(member->mean()[i] == doctest::Approx(expected).epsilon(0.07));
+    }
+  }
+}
+
+TEST_CASE("a site sends 0.03 byte a parameter in thin form to each of the others") {
+  constexpr size_t kNumValues = 4096 * 200;
+  const std::vector<float> global(kNumValues, 0.0F), none(kNumValues, 0.0F);
+  for (const size_t num_members : {2U, 3U, 5U}) {
+    std::vector<std::vector<float>> locals, errors(num_members, none);
+    for (size_t i = 0; i < num_members; ++i) locals.push_back(random_values(kNumValues, i));
+    const Exchanged done =
+        exchange(2, std::vector<int64_t>(num_members, 1), global, locals, errors);
+    size_t num_bytes = 0;
+    for (size_t to = 1; to < num_members; ++to) {
+      num_bytes += done.members[0]->delta_slice(static_cast<int64_t>(to)).size() +
+                   done.members[0]->mean_slice(static_cast<int64_t>(to)).size();
+    }
+    CHECK(static_cast<double>(num_bytes) / kNumValues <
+          0.031 * static_cast<double>(num_members - 1));
+  }
+}
+
+TEST_CASE("a thin mean that lacks a member's delta is refused and changes nothing") {
+  const std::vector<float> global(8192, 0.0F), none(8192, 0.0F);
+  const ExchangeSpec spec{.bits = 2, .member_idx = 1, .tokens = {1, 1, 1}};
+  FragmentExchange member(spec, global, random_values(8192, 5), none);
+  for (const std::string& payload : {std::string(), std::string(4, '\0'), std::string(130, '\0')}) {
+    CHECK(!member.accept_mean(2, payload));
+  }
+  const Status refused = member.accept_mean(2, std::string(4, '\xFF') + std::string(126, 'x'));
+  REQUIRE(!refused);
+  CHECK(refused.error().code == ErrorCode::kCorrupt);
+  CHECK(!member.has_mean(2));
+}
+
+TEST_CASE("what a thin exchange leaves out stays in local weights, and their mean stays the same") {
+  constexpr size_t kNumValues = 9000;
+  const std::vector<int64_t> tokens{3000, 1000, 500};
+  std::vector<float> global(kNumValues, 0.0F);
+  std::vector<std::vector<float>> locals(3, global);
+  for (uint64_t round = 0; round < 10; ++round) {
+    std::vector<double> wanted(kNumValues, 0.0);
+    for (size_t site = 0; site < 3; ++site) {
+      const std::vector<float> trained = random_values(kNumValues, 100 * site + round, 1e-2);
+      for (size_t i = 0; i < kNumValues; ++i) {
+        locals[site][i] += trained[i];
+        wanted[i] += static_cast<double>(tokens[site]) / 4500.0 * double{locals[site][i]};
+      }
+    }
+    const Exchanged done = exchange(2, tokens, global, locals, {{}, {}, {}});
+    std::vector<double> mean(kNumValues, 0.0);
+    for (size_t i = 0; i < kNumValues; ++i) global[i] -= done.members[0]->mean()[i];
+    for (size_t site = 0; site < 3; ++site) {
+      for (size_t i = 0; i < kNumValues; ++i) {
+        locals[site][i] = global[i] - done.members[site]->new_error()[i];
+        mean[i] += static_cast<double>(tokens[site]) / 4500.0 * double{locals[site][i]};
+      }
+    }
+    for (size_t i = 0; i < kNumValues; ++i) {
+      REQUIRE(mean[i] == doctest::Approx(wanted[i]).epsilon(1e-5).scale(1e-2));
+    }
+  }
+}
+
+TEST_CASE("the exchange after the last step is at least 4 bits wide") {
+  for (const auto& [bits, expected] :
+       {std::pair(2, 4), std::pair(4, 4), std::pair(8, 8), std::pair(32, 32)}) {
+    CHECK(ExchangeSpec{.bits = bits, .tokens = {}}.final().bits == expected);
+  }
+}
+
+TEST_CASE("the outer step after the last one makes the plain mean, whatever the momentum") {
+  GlobalState state(std::vector<float>(4, 1.0F), {{0, 4}});
+  const std::vector<float> first(4, 0.5F), second(4, 0.25F);
+  state.apply(0, 0, state.outer_step(0, first, {.lr = 1, .momentum = 0.9}));
+  const float before = state.global()[0];
+  state.apply(0, 1, state.outer_step(0, second, OuterOptions::final()));
+  CHECK(state.global()[0] == before - 0.25F);
 }
 
 TEST_CASE("a delta that is not finite is never sent") {
