@@ -17,7 +17,7 @@
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 4;
+inline constexpr int64_t kWireVersion = 5;
 
 struct SiteAddress {
   std::string site;
