@@ -8,6 +8,7 @@
 #include "bench/fleet_run.h"
 #include "bench/report.h"
 #include "bench/sites/line_run.h"
+#include "bench/sites/pipeline_case.h"
 #include "plan/job.h"
 
 namespace pelago::bench {
@@ -261,13 +262,17 @@ int main(int argc, char** argv) {
   using namespace pelago::bench;
   Program program("two_sites",
                   "What does the line between two sites cost?",
-                  {"emulated", "packet", "packet20", "unequal"});
+                  {"emulated", "packet", "packet20", "unequal", "pipeline"});
   int num_turns = 3, num_steps = kPacketSteps;
+  std::string more;
+  program.options().add_option("--more", more, "of a pipeline: settings, as --set words");
   program.options().add_option("--turns", num_turns, "of a packet-level line, medians of these");
   program.options().add_option("--steps", num_steps, "of a run of unequal sites");
   return program.run(argc, argv, [&](Report& report) {
     if (report.case_name == "emulated") {
       measure(report);
+    } else if (report.case_name == "pipeline") {
+      measure_pipeline(report, {.num_turns = num_turns, .more = more});
     } else if (report.case_name == "unequal") {
       measure_unequal(report, num_turns, num_steps);
     } else {

@@ -10,7 +10,10 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text/json.h"
+#include "chips/torch.h"
 #include "cli/event_line.h"
+#include "model/safetensors.h"
+#include "plan/across/joint.h"
 #include "sites/agent.h"
 #include "sites/join/join.h"
 #include "sites/join/join_token.h"
@@ -79,8 +82,16 @@ void export_global_model(const train::RunFolder& folder,
         train::checkpoint_path(folder.site_dir(site.name) / "checkpoints", last_step);
     if (!std::filesystem::exists(checkpoint) || !train::verify_checkpoint(checkpoint).empty())
       continue;
-    const std::vector<float> weights = sites::read_global_weights(checkpoint);  // [N]
-    train::export_model(folder.path(), setup.job, weights);
+    if (plan::is_joint(plan)) {  // each holds all of the model, exchanged or not
+      const model::SafetensorsFile file(checkpoint / "weights.safetensors");
+      const Tensor master = file.tensor("master");  // [N]
+      const std::span<const float> flat(master.data_ptr<float>(),
+                                        static_cast<size_t>(master.numel()));
+      train::export_model(folder.path(), setup.job, flat);
+    } else {
+      const std::vector<float> weights = sites::read_global_weights(checkpoint);  // [N]
+      train::export_model(folder.path(), setup.job, weights);
+    }
     return;
   }
   fail(
@@ -236,7 +247,8 @@ std::filesystem::path make_join_token(const std::filesystem::path& run_dir,
 
 std::string token_accounts_json(const std::filesystem::path& run_dir, const plan::Plan& plan) {
   nlohmann::json accounts = nlohmann::json::array();
-  if (plan.sites.size() < 2) return accounts.dump();
+  // Sites in step have no lanes: every step is spent by all of them.
+  if (plan.sites.size() < 2 || plan::is_joint(plan)) return accounts.dump();
   for (const sites::TokenAccount& account : sites::read_token_accounts(run_dir, plan)) {
     accounts.push_back({{"site", account.site},
                         {"spent", account.spent},

@@ -9,6 +9,7 @@
 #include "base/text/json.h"
 #include "cli/many_sites.h"
 #include "cli/run_view.h"
+#include "plan/across/joint.h"
 #include "train/run_folder.h"
 
 namespace pelago::cli {
@@ -33,18 +34,20 @@ struct Evaluations {
 
 /// What lost and returning devices cost the run, resumed or not.
 Json recovery_json(const std::filesystem::path& run_dir) {
-  int64_t num_lost = 0, num_returned = 0, steps_repeated = 0;
+  int64_t num_lost = 0, num_returned = 0, num_restarts = 0, steps_repeated = 0;
   double seconds_lost = 0;
   for_each_line(run_dir / "events.jsonl", [&](const Json& json, const std::string&) {
     const std::string event = json.value("event", "");
     num_lost += event == "device_lost" ? 1 : 0;
     num_returned += event == "device_returned" ? 1 : 0;
+    num_restarts += event == "restarting_together" ? 1 : 0;
     if (event != "recovered" && event != "rejoined") return;
     steps_repeated += json.value("steps_repeated", int64_t{0});
     seconds_lost += json.value("seconds_lost", 0.0);
   });
   return {{"devices_lost", num_lost},
           {"devices_returned", num_returned},
+          {"sites_restarted_together", num_restarts},
           {"steps_repeated", steps_repeated},
           {"seconds_lost", seconds_lost}};
 }
@@ -226,6 +229,27 @@ Json summary(const RunView& view, const std::filesystem::path& run_dir) {
   return json;
 }
 
+/// What the lines between sites cost and carried.
+std::string line_lines(const Json& json, bool is_joint) {
+  std::string text;
+  if (is_joint) {
+    text += fmt::format(
+        "  sites in step                    {:.1f} MB sent in all, {} common restarts\n",
+        json["line_sent_bytes"].get<double>() / 1e6,
+        json["recovery"]["sites_restarted_together"].get<int64_t>());
+  } else if (json["sites"].size() > 1) {
+    text += fmt::format("  time spent waiting for the line  {:.2f}%\n",
+                        100 * json["wait_line_ratio"].get<double>());
+    text += fmt::format(
+        "  sent a parameter and round       {:.3f} bytes by each site, {} commits, {:.1f} MB in "
+        "all\n",
+        json["line_bytes_per_parameter"].get<double>(),
+        json["commits"].get<int64_t>(),
+        json["line_sent_bytes"].get<double>() / 1e6);
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string summary_json(const RunView& view, const std::filesystem::path& run_dir) {
@@ -277,16 +301,7 @@ std::string summary_table(const RunView& view, const std::filesystem::path& run_
       "  efficiency against its parts     {:.1f}% ({:.0f} tokens/s if each device trained alone)\n",
       100 * json["efficiency"].get<double>(),
       json["parts_tokens_s"].get<double>());
-  if (json["sites"].size() > 1) {
-    text += fmt::format("  time spent waiting for the line  {:.2f}%\n",
-                        100 * json["wait_line_ratio"].get<double>());
-    text += fmt::format(
-        "  sent a parameter and round       {:.3f} bytes by each site, {} commits, {:.1f} MB in "
-        "all\n",
-        json["line_bytes_per_parameter"].get<double>(),
-        json["commits"].get<int64_t>(),
-        json["line_sent_bytes"].get<double>() / 1e6);
-  }
+  text += line_lines(json, plan::is_joint(view.plan()));
   text += ledger_lines(json["ledger"]) + recovery_line(json["recovery"]);
   text += suspects_lines(json["suspects"]) + shares_line(json["shares"]);
   text += copies_line(json["copies"]);

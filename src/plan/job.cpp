@@ -216,6 +216,10 @@ void check_exchange(const Section& section, const SitesConfig& sites) {
                    "goes by single values, of which thin deltas hold few: raise delta_bits, or "
                    "combine by mean");
   }
+  const int activation_bits = sites.activation_bits;
+  if (activation_bits != 8 && activation_bits != 16 && activation_bits != 32) {
+    section.refuse("activation_bits", activation_bits, "must be 8, 16 or 32 (as they are)");
+  }
   const int bits = sites.delta_bits;
   if (bits != 2 && bits != 4 && bits != 8 && bits != 32) {
     section.refuse("delta_bits",
@@ -260,6 +264,8 @@ void read_sites(const Section& section, SitesConfig& sites) {
   section.take_below_one("outer_momentum", sites.outer_momentum);
   section.take_word("combine", sites.combine, {"mean", "direction", "trimmed", "median_of_means"});
   section.take_between("error_decay", sites.error_decay, 0, 1);
+  section.take_word("across", sites.across, {"auto", "rounds", "pipeline"});
+  section.take("activation_bits", sites.activation_bits);
   section.take_positive("grace_s", sites.grace_s);
   section.take_between("share_rounds", sites.share_rounds, 0, 1'000'000);
   section.take_positive("heartbeat_s", sites.heartbeat_s);

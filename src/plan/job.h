@@ -74,6 +74,13 @@ struct SitesConfig {
   std::string combine = "mean";  // of deltas; "direction": their mean direction at their mean
                                  // length (RDA, arXiv:2604.21428); "trimmed", "median_of_means":
                                  // from 4 sites on, one bad delta cannot pull them far
+  // How one model is trained over several sites. "rounds": each site holds the model, deltas are
+  // exchanged. "pipeline": stages of one pipeline lie in different sites and go in step, which
+  // needs a fat line. "auto": rounds, unless a site cannot hold the model or a pipeline is faster
+  // by a fifth.
+  std::string across = "auto";
+  int activation_bits = 16;  // of hidden states and their gradients between sites: 32 (as they
+                             // are), 16 (bf16 where they are f32) or 8 (by block)
   double error_decay = 1;  // of what quantising left over, this much goes out next time; thin lines
                            // may let old error fade (0.95 in arXiv:2508.15706)
   double grace_s = 10;     // how long an exchange waits for a late site before it goes on without

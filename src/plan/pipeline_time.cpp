@@ -8,8 +8,7 @@ namespace pelago::plan {
 
 namespace {
 
-/// Stage s goes forward with as many microbatches as there are stages behind it, then forward and
-/// backward in turn.
+/// A stage goes forward with as many microbatches as it keeps, then forward and backward in turn.
 struct Turns {
   int64_t num_ahead = 0, num_microbatches = 0;
   int64_t count() const { return 2 * num_microbatches; }
@@ -40,7 +39,9 @@ class PipelinePlay {
     time_.stages.resize(num_stages_);
     for (size_t stage = 0; stage < num_stages_; ++stage) {
       const auto behind = static_cast<int64_t>(num_stages_ - stage);
-      at_[stage].turns = {std::min(behind, num_microbatches_), num_microbatches_};
+      const int64_t given = run.stages[stage].in_flight;
+      at_[stage].turns = {std::min(given > 0 ? given : behind, num_microbatches_),
+                          num_microbatches_};
       time_.stages[stage].in_flight_max = at_[stage].turns.num_ahead;
     }
   }
@@ -63,7 +64,8 @@ class PipelinePlay {
     Turns turns;
     int64_t turn = 0;
     double now_s = 0;
-    double copying_out_s = 0;  // until when
+    double copying_out_s = 0;               // until when
+    double line_up_s = 0, line_down_s = 0;  // until when the line behind is taken, each way
     // What comes from either side is in order among itself; the two sides are not played in the
     // order of time, so they do not wait for each other here.
     double hidden_in_s = 0, gradient_in_s = 0;
@@ -104,7 +106,10 @@ class PipelinePlay {
     const double in_s = run_.stages[to].copy.at(sequences);
     sender.copying_out_s = std::max(sender.copying_out_s, sender.now_s) + out_s;
     double& copying_in_s = from < to ? receiver.hidden_in_s : receiver.gradient_in_s;
-    copying_in_s = std::max(copying_in_s, sender.copying_out_s + message_s) + in_s;
+    double& line_s = from < to ? sender.line_down_s : receiver.line_up_s;
+    line_s =
+        std::max(line_s, sender.copying_out_s) + run_.stages[std::min(from, to)].line.at(sequences);
+    copying_in_s = std::max(copying_in_s, line_s + message_s) + in_s;
     return copying_in_s;
   }
 

@@ -18,10 +18,12 @@ namespace pelago::plan {
 /// What a stage needs for a microbatch of n sequences.
 struct StageCosts {
   LinearCost forward;
-  LinearCost backward;  // with recomputing, where the stage does that
-  LinearCost copy;      // of one message between the device and its host, either way
-  LinearCost message;   // host to host, to or from the stage behind
-  double update_s = 0;  // optimizer, when its gradients are there
+  LinearCost backward;    // with recomputing, where the stage does that
+  LinearCost copy;        // of one message between the device and its host, either way
+  LinearCost message;     // host to host, to or from the stage behind; many may be under way
+  LinearCost line;        // of that: what one message takes of a line between sites, each way
+  int64_t in_flight = 0;  // microbatches it keeps at most; 0: one for each stage from it on
+  double update_s = 0;    // optimizer, when its gradients are there
 };
 
 /// sequences[i]: of microbatch i.

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/files.h"
+#include "plan/across/joint.h"
 #include "plan/record.h"
 #include "plan/site_check.h"
 
@@ -76,6 +77,7 @@ void each_field(Visitor& visit, P& stage) {
   visit("last_block", stage.last_block);
   visit("ranks", stage.ranks);
   visit("recompute", stage.recompute);
+  visit.maybe("in_flight", stage.in_flight);
 }
 
 template <typename Visitor, Like<PipelinePlan> P>
@@ -122,6 +124,7 @@ void each_field(Visitor& visit, P& exchange) {
   visit("grace_s", exchange.grace_s);
   visit("share_rounds", exchange.share_rounds);
   visit("heartbeat_s", exchange.heartbeat_s);
+  visit.maybe("activation_bits", exchange.activation_bits, 16);
 }
 
 template <typename Visitor, Like<Plan> P>
@@ -133,12 +136,15 @@ void each_field(Visitor& visit, P& plan) {
   visit("num_parameters", plan.num_parameters);
   visit("num_blocks", plan.num_blocks);
   visit("sites", plan.sites);
+  visit.maybe("pipelines", plan.pipelines);
   visit("links", plan.links);
   visit("exchange", plan.exchange);
   visit("emulation_slowdown", plan.emulation_slowdown);
   visit("emulation_memory_bytes", plan.emulation_memory_bytes);
   visit("predicted_tokens_s", plan.predicted_tokens_s);
   visit("predicted_line_mbit_s", plan.predicted_line_mbit_s);
+  visit.maybe("predicted_rounds_tokens_s", plan.predicted_rounds_tokens_s);
+  visit.maybe("predicted_line_share", plan.predicted_line_share);
   visit("host_load", plan.host_load);
   visit("host_cores", plan.host_cores);
   visit("warnings", plan.warnings);
@@ -160,7 +166,11 @@ void check_links(const Plan& plan,
 
 void check_exchange(const Plan& plan, const std::string& name) {
   const SitesConfig& exchange = plan.exchange;
-  if (plan.sites.size() == 1 && exchange.fragments == 0) return;
+  const int activation_bits = exchange.activation_bits;
+  if (activation_bits != 8 && activation_bits != 16 && activation_bits != 32) {
+    fail_usage("{}: exchange: activation_bits = {} must be 8, 16 or 32", name, activation_bits);
+  }
+  if ((plan.sites.size() == 1 || is_joint(plan)) && exchange.fragments == 0) return;
   const bool rhythm = exchange.fragments > 0 && exchange.inner_steps > 0 &&
                       exchange.inner_steps % exchange.fragments == 0;
   if (!rhythm) {
@@ -206,7 +216,7 @@ void check_plan(const Plan& plan, const std::string& name) {
                  site.batch_sequences,
                  plan.batch_sequences);
     }
-    check_site(plan, site, where);
+    if (!is_joint(plan)) check_site(plan, site, where);
     if (!site_names.insert(site.name).second) {
       fail_usage("{}: a second site of the name \"{}\"", where, site.name);
     }
@@ -218,10 +228,11 @@ void check_plan(const Plan& plan, const std::string& name) {
     }
     sum += site.batch_sequences;
   }
-  if (sum != plan.batch_sequences) {
+  if (sum != plan.batch_sequences && !is_joint(plan)) {
     fail_usage(
         "{}: batch_sequences = {}, but its sites add up to {}", name, plan.batch_sequences, sum);
   }
+  if (is_joint(plan)) check_joint(plan, name);
   check_links(plan, site_names, name);
   check_exchange(plan, name);
 }

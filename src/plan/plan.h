@@ -87,6 +87,9 @@ struct StagePlan {
   int64_t last_block = 0;
   std::vector<int> ranks;  // more than one: each block is cut over them (tensor parallelism)
   bool recompute = false;  // keeps what enters a block, and computes the block again going back
+  // Microbatches that went forward and not yet backward, at most; 0: one for each stage from this
+  // one on. More where a line between sites lies behind it, which has to be covered.
+  int64_t in_flight = 0;
 };
 
 /// Stages that together hold the whole model, and their share of the site's batch.
@@ -119,15 +122,21 @@ struct Plan {
   int64_t sequence_length = 0;
   int64_t num_parameters = 0;
   int64_t num_blocks = 0;
-  std::vector<SitePlan> sites;                    // site order, everywhere
+  std::vector<SitePlan> sites;  // site order, everywhere
+  /// Pipelines whose stages lie in several sites: across/joint.h. Their ranks count through all
+  /// sites in order; the sites then have no pipelines and no batch of their own.
+  std::vector<PipelinePlan> pipelines;
   std::map<std::string, DeviceProfile> profiles;  // by profile_name() of the devices
   std::vector<FleetLink> links;
   SitesConfig exchange;  // H, P, tau, bits, ...; a single site has fragments = 0
   double emulation_slowdown = 0;
   double emulation_memory_bytes = 0;  // 0: the catalogue's
   double predicted_tokens_s = 0;
-  double predicted_line_mbit_s = 0;  // sent by each site, average
-  double host_load = 0;              // processors that emulation keeps busy
+  double predicted_line_mbit_s = 0;      // sent by each site, average
+  double predicted_rounds_tokens_s = 0;  // of a joint plan: what its sites would do by rounds; 0:
+                                         // one of them cannot hold the model
+  double predicted_line_share = 0;       // of a joint plan: of a step, what the lines cost
+  double host_load = 0;                  // processors that emulation keeps busy
   double host_cores = 0;
   std::vector<std::string> warnings;  // odd, but not refused: one sentence each
 };

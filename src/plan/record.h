@@ -27,6 +27,12 @@ class RecordWriter {
   void operator()(const char* key, const T& value) {
     json_[key] = to_json_value(value);
   }
+  /// A field that files need not have: left out where it has its default.
+  template <typename T>
+  void maybe(const char* key, const T& value, const T& usual = {}) {
+    const Json written = to_json_value(value);
+    if (written != to_json_value(usual)) json_[key] = written;
+  }
   Json take() { return std::move(json_); }
 
  private:
@@ -69,6 +75,14 @@ class RecordReader {
     const auto found = json_.find(key);
     if (found == json_.end()) fail_usage("{}: field {} is missing", where_, key);
     read_value(*found, fmt::format("{}: {}", where_, key), value);
+  }
+
+  template <typename T>
+  void maybe(const char* key, T& value, const T& usual = {}) {
+    known_.insert(key);
+    value = usual;
+    const auto found = json_.find(key);
+    if (found != json_.end()) read_value(*found, fmt::format("{}: {}", where_, key), value);
   }
 
   void refuse_unknown() const {

@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "base/error.h"
+#include "plan/across/joint.h"
 
 namespace pelago::plan {
 
@@ -61,6 +62,15 @@ void check_blocks(const Plan& plan, const PipelinePlan& pipeline, const std::str
                  stage.first_block);
     }
     next_block = stage.last_block;
+  }
+  // With fewer of its own than the next stage waits for, it would wait for that one for ever.
+  for (size_t i = 0; i + 1 < pipeline.stages.size(); ++i) {
+    if (in_flight(pipeline, i) >= in_flight(pipeline, i + 1)) continue;
+    fail_usage("{}.stages[{}]: in_flight = {} must be at least the next stage's, {}",
+               where,
+               i,
+               in_flight(pipeline, i),
+               in_flight(pipeline, i + 1));
   }
   if (next_block != plan.num_blocks) {
     fail_usage("{}: its stages end with block {}, but the model has {} blocks",

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "plan/across/joint.h"
 #include "plan/plan.h"
 
 namespace pelago::plan {
@@ -170,7 +171,7 @@ void add_site(const Plan& plan, const SitePlan& site, Columns& columns) {
   }
   const double tokens = static_cast<double>(site.batch_sequences * plan.sequence_length);
   columns.add({"",
-               "the site",
+               is_joint(plan) ? "together" : "the site",
                share(site.batch_sequences, plan),
                "",
                "",
@@ -199,6 +200,17 @@ std::string device_table(const Plan& plan) {
                    "optimizer",
                    "working",
                    "memory"});
+  if (is_joint(plan)) {
+    SitePlan joint = joint_site(plan, 0);
+    joint.name = "all";
+    for (size_t rank = 0; rank < joint.devices.size(); ++rank) {
+      const size_t site = site_of_joint_rank(plan, static_cast<int>(rank));
+      std::string& device = joint.devices[rank].device;
+      device = fmt::format("{} at {}", device, plan.sites[site].name);
+    }
+    add_site(plan, joint, columns);
+    return columns.text(/*num_word_columns=*/7);
+  }
   for (const SitePlan& site : plan.sites) add_site(plan, site, columns);
   columns.add({"all",
                "",
@@ -235,8 +247,44 @@ std::string site_lines(const Plan& plan) {
   return text;
 }
 
+/// Which microbatches are under way to cover the lines, and what the lines carry.
+std::string across_lines(const Plan& plan) {
+  std::string depths;
+  for (size_t i = 0; i < plan.pipelines.front().stages.size(); ++i) {
+    depths += fmt::format("{}{}", i == 0 ? "" : ", ", in_flight(plan.pipelines.front(), i));
+  }
+  std::string text = fmt::format(
+      "across     stages in several sites, in step; activations {}, at most {} microbatches under "
+      "way, by stage\n",
+      plan.exchange.activation_bits == 32
+          ? "as they are"
+          : fmt::format("in {} bits", plan.exchange.activation_bits),
+      depths);
+  text += plan.predicted_rounds_tokens_s > 0
+              ? fmt::format("by rounds  {:.0f} tokens/s, each site with all of the model\n",
+                            plan.predicted_rounds_tokens_s)
+              : "by rounds  not possible: there is a site that cannot hold the model\n";
+  text +=
+      fmt::format("near       the same stages in one site: {:.0f} tokens/s; lines cost {:.1f} %\n",
+                  plan.predicted_tokens_s / (1 - plan.predicted_line_share),
+                  100 * plan.predicted_line_share);
+  for (const FleetLink& link : plan.links) {
+    text +=
+        fmt::format("line       {} - {}: {:.0f} of {:g} Mbit/s each way ({:.1f} %), {:g} ms{}\n",
+                    link.from,
+                    link.to,
+                    plan.predicted_line_mbit_s,
+                    link.bandwidth_mbit_s,
+                    100 * plan.predicted_line_mbit_s / link.bandwidth_mbit_s,
+                    link.rtt_ms,
+                    link.emulate ? ", emulated" : "");
+  }
+  return text;
+}
+
 std::string exchange_lines(const Plan& plan) {
   const SitesConfig& exchange = plan.exchange;
+  if (is_joint(plan)) return across_lines(plan);
   if (exchange.fragments == 0) return "exchange   none: a single site\n";
   std::string text = fmt::format(
       "exchange   every {} steps one of {} fragments, merged {} step{} later; {} bits, alpha {:g}, "

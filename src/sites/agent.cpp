@@ -15,6 +15,8 @@
 #include "base/text/json.h"
 #include "chips/torch.h"
 #include "model/transformer.h"
+#include "plan/across/joint.h"
+#include "sites/across/relay.h"
 #include "sites/copies/run_copies.h"
 #include "sites/grpc_transport.h"
 #include "sites/join/tls_probe.h"
@@ -70,7 +72,9 @@ std::string address_to_listen_on(const std::string& listen) {
   return has_port ? listen : listen + ":0";
 }
 
+/// Of sites in step none of them holds all of the model.
 GlobalState fresh_state(const plan::JobConfig& job, const plan::Plan& plan) {
+  if (plan::is_joint(plan)) return GlobalState({}, {});
   const Tensor initial =
       model::initial_weights(job.model, Rng(static_cast<uint64_t>(job.train.seed)));  // [N]
   const float* values = initial.data_ptr<float>();
@@ -80,6 +84,7 @@ GlobalState fresh_state(const plan::JobConfig& job, const plan::Plan& plan) {
 
 Hello hello_of(const AgentOptions& options,
                const plan::JobConfig& job,
+               const plan::Plan& plan,
                const GlobalState& state,
                const std::string& address,
                const std::optional<CopierOptions>& copies,
@@ -95,8 +100,9 @@ Hello hello_of(const AgentOptions& options,
   hello.dataset_hash = identity.dataset_hash;
   hello.weights_hash = hash_hex(std::as_bytes(state.global()));
   hello.address = address;
-  hello.checkpoints =
-      offer_checkpoints(options.run_dir / "sites" / options.site / "checkpoints", problems);
+  const fs::path checkpoints = options.run_dir / "sites" / options.site / "checkpoints";
+  hello.checkpoints = plan::is_joint(plan) ? offer_joint_checkpoints(checkpoints, problems)
+                                           : offer_checkpoints(checkpoints, problems);
   if (copies && hello.checkpoints.empty()) hello.checkpoints = offer_copies(*copies, problems);
   if (options.resume_step) {
     std::erase_if(hello.checkpoints,
@@ -118,6 +124,7 @@ void refuse_bad_identity(const AgentOptions& options) {
 }
 
 int64_t frame_bytes_max(const GlobalState& state) {
+  if (state.fragments().empty()) return 2 * static_cast<int64_t>(train::kBridgePartBytes);
   int64_t largest = 0;
   for (const train::Fragment& fragment : state.fragments()) {
     largest = std::max(largest, fragment.end - fragment.begin);
@@ -132,17 +139,23 @@ std::string plan_hash(const fs::path& run_dir, const train::TrainState& identity
   return hash_hex(read_text_file(run_dir / "plan.json") + identity.model_hash);
 }
 
-int run_agent(const AgentOptions& options) {
-  refuse_bad_identity(options);
-  listen_to_signals();
-  keep_freed_memory();
-  const plan::Plan plan = train::read_run_plan(options.run_dir);
+namespace {
+
+/// One start of the site, from its greeting to its end. Throws Failure as run_agent() does, but for
+/// a site that is to return.
+Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
   const plan::JobConfig job = train::read_run_job(options.run_dir);
   const int site_idx = site_index(plan, options.site);
   schedule_of(plan);
   GlobalState state = fresh_state(job, plan);
   const plan::SitePlan& site = plan.sites[static_cast<size_t>(site_idx)];
+  std::optional<Relay> relay;  // before the transport, whose threads call it
   GrpcTransportOptions line;
+  if (plan::is_joint(plan)) {
+    relay.emplace(plan, static_cast<size_t>(site_idx));
+    line.fast_kind_min = kRelayKind;
+    line.on_fast_frame = [&relay](Frame frame) { return relay->take(std::move(frame)); };
+  }
   line.name = options.site;
   line.certs_dir = options.certs_dir;
   line.listen = address_to_listen_on(site.listen);
@@ -157,6 +170,7 @@ int run_agent(const AgentOptions& options) {
   transport.set_address(kCoordinatorName, options.coordinator);
   const SystemClock clock;
   std::optional<Failure> failure;
+  Leave leave;
   const auto tell = [&](const char* event, const std::string& message) {
     const nlohmann::json words{{"message", message}};
     transport.send(kCoordinatorName,
@@ -164,22 +178,26 @@ int run_agent(const AgentOptions& options) {
   };
   std::vector<std::string> problems;
   const std::optional<CopierOptions> copies = copier_options(job, options.run_dir, options.site);
-  const Hello hello = hello_of(options, job, state, transport.address(), copies, problems);
+  const Hello hello = hello_of(options, job, plan, state, transport.address(), copies, problems);
   for (const std::string& problem : problems) tell("warning", problem);
   {
     SiteAgent agent({.run_dir = options.run_dir,
                      .site_idx = site_idx,
                      .plan = plan,
                      .hello = hello,
+                     .relay = relay ? &*relay : nullptr,
                      .coordinators = options.coordinators,
                      .copies = copies},
                     transport,
                     state,
                     clock);
     try {
-      const Leave leave = agent.run(stop_requested);
+      leave = agent.run(stop_requested);
       log_info("leaving reason=\"{}\"", leave.reason);
-      if (leave.exit_code != kExitDone) failure.emplace(leave.reason, leave.exit_code);
+      const bool returns = leave.is_to_return && plan::is_joint(plan) && !stop_requested;
+      if (leave.exit_code != kExitDone && !returns) {
+        failure.emplace(leave.reason, leave.exit_code);
+      }
     } catch (const Failure& thrown) {
       failure = thrown;
       tell("site_failed", thrown.what());
@@ -187,6 +205,20 @@ int run_agent(const AgentOptions& options) {
   }
   transport.flush(1);
   if (failure) throw Failure(*failure);
+  return leave;
+}
+
+}  // namespace
+
+int run_agent(const AgentOptions& options) {
+  refuse_bad_identity(options);
+  listen_to_signals();
+  keep_freed_memory();
+  const plan::Plan plan = train::read_run_plan(options.run_dir);
+  // Sites in step start again together whenever one of them is lost: with new workers, from the
+  // newest checkpoint.
+  while (run_once(options, plan).exit_code != kExitDone) {
+  }
   return kExitDone;
 }
 

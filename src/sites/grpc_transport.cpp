@@ -46,7 +46,10 @@ struct GrpcTransport::Impl {
         credentials(line_channel_credentials(identity)),
         inbox(kInboxFramesMax),
         receiver(inbox,
-                 {.frame_bytes_max = given.frame_bytes_max, .handshake_s = given.handshake_s}) {}
+                 {.frame_bytes_max = given.frame_bytes_max,
+                  .handshake_s = given.handshake_s,
+                  .fast_kind_min = given.fast_kind_min,
+                  .on_fast_frame = given.on_fast_frame}) {}
 
   GrpcTransportOptions options;
   LineIdentity identity;

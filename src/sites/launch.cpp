@@ -27,6 +27,7 @@ namespace {
 constexpr int64_t kRestartsMax = 5;
 constexpr double kPollS = 0.02;
 constexpr double kLeaveS = 15;    // for agents to end once they are released
+constexpr double kLastWordS = 1;  // for sites to hear why the run has failed
 constexpr double kFarewellS = 3;  // in which a site that others started is still answered
 
 /// What the person at the terminal asks for.
@@ -66,6 +67,13 @@ struct Agent {
   std::unique_ptr<train::ChildProcess> process;  // null: ended for good
 };
 
+void end_if_failed(RunHost& host) {
+  if (!host.rounds().failure()) return;
+  const double deadline_s = steady_now_s() + kLastWordS;
+  while (steady_now_s() < deadline_s) host.poll(kPollS);
+  fail("{}", *host.rounds().failure());
+}
+
 class Launch {
  public:
   /// host outlives this.
@@ -85,7 +93,7 @@ class Launch {
     while (!host_->is_over()) {
       host_->poll(kPollS);
       stop.look(*host_);
-      if (host_->rounds().failure()) fail("{}", *host_->rounds().failure());
+      end_if_failed(*host_);
       for (Agent& agent : agents_) look_after(agent);
       if (stop.was_seen() && std::none_of(agents_.begin(), agents_.end(), is_here)) break;
     }
@@ -119,7 +127,8 @@ class Launch {
     for (int i = 0; i < 5; ++i) host_->poll(0.01);  // its last words may be on their way
     std::string words = host_->take_last_words(agent.site);
     if (words.empty()) words = last_line(agent.log);
-    const bool has_begun = host_->rounds().phase() == RoundMachine::RunPhase::kTraining;
+    const bool has_begun = host_->rounds().phase() == RoundMachine::RunPhase::kTraining ||
+                           host_->rounds().is_restarting();
     if (ended.exit_code() == kExitUsage || (!has_begun && !ended.was_killed())) {
       throw Failure(fmt::format("site {} cannot start: {}", agent.site, words),
                     ended.exit_code() == kExitUsage ? kExitUsage : kExitFailed);
@@ -165,7 +174,7 @@ void wait_for_sites(RunHost& host, StopRequests& stop) {
     host.poll(kPollS);
     if (host.is_deposed()) return;
     stop.look(host);
-    if (host.rounds().failure()) fail("{}", *host.rounds().failure());
+    end_if_failed(host);
   }
   // Whoever has not heard yet that the run is over asks again within a heartbeat.
   const double deadline_s = steady_now_s() + kFarewellS;

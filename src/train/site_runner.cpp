@@ -25,6 +25,7 @@ void SiteRunner::stop_at(int64_t completed_steps, bool with_checkpoint) {
 }
 int64_t SiteRunner::next_quiet_step() const { return impl_->next_quiet_step(); }
 int64_t SiteRunner::completed_steps() const { return impl_->completed_steps(); }
+std::vector<BridgeSocket> SiteRunner::take_bridges() { return impl_->take_bridges(); }
 const plan::Plan& SiteRunner::plan() const { return impl_->own_plan(); }
 const plan::JobConfig& SiteRunner::job() const { return impl_->job(); }
 const std::vector<Fragment>& SiteRunner::fragments() const { return impl_->fragments(); }

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "plan/job.h"
 #include "plan/plan.h"
+#include "train/across/bridge_socket.h"
 #include "train/messages.h"
 
 namespace pelago::train {
@@ -105,6 +106,8 @@ class SiteRunner {
   /// The first quiet step that all ranks can still stop at.
   int64_t next_quiet_step() const;
   int64_t completed_steps() const;
+  /// Of a joint plan, after start(): the agent's ends of the bridges, in rank order, once.
+  std::vector<BridgeSocket> take_bridges();
   const plan::Plan& plan() const;
   const plan::JobConfig& job() const;
   const std::vector<Fragment>& fragments() const;

@@ -141,8 +141,8 @@ const std::vector<Fault>& catalogue() {
   static const std::vector<Fault> faults = [] {
     std::vector<Fault> all;
     add_processes(all);
-    all.push_back(not_here(
-        "F14", "etcd leader killed, quorum lost", "the coordinator's state is kept in SQLite"));
+    all.push_back(by_test("F14", "etcd's leader killed", "cli_tests: *while etcd loses its head*"));
+    all.push_back(by_test("F15", "etcd without a quorum", "cli_tests: *while etcd has no quorum*"));
     add_lines(all);
     add_disks(all);
     add_sites(all);

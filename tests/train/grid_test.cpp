@@ -168,7 +168,7 @@ TEST_CASE("1F1B goes forward and backward with each microbatch once, and keeps f
     for (int64_t num_microbatches = 1; num_microbatches <= 9; ++num_microbatches) {
       for (int64_t stage = 0; stage < num_stages; ++stage) {
         int64_t in_flight = 0, most = 0, next_forward = 0, next_backward = 0;
-        for (const Turn& turn : one_forward_one_backward(stage, num_stages, num_microbatches)) {
+        for (const Turn& turn : one_forward_one_backward(num_stages - stage, num_microbatches)) {
           REQUIRE(turn.microbatch_idx == (turn.is_forward ? next_forward++ : next_backward++));
           in_flight += turn.is_forward ? 1 : -1;
           most = std::max(most, in_flight);

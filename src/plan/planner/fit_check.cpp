@@ -1,7 +1,9 @@
 // A plan that was edited, or made for another job or fleet, is refused before anything starts.
 #include <algorithm>
+#include <iterator>
 
 #include "base/error.h"
+#include "plan/across/joint.h"
 #include "plan/planner/cost/profile.h"
 #include "plan/planner/planner.h"
 
@@ -102,6 +104,17 @@ void check_memory(const PlannedSite& planned, const SitePlan& site, const std::s
   }
 }
 
+void check_layout(const std::vector<SiteDevice>& devices,
+                  const JobConfig& job,
+                  const ModelSizes& sizes,
+                  const SitePlan& site,
+                  const std::string& where) {
+  PlannedSite planned;
+  planned.problem = make_problem(devices, sizes, job.train, site.batch_sequences);
+  planned.layout = *keep_layout(planned.problem, site);
+  check_memory(planned, site, where);
+}
+
 }  // namespace
 
 void check_plan_fits(const Plan& plan,
@@ -124,6 +137,7 @@ void check_plan_fits(const Plan& plan,
              "emulation.slowdown",
              fleet.emulation_slowdown);
   const ModelSizes sizes = sizes_of(job.model, plan.sequence_length);
+  std::vector<SiteDevice> all_devices;
   for (size_t i = 0; i < plan.sites.size(); ++i) {
     const SitePlan& site = plan.sites[i];
     const FleetSite& fleet_site = fleet.sites[i];
@@ -131,7 +145,6 @@ void check_plan_fits(const Plan& plan,
     must_equal(where, "name", site.name, "the fleet's site", fleet_site.name);
     check_devices(site, fleet_site, where);
     check_stages(site, sizes, where);
-    PlannedSite planned;
     std::vector<SiteDevice> devices;
     for (const FleetDevice& device : fleet_site.devices) {
       refuse_wrong_dtype(job, device, catalogue);
@@ -144,10 +157,19 @@ void check_plan_fits(const Plan& plan,
                          found->second,
                          device_memory_bytes(device, fleet, catalogue)});
     }
-    planned.problem = make_problem(devices, sizes, job.train, site.batch_sequences);
-    planned.layout = *keep_layout(planned.problem, site);
-    check_memory(planned, site, where);
+    if (is_joint(plan)) {
+      std::ranges::move(devices, std::back_inserter(all_devices));
+      continue;
+    }
+    check_layout(devices, job, sizes, site, where);
   }
+  if (!is_joint(plan)) return;
+  const SitePlan joint = joint_site(plan, 0);
+  for (size_t rank = 0; rank < all_devices.size(); ++rank) {
+    all_devices[rank].node = joint.devices[rank].node;
+  }
+  check_stages(joint, sizes, name);
+  check_layout(all_devices, job, sizes, joint, name);
 }
 
 }  // namespace pelago::plan

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "plan/across/joint.h"
 #include "plan/planner/cost/memory.h"
 #include "plan/planner/cost/profile.h"
 #include "plan/planner/search/layout.h"
@@ -173,8 +174,39 @@ void check_host(Plan& plan) {
   }
 }
 
+namespace {
+
+/// Of sites in step: lines that cost more of a step than covering them by microbatches can hide.
+void warn_of_thin_lines(Plan& plan) {
+  constexpr double kNoticeable = 0.1;
+  if (plan.predicted_line_share < kNoticeable) return;
+  std::string lines;
+  for (const FleetLink& link : plan.links) {
+    lines += fmt::format("{}{} - {} ({:g} Mbit/s, {:g} ms)",
+                         lines.empty() ? "" : ", ",
+                         link.from,
+                         link.to,
+                         link.bandwidth_mbit_s,
+                         link.rtt_ms);
+  }
+  plan.warnings.push_back(fmt::format(
+      "stages in several sites wait for the line {}: the pipeline goes at {:.0f} % of the pace "
+      "that "
+      "it would have in one site; {}",
+      lines,
+      100 * (1 - plan.predicted_line_share),
+      plan.predicted_rounds_tokens_s > plan.predicted_tokens_s
+          ? fmt::format("sites.across = \"rounds\" would do {:.0f} tokens/s, not {:.0f}",
+                        plan.predicted_rounds_tokens_s,
+                        plan.predicted_tokens_s)
+          : "larger train.batch_sequences or lower sites.activation_bits help"));
+}
+
+}  // namespace
+
 void check_lines(Plan& plan) {
   const SitesConfig& exchange = plan.exchange;
+  if (is_joint(plan)) return warn_of_thin_lines(plan);
   if (exchange.fragments == 0) return;
   double step_s = 0;
   for (const SitePlan& site : plan.sites) step_s = std::max(step_s, site.predicted_step_s);

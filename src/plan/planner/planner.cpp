@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "plan/plan.h"
+#include "plan/planner/across/joint_plan.h"
 #include "plan/planner/cost/profile.h"
 #include "plan/planner/limits.h"
 
@@ -119,19 +120,6 @@ std::vector<PlannedSite> plan_sites(const std::vector<std::vector<SiteDevice>>& 
   return sites;
 }
 
-/// What a site's step waits for: "A100 80GB SXM compute", "cpu compute", ...
-std::string name_bound_of(const SlowestStage& slowest,
-                          const FleetSite& site,
-                          const JobConfig& job,
-                          const chips::Catalogue& catalogue) {
-  if (!slowest.instead.empty()) return slowest.instead;
-  const FleetDevice& device = site.devices[slowest.rank];
-  const chips::Chip* chip = find_chip(device, catalogue);
-  return fmt::format("{} {}",
-                     chip == nullptr ? device.device : chip->name,
-                     name_bound(device, job, catalogue, slowest.microbatch));
-}
-
 void fill_sites(const std::vector<PlannedSite>& planned,
                 const Balance& balance,
                 const JobConfig& job,
@@ -148,14 +136,7 @@ void fill_sites(const std::vector<PlannedSite>& planned,
     site.listen = fleet_site.listen;
     site.first_sequence = first_sequence;
     for (const FleetDevice& from : fleet_site.devices) {
-      DevicePlan device;
-      device.device = from.device;
-      device.node = from.node;
-      device.cores = from.cores;
-      device.faults = from.faults;
-      device.memory_bytes = device_memory_bytes(from, fleet, catalogue);
-      device.measured = plan.profiles.at(profile_name(from.device, from.cores.size())).measured;
-      site.devices.push_back(std::move(device));
+      site.devices.push_back(device_plan(from, fleet, catalogue, plan));
     }
     const size_t num_pipelines = planned[i].layout.pipelines.size();
     const SiteTime time = fill_site(planned[i].problem,
@@ -271,6 +252,18 @@ void refuse_small_batch(const BatchRange& range, size_t num_pipelines) {
       num_pipelines);
 }
 
+void fill_terms(const JobConfig& job, const FleetConfig& fleet, double host_cores, Plan& plan) {
+  plan.job_name = job.name;
+  plan.sequence_length = job.data.sequence_length;
+  plan.num_parameters = job.model.num_parameters();
+  plan.num_blocks = job.model.num_hidden_layers;
+  plan.links = fleet.links;
+  plan.exchange = job.sites;
+  plan.emulation_slowdown = fleet.emulation_slowdown;
+  plan.emulation_memory_bytes = fleet.emulation_memory_gib.value_or(0) * kGib;
+  plan.host_cores = host_cores;
+}
+
 int64_t choose_steps(const TrainConfig& train, double step_s) {
   if (train.steps > 0) return train.steps;
   const double steps = std::floor(train.minutes * 60 / step_s);
@@ -280,6 +273,32 @@ int64_t choose_steps(const TrainConfig& train, double step_s) {
 }
 
 }  // namespace
+
+DevicePlan device_plan(const FleetDevice& from,
+                       const FleetConfig& fleet,
+                       const chips::Catalogue& catalogue,
+                       const Plan& plan) {
+  DevicePlan device;
+  device.device = from.device;
+  device.node = from.node;
+  device.cores = from.cores;
+  device.faults = from.faults;
+  device.memory_bytes = device_memory_bytes(from, fleet, catalogue);
+  device.measured = plan.profiles.at(profile_name(from.device, from.cores.size())).measured;
+  return device;
+}
+
+std::string name_bound_of(const SlowestStage& slowest,
+                          const FleetSite& site,
+                          const JobConfig& job,
+                          const chips::Catalogue& catalogue) {
+  if (!slowest.instead.empty()) return slowest.instead;
+  const FleetDevice& device = site.devices[slowest.rank];
+  const chips::Chip* chip = find_chip(device, catalogue);
+  return fmt::format("{} {}",
+                     chip == nullptr ? device.device : chip->name,
+                     name_bound(device, job, catalogue, slowest.microbatch));
+}
 
 std::vector<Pace> PlannedSite::paces() const {
   std::vector<Pace> paces;
@@ -333,6 +352,16 @@ Plan make_plan(const JobConfig& job,
   }
   Plan plan;
   const auto devices = gather_devices(job, fleet, catalogue, probe, plan);
+  fill_terms(job, fleet, host_cores, plan);
+  if (const auto joint = choose_joint(devices, fleet, job)) {
+    fill_joint(*joint, job, fleet, catalogue, plan);
+    plan.steps = choose_steps(job.train, joint->step_s);
+    check_host(plan);
+    check_lines(plan);
+    warn_of_short_run(job, plan);
+    warn_of_rounds_settings(job, plan);
+    return plan;
+  }
   const std::vector<PlannedSite> planned = plan_sites(devices, fleet, job);
   std::vector<Pace> paces;
   for (const PlannedSite& site : planned) {
@@ -342,17 +371,8 @@ Plan make_plan(const JobConfig& job,
   refuse_small_batch(range, paces.size());
   const Balance balance = balance_batch(paces, range);
 
-  plan.job_name = job.name;
   plan.batch_sequences = balance.batch;
-  plan.sequence_length = job.data.sequence_length;
-  plan.num_parameters = job.model.num_parameters();
-  plan.num_blocks = job.model.num_hidden_layers;
-  plan.links = fleet.links;
-  plan.exchange = job.sites;
   if (fleet.sites.size() == 1) plan.exchange.fragments = 0;
-  plan.emulation_slowdown = fleet.emulation_slowdown;
-  plan.emulation_memory_bytes = fleet.emulation_memory_gib.value_or(0) * kGib;
-  plan.host_cores = host_cores;
   fill_sites(planned, balance, job, fleet, catalogue, plan);
   double step_s = 0;
   for (const SitePlan& site : plan.sites) step_s = std::max(step_s, site.predicted_step_s);

@@ -25,4 +25,16 @@ struct SlowestStage {
 };
 SlowestStage find_slowest(const SitePlan& site, const SiteTime& time);
 
+/// What a site's step waits for: "A100 80GB SXM compute", "cpu compute", ...
+std::string name_bound_of(const SlowestStage& slowest,
+                          const FleetSite& site,
+                          const JobConfig& job,
+                          const chips::Catalogue& catalogue);
+
+/// A device before it has work. plan: has its profile.
+DevicePlan device_plan(const FleetDevice& from,
+                       const FleetConfig& fleet,
+                       const chips::Catalogue& catalogue,
+                       const Plan& plan);
+
 }  // namespace pelago::plan

@@ -72,7 +72,8 @@ SiteTime fill_site(const SiteProblem& problem,
       pipeline.stages.push_back({.first_block = first_block,
                                  .last_block = first_block + shape.num_blocks,
                                  .ranks = from.ranks[s],
-                                 .recompute = shape.recompute});
+                                 .recompute = shape.recompute,
+                                 .in_flight = from.shape.stages[s].in_flight});
       first_block += shape.num_blocks;
       const double busy_s = time.pipelines[i].stages[s].busy_s;
       for (const int rank : from.ranks[s]) {

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text/json.h"
+#include "plan/across/joint.h"
 #include "sites/process/site_checkpoint.h"
 #include "train/checkpoint.h"
 
@@ -81,6 +82,7 @@ std::vector<int64_t> shares_of(const plan::Plan& plan) {
 }
 
 train::ExchangeSchedule schedule_of(const plan::Plan& plan) {
+  if (plan::is_joint(plan)) return {.num_steps = plan.steps};
   const train::ExchangeSchedule schedule{.inner_steps = plan.exchange.inner_steps,
                                          .num_fragments = plan.exchange.fragments,
                                          .overlap_steps = plan.exchange.overlap_steps,
@@ -113,7 +115,9 @@ SiteAgent::SiteAgent(const SiteAgentOptions& options,
       turned_s_(clock.now_s()),
       heart_([this](const std::stop_token& stop) { beat(stop); }) {}
 
-SiteAgent::~SiteAgent() = default;
+SiteAgent::~SiteAgent() {
+  if (options_.relay != nullptr) options_.relay->stop();
+}
 
 void SiteAgent::beat(const std::stop_token& stop) {
   std::mutex never_shared;
@@ -208,7 +212,7 @@ void SiteAgent::start_workers(const StartWorkers& start) {
   if (start.mode == StartMode::kResume) {
     const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
     if (!fs::exists(checkpoint)) fetch_checkpoint(start.step);
-    read_site_checkpoint(checkpoint, *state_);
+    if (options_.relay == nullptr) read_site_checkpoint(checkpoint, *state_);
     run.resume_from = checkpoint;
   } else if (start.mode == StartMode::kJoin) {
     run.start_from_shared = true;
@@ -225,6 +229,9 @@ void SiteAgent::start_workers(const StartWorkers& start) {
     std::copy(state_->global().begin(), state_->global().end(), runner_->local_weights().begin());
   }
   runner_->start();
+  if (options_.relay != nullptr) {
+    options_.relay->start(start.start_number, runner_->take_bridges(), *transport_);
+  }
   is_running_ = true;
 }
 
@@ -301,6 +308,7 @@ Status SiteAgent::add_to_checkpoint(int64_t step, const fs::path& dir) {
     copies_.erase(copies_.begin(), copies_.upper_bound(step));  // older ones were given up
   }
   PELAGO_ASSERT(copy != nullptr, "a checkpoint begins before its files are there");
+  if (options_.relay != nullptr) return ok();  // the workers' files are all there is
   return try_write_site_checkpoint(dir, *copy);
 }
 

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "plan/job.h"
 #include "plan/plan.h"
+#include "sites/across/relay.h"
 #include "sites/copies/checkpoint_copier.h"
 #include "sites/exchange/global_state.h"
 #include "sites/protocol/member.h"
@@ -28,8 +29,9 @@ struct SiteAgentOptions {
   int site_idx = 0;
   plan::Plan plan;
   Hello hello;
+  Relay* relay = nullptr;                 // of sites that train in step; outlives the agent
   std::vector<std::string> coordinators;  // where one may be
-  std::optional<CopierOptions> copies;  // where copies of checkpoints go, and come from
+  std::optional<CopierOptions> copies;    // where copies of checkpoints go, and come from
 };
 
 class SiteAgent final : public train::SiteEvents {
@@ -88,7 +90,8 @@ class SiteAgent final : public train::SiteEvents {
 /// Sequences of a batch, by site.
 std::vector<int64_t> shares_of(const plan::Plan& plan);
 
-/// H, P and tau of the plan. Throws Failure (exit 2) if its sites would never exchange.
+/// H, P and tau of the plan; of sites in step, none. Throws Failure (exit 2) if its sites would
+/// never exchange.
 train::ExchangeSchedule schedule_of(const plan::Plan& plan);
 
 }  // namespace pelago::sites

@@ -105,6 +105,18 @@ Result<CheckpointOffer> offer_of(const fs::path& checkpoint) {
   }
 }
 
+std::vector<CheckpointOffer> offer_joint_checkpoints(const fs::path& checkpoints_dir,
+                                                     std::vector<std::string>& problems) {
+  std::vector<CheckpointOffer> offers;
+  for (const int64_t step : train::good_checkpoints(checkpoints_dir, &problems)) {
+    const fs::path checkpoint = train::checkpoint_path(checkpoints_dir, step);
+    offers.push_back({.step = step,
+                      .hash = hash_hex(read_text_file(checkpoint / "manifest.json")),
+                      .data_step = step});
+  }
+  return offers;
+}
+
 std::vector<CheckpointOffer> offer_checkpoints(const fs::path& checkpoints_dir,
                                                std::vector<std::string>& problems) {
   std::vector<CheckpointOffer> offers;

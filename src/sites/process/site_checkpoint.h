@@ -24,6 +24,9 @@ std::vector<float> read_global_weights(const std::filesystem::path& dir);
 /// A checkpoint as others compare it; of a run of one site the hash is empty. kCorrupt if a file
 /// cannot be read.
 Result<CheckpointOffer> offer_of(const std::filesystem::path& checkpoint);
+/// Of sites in step, whose checkpoints are the same files everywhere: the hash is their manifest's.
+std::vector<CheckpointOffer> offer_joint_checkpoints(const std::filesystem::path& checkpoints_dir,
+                                                     std::vector<std::string>& problems);
 /// The site's good checkpoints with their hashes, oldest first. problems: a sentence is added for
 /// each that is damaged.
 std::vector<CheckpointOffer> offer_checkpoints(const std::filesystem::path& checkpoints_dir,

@@ -107,8 +107,15 @@ void Member::take(const std::string& from, const Welcome& welcome) {
   take_shares(welcome.shares);
   if (welcome.mode != StartMode::kJoin) {
     status_.phase = SitePhase::kStarting;
-    act(StartWorkers{
-        .mode = welcome.mode, .step = welcome.start_step, .data_step = welcome.data_step});
+    for (const SiteAddress& peer : welcome.peers) {
+      if (peer.site != options_.site) {
+        act(KnowAddress{.site = peer.site, .address = peer.address});
+      }
+    }
+    act(StartWorkers{.mode = welcome.mode,
+                     .step = welcome.start_step,
+                     .data_step = welcome.data_step,
+                     .start_number = welcome.start_number});
     return;
   }
   begin_join();
@@ -137,7 +144,9 @@ void Member::take(const std::string& from, const Refused& refused) {
     refuse(from, "refusal of another start");
     return;
   }
-  act(Leave{.exit_code = refused.exit_code, .reason = refused.reason});
+  act(Leave{.exit_code = refused.exit_code,
+            .reason = refused.reason,
+            .is_to_return = refused.exit_code == kExitTryAgain});
   has_left_ = true;
 }
 

@@ -62,8 +62,18 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(SiteStatus,
                                                 exchange_payload_bytes,
                                                 exchanged_values)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Report, name, json)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(
-    Welcome, incarnation, mode, start_step, data_step, first_exchange, first_logged, donors, shares)
+// A journal of an earlier version has no sites in step.
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Welcome,
+                                                incarnation,
+                                                mode,
+                                                start_step,
+                                                data_step,
+                                                first_exchange,
+                                                first_logged,
+                                                donors,
+                                                shares,
+                                                peers,
+                                                start_number)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Refused, incarnation, reason, exit_code)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(AllowTraining, incarnation)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Begin, exchange, epoch, members)

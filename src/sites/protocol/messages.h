@@ -19,7 +19,7 @@
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 5;
+inline constexpr int64_t kWireVersion = 6;
 
 struct SiteAddress {
   std::string site;
@@ -78,8 +78,7 @@ struct SiteStatus {
   std::vector<int64_t> applied;          // the newest commit it holds, of each fragment; -1: none
   int64_t stop_step = -1;                // it will stop there
   bool wants_stop = false;               // it was told to leave (SIGTERM)
-  int64_t num_commits = 0, num_missed = 0;
-  int64_t num_refused = 0;  // messages of an old epoch, or malformed
+  int64_t num_commits = 0, num_missed = 0, num_refused = 0;  // of an old epoch, or malformed
   int64_t sent_bytes = 0, exchange_payload_bytes = 0, exchanged_values = 0;
 };
 /// A step, an evaluation or an event, for the run folder and the progress line.
@@ -101,6 +100,8 @@ struct Welcome {
   int64_t first_logged = 0;    // the coordinator knows the hash of every commit from here on
   std::vector<SiteAddress> donors;
   std::vector<ShareChange> shares = {};  // after the plan's
+  std::vector<SiteAddress> peers = {};   // of sites in step: where all are,
+  int64_t start_number = 0;              // and which start of theirs this is
 };
 /// The site cannot take part, ever; or it has nothing left to do (exit_code 0).
 struct Refused {

@@ -381,6 +381,7 @@ void RoundMachine::revoke_lost() {
 // commit: the commit waits until all have said so.
 void RoundMachine::decide_stop() {
   if (phase_ != RunPhase::kTraining || stop_step_) return;
+  if (is_lockstep()) return stop_in_step();
   if (next_exchange_ >= options_.schedule.num_regular()) return;  // it ends by itself, and soon
   const int64_t step = options_.schedule.first_step_after(next_exchange_);
   if (step >= options_.schedule.num_steps) return;

@@ -9,9 +9,28 @@ namespace pelago::sites {
 
 using nlohmann::json;
 
+namespace {
+
+std::optional<int64_t> newest_common_step(const std::vector<KnownSite>& sites) {
+  std::optional<int64_t> newest;
+  for (const CheckpointOffer& offer : sites.front().hello.checkpoints) {
+    const bool is_common = std::all_of(sites.begin(), sites.end(), [&](const KnownSite& site) {
+      const auto& offers = site.hello.checkpoints;
+      return std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& other) {
+        return other.step == offer.step && other.hash == offer.hash;
+      });
+    });
+    if (is_common) newest = std::max(newest.value_or(0), offer.step);
+  }
+  return newest;
+}
+
+}  // namespace
+
 void RoundMachine::advance() {
   if (failure_) return;
   if (phase_ == RunPhase::kGathering) start_if_gathered();
+  if (failure_) return;
   if (phase_ == RunPhase::kStarting) allow_if_ready();
   if (phase_ != RunPhase::kTraining) return;
   revoke_lost();
@@ -34,25 +53,20 @@ void RoundMachine::start_if_gathered() {
     }
     return;
   }
-  if (!std::all_of(sites_.begin(), sites_.end(), is_here)) return;
-  if (options_.resume) {
-    std::optional<int64_t> newest;
-    for (const CheckpointOffer& offer : sites_.front().hello.checkpoints) {
-      const bool is_common = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
-        const auto& offers = site.hello.checkpoints;
-        return std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& other) {
-          return other.step == offer.step && other.hash == offer.hash;
-        });
-      });
-      if (is_common) newest = std::max(newest.value_or(0), offer.step);
-    }
-    if (!newest) {
-      failure_ = "no good checkpoint that all sites have; start afresh with --fresh";
+  if (!std::all_of(sites_.begin(), sites_.end(), is_here)) {
+    if (in_step_.num_restarts > 0) miss_absent_sites();
+    return;
+  }
+  if (options_.resume || in_step_.num_restarts > 0) {
+    const std::optional<int64_t> newest = newest_common_step(sites_);
+    if (!newest && options_.resume) {
+      give_up("no good checkpoint that all sites have; start afresh with --fresh");
       return;
     }
-    start_step_ = *newest;
-    start_mode_ = StartMode::kResume;
+    start_step_ = newest.value_or(0);
+    start_mode_ = newest ? StartMode::kResume : StartMode::kFresh;
   }
+  if (is_lockstep()) in_step_.start_number = ++epoch_;
   while (next_exchange_ < options_.schedule.num_regular() && start_step_ > 0 &&
          options_.schedule.first_step_after(next_exchange_) <= start_step_) {
     ++next_exchange_;
@@ -62,7 +76,8 @@ void RoundMachine::start_if_gathered() {
   live_.reset();
   go_back();
   keep_run();
-  record("run_starting", json{{"step", start_step_}, {"resumed", options_.resume}}.dump());
+  const bool is_resumed = start_mode_ == StartMode::kResume;
+  record("run_starting", json{{"step", start_step_}, {"resumed", is_resumed}}.dump());
   for (Site& site : sites_) {
     site.welcome = first_welcome(site);
     keep_site(site);

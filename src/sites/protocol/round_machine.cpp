@@ -12,6 +12,32 @@ namespace pelago::sites {
 
 using nlohmann::json;
 
+namespace {
+
+// Everything that differs, so that one look mends it.
+// Empty hashes of the run itself are not known, and differ from nothing.
+std::string differences(const Hello& mine, const Hello& theirs) {
+  struct Fact {
+    const char* what;
+    std::string mine, theirs;
+  };
+  const Fact facts[] = {
+      {"wire version", std::to_string(mine.wire_version), std::to_string(theirs.wire_version)},
+      {"plan.json", mine.plan_hash, theirs.plan_hash},
+      {"tokenizer", mine.tokenizer_hash, theirs.tokenizer_hash},
+      {"dataset", mine.dataset_hash, theirs.dataset_hash},
+      {"initial weights", mine.weights_hash, theirs.weights_hash}};
+  std::string differing;
+  for (const Fact& fact : facts) {
+    if (fact.mine == fact.theirs || fact.theirs.empty()) continue;
+    differing += fmt::format(
+        "{}{} ({}, not {})", differing.empty() ? "" : ", ", fact.what, fact.mine, fact.theirs);
+  }
+  return differing;
+}
+
+}  // namespace
+
 RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
     : options_(std::move(options)),
       suspects_(options_.schedule.num_fragments),
@@ -21,7 +47,6 @@ RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
       grace_({.max_s = options_.grace_s}),
       share_watch_(options_.share_watch) {
   PELAGO_ASSERT(!options_.sites.empty(), "the plan has a site");
-  PELAGO_ASSERT(options_.schedule.num_fragments > 0, "sites that never exchange need no rounds");
   PELAGO_ASSERT(options_.shares.empty() || options_.shares.size() == options_.sites.size(),
                 "each site has a share");
   for (const std::string& name : options_.sites) {
@@ -163,6 +188,7 @@ void RoundMachine::mark_dead(Site& site, const std::string& why) {
   site.lost_s.reset();
   if (is_finished(site)) return;
   record("site_lost", json{{"site", site.name}, {"reason", why}}.dump());
+  if (is_lockstep()) restart_together(fmt::format("site {} is gone: {}", site.name, why));
 }
 
 bool RoundMachine::may_answer(const std::string& name, const Hello& hello) const {
@@ -188,6 +214,9 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
     return;
   }
   if (refuse_mismatch(site, hello)) return;
+  if (is_lockstep() && site.welcome) {
+    restart_together(fmt::format("site {} has started anew", site.name));
+  }
   const LaneAccount before = account(site.name);
   site.returned = before.returned + before.in_hand;
   if (site.incarnation != 0) site.past.insert(site.incarnation);
@@ -229,6 +258,10 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
                   .first_logged = first_logged_,
                   .donors = {},
                   .shares = {shares().changes().begin(), shares().changes().end()}};
+  if (is_lockstep()) {
+    welcome.start_number = in_step_.start_number;
+    for (const Site& peer : sites_) welcome.peers.push_back({peer.name, peer.hello.address});
+  }
   for (const CheckpointOffer& offer : site.hello.checkpoints) {
     const bool is_it = start_mode_ == StartMode::kResume && offer.step == start_step_;
     if (is_it) welcome.data_step = offer.data_step;
@@ -328,10 +361,12 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
       static_cast<int64_t>(status.applied.size()) != options_.schedule.num_fragments) {
     ++num_refused_;
     if (site.incarnation == 0 && site.past.contains(status.incarnation)) {
-      out_.messages.emplace_back(site.name,
-                                 Refused{.incarnation = status.incarnation,
-                                         .reason = start_anew_reason(site.name),
-                                         .exit_code = kExitTryAgain});
+      const std::string reason =
+          is_lockstep() ? fmt::format("site {}: the sites start again together", site.name)
+                        : start_anew_reason(site.name);
+      out_.messages.emplace_back(
+          site.name,
+          Refused{.incarnation = status.incarnation, .reason = reason, .exit_code = kExitTryAgain});
     }
     return;
   }
@@ -347,6 +382,11 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
     if (is_old) ++num_refused_;
   }
   site.status = status;
+  if (status.completed_steps >
+      std::exchange(in_step_.progress_step,
+                    std::max(in_step_.progress_step, status.completed_steps))) {
+    in_step_.num_vain_restarts = 0;
+  }
   std::erase_if(site.status->exchanges,
                 [&](const ReadyExchange& held) { return !is_good_delta(site, held); });
   if (status.wants_stop && !stop_requested_) {

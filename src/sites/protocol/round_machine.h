@@ -77,6 +77,8 @@ class RoundMachine {
   /// The first exchange of this run; earlier ones belong to the checkpoint it went on from.
   int64_t first_logged() const { return first_logged_; }
   const std::optional<SiteStatus>& status(const std::string& site) const;
+  /// Its sites were at work before, and are to start again together.
+  bool is_restarting() const { return in_step_.num_restarts > 0 && phase_ != RunPhase::kOver; }
 
  private:
   using Site = KnownSite;
@@ -84,17 +86,12 @@ class RoundMachine {
   using Made = MadeCommit;
 
   static constexpr double kSilentHeartbeats = 5;  // after which a site is dead
-  // A coordinator of a later term has higher epochs, and a person can read both in the number.
-  static constexpr int64_t kTermEpochs = 1'000'000'000;
 
   Site* find(const std::string& name);
   const ReadyExchange* ready(const Site& site, int64_t exchange) const;
   bool is_live(const Site& site) const;
   bool trains(const Site& site) const;
   bool begins(const Site& site) const;
-  static bool is_finished(const Site& site) {
-    return site.status && site.status->phase == SitePhase::kFinished;
-  }
   Welcome first_welcome(const Site& site) const;
   bool has_start(const Site& site) const;
   bool is_awaited(const Site& site, int64_t exchange) const;
@@ -136,6 +133,13 @@ class RoundMachine {
   void restore_shares(const DurableState& known);
   void keep_shares();
   void forget_shares();
+
+  // across/round_lockstep.cpp
+  bool is_lockstep() const { return options_.schedule.num_fragments == 0; }
+  void restart_together(const std::string& why);
+  void miss_absent_sites();
+  void stop_in_step();
+  void give_up(const std::string& why);
 
   void advance();
   void start_if_gathered();
@@ -188,8 +192,8 @@ class RoundMachine {
   std::optional<std::string> failure_;
   int64_t num_commits_ = 0, num_differing_ = 0, num_refused_ = 0;
   double now_s_ = 0, called_s_ = -1e9;  // of the event at hand; of the last call to the unheard
-  std::optional<double> ticked_s_;      // the last on_tick
-  std::optional<double> forsaken_s_;    // since when no site trains
+  std::optional<double> ticked_s_, forsaken_s_;  // the last on_tick; since when no site trains
+  InStep in_step_;
   RoundOutput out_;
 };
 

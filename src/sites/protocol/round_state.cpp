@@ -16,6 +16,8 @@ using nlohmann::json;
 
 namespace {
 
+// A coordinator of a later term has higher epochs, and a person can read both in the number.
+constexpr int64_t kTermEpochs = 1'000'000'000;
 constexpr const char* kRunKey = "run";
 constexpr const char* kTermKey = "term";
 constexpr const char* kSitePrefix = "site/";

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "chips/torch.h"
+#include "plan/across/joint.h"
 #include "train/grid/schedule.h"
 
 namespace pelago::train {
@@ -47,9 +48,17 @@ Pipeline::Pipeline(const PipelineOptions& options,
   PELAGO_ASSERT(num_stages_ == 1 || options.courier != nullptr, "stages speak through a courier");
 }
 
+/// A line between sites is thinner than any link within one.
+bool Pipeline::rounds_between(int other_rank) const {
+  const std::vector<int>& sites = options_.site_of_rank;
+  return options_.activation_bits < 32 && !sites.empty() &&
+         sites[static_cast<size_t>(options_.rank)] != sites[static_cast<size_t>(other_rank)];
+}
+
 c10::ScalarType Pipeline::border_dtype(int other_rank) const {
   const c10::ScalarType own = options_.dtypes[static_cast<size_t>(options_.rank)];
   const c10::ScalarType other = options_.dtypes[static_cast<size_t>(other_rank)];
+  if (own == torch::kFloat32 && other == own && rounds_between(other_rank)) return torch::kBFloat16;
   if (own == torch::kFloat32) return other;
   if (other == torch::kFloat32 || other == own) return own;
   return torch::kHalf;
@@ -125,8 +134,9 @@ PipelineResult Pipeline::train(const TokenSource& source,
                                Tensor& flat_gradient,
                                const model::Stage::OnUnitDone& on_done) {
   const auto num_microbatches = static_cast<int64_t>(microbatches.size());
-  const std::vector<Turn> turns = one_forward_one_backward(
-      static_cast<int64_t>(stage_idx_), static_cast<int64_t>(num_stages_), num_microbatches);
+  const plan::PipelinePlan& own_plan = options_.site.pipelines[pipeline_idx_];
+  const std::vector<Turn> turns =
+      one_forward_one_backward(plan::in_flight(own_plan, stage_idx_), num_microbatches);
   const auto windows_of = [&](const Turn& turn) {
     return microbatches[static_cast<size_t>(turn.microbatch_idx)];
   };

@@ -28,6 +28,8 @@ struct PipelineOptions {
   plan::SitePlan site;
   int rank = 0;
   std::vector<c10::ScalarType> dtypes;        // in which the site's ranks train
+  std::vector<int> site_of_rank = {};         // empty: all in one
+  int activation_bits = 32;                   // of what goes from site to site
   chips::Courier* courier = nullptr;          // outlives the pipeline; null for a single stage
   chips::Collective* tensor_group = nullptr;  // of the stage's ranks, outlives it; null: one rank
   std::atomic<uint64_t>* pulse = nullptr;     // counts microbatches as signs of life; may be null
@@ -75,6 +77,7 @@ class Pipeline {
   enum Tag : uint32_t { kForward = 1, kBackward = 2 };
 
   std::vector<Share> shares_with(size_t stage_idx, int64_t num_rows) const;
+  bool rounds_between(int other_rank) const;
   c10::ScalarType border_dtype(int other_rank) const;
   void expect(size_t from_stage, int64_t num_rows, Tag tag);
   Tensor take(size_t from_stage, int64_t num_rows, Tag tag);

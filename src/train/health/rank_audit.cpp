@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "plan/across/joint.h"
 #include "train/health/audit.h"
 #include "train/rank/rank_run.h"
 
@@ -14,8 +15,8 @@ void RankRun::audit() {
   const std::vector<size_t> wrong = wrong_pipelines(first, second, bounds);
   if (wrong.empty() && all_agree(first, bounds)) return;
   health_->examine();  // throws on the rank whose device is wrong
-  const plan::SitePlan& site = plan_.sites[static_cast<size_t>(options_.site_idx)];
-  const size_t own = plan::place_of(site, options_.rank).pipeline_idx;
+  const plan::SitePlan site = plan::joint_site(plan_, static_cast<size_t>(options_.site_idx));
+  const size_t own = plan::place_of(site, collective_->rank()).pipeline_idx;
   const bool is_wrong = std::find(wrong.begin(), wrong.end(), own) != wrong.end();
   const auto& stages = site.pipelines[own].stages;
   if (is_wrong && stages.size() == 1 && stages.front().ranks.size() == 1) {

@@ -15,9 +15,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int kControlDescriptor = 3;
-constexpr int kWeightsDescriptor = 4;
-
 /// The last line of a worker's log: what a crash printed.
 std::string last_line(const fs::path& log) {
   std::error_code ignored;
@@ -53,6 +50,9 @@ Worker start_worker(const WorkerStart& start,
                        .log = log};
   if (start.weights_descriptor >= 0) {
     options.descriptors.emplace_back(start.weights_descriptor, kWeightsDescriptor);
+  }
+  if (!start.bridge_descriptors.empty()) {
+    options.descriptors.emplace_back(start.bridge_descriptors.at(rank), kBridgeDescriptor);
   }
   Worker worker{.process = ChildProcess(options),
                 .socket = std::move(ours),

@@ -14,11 +14,17 @@
 
 namespace pelago::train {
 
+/// Where a worker finds what its supervisor opened for it.
+inline constexpr int kControlDescriptor = 3;
+inline constexpr int kWeightsDescriptor = 4;
+inline constexpr int kBridgeDescriptor = 5;
+
 struct WorkerStart {
   std::filesystem::path run_dir, site_dir;
   int site_idx = 0;
   std::string setup;  // the first message to each
   int weights_descriptor = -1;
+  std::vector<int> bridge_descriptors = {};  // by rank, to ranks of other sites; empty: none
 };
 
 /// One worker as its supervisor knows it.

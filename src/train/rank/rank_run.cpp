@@ -13,6 +13,9 @@
 #include "data/tokenizer.h"
 #include "model/safetensors.h"
 #include "model/transformer.h"
+#include "plan/across/joint.h"
+#include "train/across/state_sharing.h"
+#include "train/process/worker_set.h"
 #include "train/recovery/plan_files.h"
 #include "train/recovery/restart_point.h"
 #include "train/run_folder.h"
@@ -114,7 +117,14 @@ RankRun::RankRun(const WorkerOptions& options,
     device_->synchronize();
     board.answer(static_cast<size_t>(options_.rank)) = question;
   });
-  links_ = std::make_unique<SiteLinks>(site, options.rank, *device_, setup.rendezvous_dir);
+  if (plan::is_joint(plan_)) {
+    const auto site_idx = static_cast<size_t>(options.site_idx);
+    bridge_ = std::make_unique<Bridge>(BridgeSocket(kBridgeDescriptor),
+                                       plan::first_joint_rank(plan_, site_idx) + options.rank);
+    links_ = std::make_unique<SiteLinks>(plan_, site_idx, *bridge_, *device_, setup.rendezvous_dir);
+  } else {
+    links_ = std::make_unique<SiteLinks>(site, options.rank, *device_, setup.rendezvous_dir);
+  }
   collective_ = &links_->control();
   RankLinks links = links_->rank_links();
   links.pulse = &board.pulse(static_cast<size_t>(options.rank));
@@ -125,7 +135,8 @@ RankRun::RankRun(const WorkerOptions& options,
                                            *trainer_,
                                            static_cast<size_t>(options.rank),
                                            site.devices.size(),
-                                           job_.train.snapshot_every_steps);
+                                           // Sites in step go back to a checkpoint together.
+                                           is_joint() ? 0 : job_.train.snapshot_every_steps);
   load_weights(setup);
 }
 
@@ -230,6 +241,7 @@ void RankRun::wait_together(const std::function<bool()>& has_come) {
   std::array<std::byte, 1> come{};
   for (double patience_s = 0;; patience_s = kStillHereS) {
     ++shared_.board().pulse(static_cast<size_t>(options_.rank));
+    if (speaks_for_site()) control_->listen(0);
     if (is_first_rank()) {
       control_->listen(0);
       const double deadline_s = steady_now_s() + patience_s;
@@ -246,9 +258,11 @@ void RankRun::wait_together(const std::function<bool()>& has_come) {
 
 RankRun::Orders RankRun::share_orders() {
   Orders orders;
-  if (is_first_rank()) {
+  if (speaks_for_site()) {
     control_->listen(0);
     watch_saving();
+  }
+  if (is_first_rank()) {
     const auto& request = control_->stop_request();
     // Later than asked is possible if the request came late; in flight is not.
     if (request && state_.step >= request->step && schedule_.is_quiet(state_.step)) {
@@ -291,9 +305,21 @@ void RankRun::train_step() {
     report.wait_line_s = merge(coming, {.keep = keep, .take = 1 - alpha});
   }
   report.step_s = steady_now_s() - begin_s;
-  if (is_first_rank()) control_->send(typed("step", to_json(report)));
+  if (speaks_for_site()) control_->send(typed("step", to_json(own_part(report))));
   // fp16 alone skips a step now and then; more in a row may be a broken chip.
   if (num_skipped_ > 0 && num_skipped_ % kSkippedMax == 0) health_->examine();
+}
+
+/// Of sites in step each tells its own ranks' share of the tokens, so that they add up.
+StepReport RankRun::own_part(StepReport report) const {
+  if (!is_joint()) return report;
+  const auto site_idx = static_cast<size_t>(options_.site_idx);
+  const auto first = report.ranks.begin() + plan::first_joint_rank(plan_, site_idx);
+  const auto num_ranks = static_cast<std::ptrdiff_t>(plan_.sites[site_idx].devices.size());
+  report.ranks = std::vector<RankReport>(first, first + num_ranks);
+  report.tokens = 0;
+  for (const RankReport& rank : report.ranks) report.tokens += rank.tokens;
+  return report;
 }
 
 const Fragment& RankRun::fragment_of(int64_t exchange_idx) const {
@@ -347,8 +373,8 @@ void RankRun::save_checkpoint(Saving how) {
   copying_begun_s_ = trainer_->storing_s();
   trainer_->save_counters(state_);
   size_t slot_idx = 0;
-  const bool differ = trainer_->may_differ() && !trainer_->copies_agree();
-  if (how == Saving::kAtOnce || differ) {
+  const bool differ = !is_joint() && trainer_->may_differ() && !trainer_->copies_agree();
+  if (how == Saving::kAtOnce || is_joint() || differ) {
     const HostState slot = snapshots_->begin_at_once();
     trainer_->align_ranks(slot);
     slot_idx = snapshots_->finish_at_once(state_);
@@ -356,13 +382,17 @@ void RankRun::save_checkpoint(Saving how) {
     slot_idx = snapshots_->begin(state_);
   }
   saved_step_ = state_.step;
-  if (!is_first_rank()) return;
+  if (!speaks_for_site()) return;
   TrainState counters = state_;
   counters.data_step = state_.step + setup_.data_shift;
   log_info("checkpoint begun step={} stall_s={:.4f}", state_.step, steady_now_s() - begin_s);
-  saving_.begin(shared_.snapshot(slot_idx), counters, [this, slot_idx, step = state_.step] {
-    return snapshots_->is_whole(slot_idx, step);
-  });
+  const HostState slot = shared_.snapshot(slot_idx);
+  saving_.begin({.state = slot,
+                 .counters = counters,
+                 .is_whole = [this,
+                              slot_idx,
+                              step = state_.step] { return snapshots_->is_whole(slot_idx, step); },
+                 .complete = [this, slot] { take_parts_of_others(slot); }});
 }
 
 /// Afterwards the slots are whole on all ranks, and none is being written to disk.
@@ -370,6 +400,12 @@ void RankRun::finish_saving() {
   trainer_->finish_storing();
   collective_->barrier();
   saving_.wait();
+}
+
+/// On the writer's thread: sites in step each hold a part of the state.
+void RankRun::take_parts_of_others(const HostState& state) {
+  if (!is_joint()) return;
+  share_state(state, plan_, job_.model, static_cast<size_t>(options_.site_idx), *bridge_);
 }
 
 void RankRun::watch_saving() {

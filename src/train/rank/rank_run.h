@@ -70,8 +70,14 @@ class RankRun {
   void save_checkpoint(Saving how);
   void finish_saving();
   void watch_saving();
+  void take_parts_of_others(const HostState& state);
   const Fragment& fragment_of(int64_t exchange_idx) const;
+  /// Of all ranks: it hears the supervisor, and decides.
   bool is_first_rank() const { return collective_->rank() == 0; }
+  /// Of its site's ranks: it tells the site's supervisor.
+  bool speaks_for_site() const { return options_.rank == 0; }
+  StepReport own_part(StepReport report) const;
+  bool is_joint() const { return bridge_ != nullptr; }
 
   WorkerOptions options_;
   WorkerSetup setup_;
@@ -85,6 +91,7 @@ class RankRun {
   StreamSource samples_, heldout_;
   std::vector<int32_t> token_bytes_;  // [V]
   std::unique_ptr<chips::Device> device_;
+  std::unique_ptr<Bridge> bridge_;  // to other sites' ranks, if they train in step; else null
   std::unique_ptr<SiteLinks> links_;
   chips::Collective* collective_ = nullptr;  // of links_: for what is not training
   std::unique_ptr<DeviceHealth> health_;

@@ -2,10 +2,14 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "chips/links.h"
 #include "chips/vendor/vendor.h"
+#include "plan/across/joint.h"
+#include "train/across/joint_collective.h"
+#include "train/across/joint_courier.h"
 
 namespace pelago::train {
 
@@ -48,6 +52,41 @@ void choose_native(const plan::SitePlan& site,
     options.links.is_mesh = chips::link_topology(*device.chip()) == chips::LinkTopology::kMesh;
   }
   if (!any_group) options.vendor_groups.clear();
+}
+
+SiteLinks::SiteLinks(const plan::Plan& plan,
+                     size_t site_idx,
+                     Bridge& bridge,
+                     chips::Device& device,
+                     const std::filesystem::path& rendezvous_dir) {
+  const plan::SitePlan& site = plan.sites[site_idx];
+  const int first_rank = plan::first_joint_rank(plan, site_idx);
+  const int num_local = static_cast<int>(site.devices.size());
+  chips::CollectiveOptions link;
+  link.rank = bridge.rank() - first_rank;
+  link.num_ranks = num_local;
+  link.device = &device;
+  choose_native(site, link.rank, device, link);
+  link.rendezvous_dir = rendezvous_dir / "control";
+  local_control_ = chips::open_collective(link);
+  link.rendezvous_dir = rendezvous_dir / "reduction";
+  local_reduction_ = chips::open_collective(link);
+  link.rendezvous_dir = rendezvous_dir / "courier";
+  if (num_local > 1) local_courier_ = chips::open_courier(link);
+
+  JointMembers members{.ranks = {}, .first_local_rank = first_rank, .num_local_ranks = num_local};
+  members.ranks.resize(plan::joint_site(plan, site_idx).devices.size());
+  std::iota(members.ranks.begin(), members.ranks.end(), 0);
+  control_ =
+      open_joint_collective(*local_control_, bridge, BridgeChannel::kControl, device, members);
+  reduction_ =
+      open_joint_collective(*local_reduction_, bridge, BridgeChannel::kReduction, device, members);
+  courier_ = open_joint_courier(local_courier_.get(),
+                                bridge,
+                                device,
+                                {.first_local_rank = first_rank,
+                                 .num_local_ranks = num_local,
+                                 .is_8_bit = plan.exchange.activation_bits == 8});
 }
 
 SiteLinks::SiteLinks(const plan::SitePlan& site,

@@ -11,6 +11,7 @@
 #include "chips/torch.h"
 #include "chips/vendor/trial.h"
 #include "model/parameters.h"
+#include "plan/across/joint.h"
 #include "plan/fleet.h"
 
 namespace pelago::train {
@@ -35,12 +36,20 @@ std::vector<c10::ScalarType> gather_dtypes(chips::Collective& collective, c10::S
 }  // namespace
 
 TrainerOptions trainer_options(const plan::JobConfig& job, const plan::Plan& plan, int site_idx) {
-  return {.model = job.model,
-          .train = job.train,
-          .site = plan.sites.at(static_cast<size_t>(site_idx)),
-          .batch_sequences = plan.batch_sequences,
-          .sequence_length = plan.sequence_length,
-          .num_steps = plan.steps};
+  TrainerOptions options;
+  options.model = job.model;
+  options.train = job.train;
+  options.site = plan::joint_site(plan, static_cast<size_t>(site_idx));
+  options.batch_sequences = plan.batch_sequences;
+  options.sequence_length = plan.sequence_length;
+  options.num_steps = plan.steps;
+  if (!plan::is_joint(plan)) return options;
+  options.activation_bits = plan.exchange.activation_bits;
+  for (size_t rank = 0; rank < options.site.devices.size(); ++rank) {
+    options.site_of_rank.push_back(
+        static_cast<int>(plan::site_of_joint_rank(plan, static_cast<int>(rank))));
+  }
+  return options;
 }
 
 Trainer::Trainer(TrainerOptions options,
@@ -72,7 +81,7 @@ Trainer::Trainer(TrainerOptions options,
   open_groups(buckets.groups);
   std::vector<chips::Collective::Slice> own_slices;
   for (const Bucket& bucket : buckets.own) {
-    own_slices.push_back(group_of(bucket).own_slice(bucket.num_values));
+    own_slices.push_back(written_slice(bucket));
   }
   const model::ModelPart part = part_of(options_.site, options_.model.num_hidden_layers, rank);
   shards_ = std::make_unique<Shards>(
@@ -82,16 +91,19 @@ Trainer::Trainer(TrainerOptions options,
       device,
       ShardOptions{.weights_dtype = dtype, .slices_optimizer = options_.site.slice_optimizer});
   parameters_ = std::make_unique<model::Parameters>(options_.model, part, shards_->weights());
-  pipeline_ = std::make_unique<Pipeline>(PipelineOptions{.model = options_.model,
-                                                         .site = options_.site,
-                                                         .rank = rank,
-                                                         .dtypes = dtypes_,
-                                                         .courier = links.courier,
-                                                         .tensor_group = tensor_group_.get(),
-                                                         .pulse = links.pulse,
-                                                         .tamper = options_.tamper.blocks},
-                                         device,
-                                         *parameters_);
+  pipeline_ =
+      std::make_unique<Pipeline>(PipelineOptions{.model = options_.model,
+                                                 .site = options_.site,
+                                                 .rank = rank,
+                                                 .dtypes = dtypes_,
+                                                 .site_of_rank = options_.site_of_rank,
+                                                 .activation_bits = options_.activation_bits,
+                                                 .courier = links.courier,
+                                                 .tensor_group = tensor_group_.get(),
+                                                 .pulse = links.pulse,
+                                                 .tamper = options_.tamper.blocks},
+                                 device,
+                                 *parameters_);
 }
 
 Trainer::~Trainer() = default;
@@ -116,6 +128,21 @@ void Trainer::open_groups(const std::vector<std::vector<int>>& groups) {
 chips::Collective& Trainer::group_of(const Bucket& bucket) {
   const auto found = std::find(group_ranks_.begin(), group_ranks_.end(), bucket.ranks);
   return *groups_[static_cast<size_t>(found - group_ranks_.begin())];
+}
+
+/// What this rank writes of a bucket for others: its slice among those holders who see the same
+/// memory.
+chips::Collective::Slice Trainer::written_slice(const Bucket& bucket) const {
+  const int own_rank = links_.control->rank();
+  const auto site_of = [&](int rank) {
+    return options_.site_of_rank.empty() ? 0 : options_.site_of_rank[static_cast<size_t>(rank)];
+  };
+  int num_slices = 0, slice_idx = 0;
+  for (const int rank : bucket.ranks) {
+    if (rank == own_rank) slice_idx = num_slices;
+    num_slices += site_of(rank) == site_of(own_rank) ? 1 : 0;
+  }
+  return chips::Collective::slice_of(bucket.num_values, num_slices, slice_idx);
 }
 
 const plan::PipelinePlan& Trainer::own_pipeline() const {

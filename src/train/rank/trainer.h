@@ -57,8 +57,10 @@ struct TrainerOptions {
   plan::SitePlan site;          // pipelines of the ranks
   int64_t batch_sequences = 0;  // all sites, a step: the run's sample counter moves by this
   int64_t sequence_length = 0;
-  int64_t num_steps = 0;   // of the run, for the schedule of the learning rate
-  int64_t data_shift = 0;  // added to a step to find its samples
+  int64_t num_steps = 0;               // of the run, for the schedule of the learning rate
+  int64_t data_shift = 0;              // added to a step to find its samples
+  std::vector<int> site_of_rank = {};  // ranks of one site share a host's memory; empty: all do
+  int activation_bits = 32;            // of hidden states and their gradients from site to site
   StepTamper tamper = {};
 };
 TrainerOptions trainer_options(const plan::JobConfig& job, const plan::Plan& plan, int site_idx);
@@ -138,6 +140,7 @@ class Trainer {
   const plan::PipelinePlan& own_pipeline() const;
   int64_t own_tokens() const;
   chips::Collective& group_of(const Bucket& bucket);
+  chips::Collective::Slice written_slice(const Bucket& bucket) const;
   void open_groups(const std::vector<std::vector<int>>& groups);
   void reduce(size_t bucket_idx, double loss_scale);
   void gather_weights();

@@ -14,6 +14,7 @@
 #include "base/threads.h"
 #include "chips/torch.h"
 #include "train/process/control.h"
+#include "train/process/worker_set.h"
 #include "train/rank/rank_run.h"
 #include "train/recovery/plan_files.h"
 #include "train/run_folder.h"
@@ -22,9 +23,6 @@
 namespace pelago::train {
 
 namespace {
-
-constexpr int kControlDescriptor = 3;
-constexpr int kWeightsDescriptor = 4;
 
 /// The supervisor alone decides when a worker ends, and it does so by closing the control socket.
 void tie_to_parent() {

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/files.h"
 #include "base/text/json.h"
+#include "plan/across/joint.h"
 #include "train/checkpoint.h"
 #include "train/recovery/plan_files.h"
 #include "train/recovery/supervisor.h"
@@ -88,7 +89,8 @@ void Supervisor::deal_with_losses() {
   const std::string why = describe_end(first, lost.front());
   // A site that never trained is told why at once: most likely the job or the machine is at fault.
   const bool is_device = first.process.was_killed() || first.cause == "device";
-  const bool can_recover = first.cause == "health" || (is_device && was_ready_);
+  const bool can_recover =
+      !plan::is_joint(own_plan_) && (first.cause == "health" || (is_device && was_ready_));
   if (!can_recover) throw Failure(site_prefix() + why);
   recover(lost, why, first.cause == "health");
 }
@@ -118,6 +120,8 @@ void Supervisor::look_for_hang() {
 void Supervisor::recover(const std::vector<size_t>& lost,
                          const std::string& why,
                          bool computes_wrong) {
+  // Sites in step start again together, from a checkpoint: whoever stands above sees to that.
+  if (plan::is_joint(own_plan_)) throw Failure(site_prefix() + why);
   const Loss loss{
       .event = "recovered", .begin_s = steady_now_s(), .from_step = 0, .at_step = completed_steps_};
   // Where all are gone there is nobody to do without them. Most often a process died, not a device:
@@ -286,6 +290,7 @@ void Supervisor::end_pause() {
 }
 
 void Supervisor::watch_pace(const StepReport& report) {
+  if (plan::is_joint(own_plan_)) return;  // no site cuts the stages of all anew
   // Shares on order were made for the pace that the roster knows.
   const bool waits = num_shares_taken_ < shares_.size();
   if (waits || next_roster_ || stop_request_ || report.ranks.size() != workers_.size()) return;

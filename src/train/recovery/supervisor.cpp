@@ -9,6 +9,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/text/json.h"
+#include "plan/across/joint.h"
 #include "train/checkpoint.h"
 #include "train/rank/rank_run.h"
 #include "train/run_folder.h"
@@ -101,11 +102,21 @@ void Supervisor::start_workers(const WorkerSetup& setup) {
   num_ranks_ = roster_.site().devices.size();
   hang_watch_.reset();
   pace_watch_.reset();
+  std::vector<BridgeSocket> theirs;
+  std::vector<int> bridge_descriptors;
+  bridges_.clear();
+  for (size_t rank = 0; plan::is_joint(own_plan_) && rank < num_ranks_; ++rank) {
+    auto [ours, end] = BridgeSocket::make_pair();
+    bridges_.push_back(std::move(ours));
+    bridge_descriptors.push_back(end.descriptor());
+    theirs.push_back(std::move(end));
+  }
   workers_.start({.run_dir = options_.run_dir,
                   .site_dir = options_.site_dir,
                   .site_idx = options_.site_idx,
                   .setup = to_json(full),
-                  .weights_descriptor = shared_.descriptor()},
+                  .weights_descriptor = shared_.descriptor(),
+                  .bridge_descriptors = bridge_descriptors},
                  roster_.site());
 }
 

@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 
+#include "train/across/bridge_socket.h"
 #include "train/health/hang_watch.h"
 #include "train/health/pace_watch.h"
 #include "train/process/control.h"
@@ -42,6 +43,7 @@ class Supervisor {
   void take_shares(const BatchShares& shares);
   void stop_at(int64_t completed_steps, bool with_checkpoint);
   int64_t next_quiet_step() const;
+  std::vector<BridgeSocket> take_bridges() { return std::move(bridges_); }
 
   SharedWeights& shared() { return shared_; }
   const plan::Plan& own_plan() const { return own_plan_; }
@@ -96,6 +98,7 @@ class Supervisor {
   SharedWeights shared_;
   Roster roster_;
   WorkerSet workers_;
+  std::vector<BridgeSocket> bridges_;    // to the workers of a joint plan, until they are taken
   std::optional<HangWatch> hang_watch_;  // of this start, once all are ready
   std::optional<PaceWatch> pace_watch_;  // of this start
   ReturnWatch return_watch_;

@@ -33,12 +33,10 @@ Status write_files(const fs::path& dir, const HostState& state, const TrainState
 
 }  // namespace
 
-void CheckpointWriter::begin(const HostState& state,
-                             const TrainState& counters,
-                             std::function<bool()> is_whole) {
+void CheckpointWriter::begin(Begun begun) {
   PELAGO_ASSERT(!is_busy(), "a slot is written before another is begun");
-  control_->send(json({{"type", "checkpoint_begun"}, {"step", counters.step}}).dump());
-  begun_ = Begun{.state = state, .counters = counters, .is_whole = std::move(is_whole)};
+  control_->send(json({{"type", "checkpoint_begun"}, {"step", begun.counters.step}}).dump());
+  begun_ = std::move(begun);
   poll();
 }
 
@@ -46,7 +44,7 @@ bool CheckpointWriter::poll() {
   if (!begun_ || !begun_->is_whole()) return false;
   writing_.start([this, begun = *begun_] {
     BackgroundTask::give_way_to_others();
-    write(begun.state, begun.counters);
+    write(begun);
     return ok();
   });
   begun_.reset();
@@ -59,13 +57,15 @@ void CheckpointWriter::wait() {
   writing_.wait();
 }
 
-void CheckpointWriter::write(const HostState& state, const TrainState& counters) {
+void CheckpointWriter::write(const Begun& begun) {
+  const TrainState& counters = begun.counters;
   const double begin_s = steady_now_s();
   fs::path dir;
   std::string wrong;
   try {
+    begun.complete();
     dir = begin_checkpoint(checkpoints_dir_, counters.step);
-    const Status written = write_files(dir, state, counters);
+    const Status written = write_files(dir, begun.state, counters);
     if (!written) wrong = written.error().message;
   } catch (const Failure& failure) {
     wrong = failure.what();

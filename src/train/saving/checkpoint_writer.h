@@ -22,8 +22,14 @@ class CheckpointWriter {
   CheckpointWriter(std::filesystem::path checkpoints_dir, Control& control)
       : checkpoints_dir_(std::move(checkpoints_dir)), control_(&control) {}
 
-  /// state holds what is to be written once is_whole() says so. Not while is_busy().
-  void begin(const HostState& state, const TrainState& counters, std::function<bool()> is_whole);
+  struct Begun {
+    HostState state;  // holds what is to be written once is_whole() says so
+    TrainState counters;
+    std::function<bool()> is_whole;
+    std::function<void()> complete;  // called before writing, on the writer's thread; may throw
+  };
+  /// Not while is_busy().
+  void begin(Begun begun);
   /// Call it between steps. Returns whether the writing began now.
   bool poll();
   bool is_busy() const { return begun_.has_value() || writing_.is_running(); }
@@ -31,12 +37,7 @@ class CheckpointWriter {
   void wait();
 
  private:
-  struct Begun {
-    HostState state;
-    TrainState counters;
-    std::function<bool()> is_whole;
-  };
-  void write(const HostState& state, const TrainState& counters);
+  void write(const Begun& begun);
 
   std::filesystem::path checkpoints_dir_;
   Control* control_;

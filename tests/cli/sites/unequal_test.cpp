@@ -9,7 +9,7 @@ namespace {
 // From its two-hundredth operator or so on, guizhou takes three times as long.
 constexpr const char* kOneSlows = R"(
 [emulation]
-slowdown = 2000
+slowdown = 1000
 [[site]]
 name = "lingang"
 [[site.device]]

@@ -340,7 +340,8 @@ std::optional<SiteLayout> keep_layout(const SiteProblem& problem, const SitePlan
                          .width = static_cast<int64_t>(stage.ranks.size()),
                          .has_embedding = &stage == &pipeline.stages.front(),
                          .has_head = &stage == &pipeline.stages.back(),
-                         .recompute = stage.recompute}});
+                         .recompute = stage.recompute},
+                        stage.in_flight});
     }
     int64_t microbatch = std::max(problem.train.microbatch_sequences, pipeline.microbatch);
     while (microbatch > pipeline.microbatch && !fits(problem, stages, microbatch, traits)) {

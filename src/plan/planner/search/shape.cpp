@@ -148,14 +148,15 @@ MemoryPlan memory_of_stage(const SiteProblem& problem,
   const StageChoice& stage = stages[stage_idx];
   const Kind& kind = problem.kinds[stage.kind_idx];
   const auto behind = static_cast<int64_t>(stages.size() - stage_idx);
-  const StageLoad load{.microbatch = microbatch,
-                       .in_flight = std::min(behind, num_microbatches),
-                       .optimizer_share = traits.optimizer_share,
-                       .value_bytes = value_bytes(kind.profile.dtype),
-                       .is_half = kind.profile.dtype == "fp16",
-                       .is_alone = stages.size() == 1,
-                       .is_scattered = traits.is_scattered,
-                       .has_fused_kernels = kind.is_on_this_machine};
+  const StageLoad load{
+      .microbatch = microbatch,
+      .in_flight = std::min(stage.in_flight > 0 ? stage.in_flight : behind, num_microbatches),
+      .optimizer_share = traits.optimizer_share,
+      .value_bytes = value_bytes(kind.profile.dtype),
+      .is_half = kind.profile.dtype == "fp16",
+      .is_alone = stages.size() == 1,
+      .is_scattered = traits.is_scattered,
+      .has_fused_kernels = kind.is_on_this_machine};
   return stage_memory(problem.sizes, stage.shape, load);
 }
 

@@ -22,6 +22,7 @@ int64_t num_stages(const Composition& composition);
 struct StageChoice {
   size_t kind_idx = 0;
   StageShape shape;
+  int64_t in_flight = 0;  // microbatches it keeps at most; 0: one for each stage from it on
 };
 
 struct PipelineShape {

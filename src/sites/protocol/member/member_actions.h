@@ -45,7 +45,8 @@ struct KnowAddress {
 struct StartWorkers {
   StartMode mode = StartMode::kFresh;
   int64_t step = 0;
-  int64_t data_step = 0;  // of the lane, that the first step reads
+  int64_t data_step = 0;     // of the lane, that the first step reads
+  int64_t start_number = 0;  // of sites that train in step
 };
 /// From this step on, the sites take so many sequences of a batch.
 struct TakeShares {
@@ -67,6 +68,7 @@ struct StopTraining {
 struct Leave {
   int exit_code = 0;
   std::string reason;
+  bool is_to_return = false;  // the coordinator waits for this site's next start
 };
 using MemberAction = std::variant<SendMessage,
                                   KnowAddress,

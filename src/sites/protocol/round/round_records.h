@@ -39,12 +39,24 @@ struct KnownSite {
   Lateness late;
 };
 
+inline bool is_finished(const KnownSite& site) {
+  return site.status && site.status->phase == SitePhase::kFinished;
+}
+
 struct OpenExchange {
   double first_ready_s = 0;
   std::map<std::string, double> ready_s;  // when each site's snapshot was first told of
   std::optional<Begin> begin;             // absent: gathering
   double begun_s = 0;
   std::set<std::string> left_out;  // for not holding it in time, in an earlier epoch
+};
+
+/// Of sites that train in step: how often they had to start again.
+struct InStep {
+  int64_t start_number = 0;
+  int64_t num_restarts = 0, num_vain_restarts = 0;
+  int64_t progress_step = 0;  // the most steps that any start of them came to
+  double gathering_s = 0;     // since when they are gathered again
 };
 
 struct MadeCommit {

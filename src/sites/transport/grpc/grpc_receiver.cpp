@@ -128,6 +128,10 @@ class Receiver::Service final : public wire::Line::Service {
                            .checksum = chunk.checksum()});
     if (!frames) return frames.error();
     for (Frame& frame : *frames) {
+      if (options_.on_fast_frame && frame.kind >= options_.fast_kind_min) {
+        if (options_.on_fast_frame(std::move(frame))) continue;
+        return Error{ErrorCode::kRefused, "a frame that no rank here can have"};
+      }
       if (!inbox_->push({.peer = peer.name, .frame = std::move(frame)})) {
         return Error{ErrorCode::kRefused, "this end is closing"};
       }

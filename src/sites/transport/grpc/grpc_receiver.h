@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "base/threads.h"
@@ -21,6 +22,8 @@ struct ReceiverOptions {
   int64_t frame_bytes_max = 64 << 20;
   int peer_streams_max = 32;  // of one peer; more are refused
   double handshake_s = 5;     // a connection that has not shown its certificate by then is closed
+  uint32_t fast_kind_min = UINT32_MAX;  // frames of these kinds do not go through the inbox
+  std::function<bool(Frame)> on_fast_frame = {};
 };
 
 class Receiver {

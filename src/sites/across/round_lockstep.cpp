@@ -1,0 +1,91 @@
+// Sites that train in step, as stages of common pipelines. There are no exchanges: what the
+// coordinator does is to begin and end the run, and to begin it again. A site that is lost, or
+// starts anew, takes the others' work with it back to the newest checkpoint that all have, which
+// each of them holds whole:
+//
+//   kTraining -> a site is lost -> all others are told to return -> kGathering -> kStarting
+//
+// Whoever was told so comes with a new incarnation; what its last start still says is refused. A
+// site that does not return within absence_s, or starts that come to no new step, end the run.
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/text/json.h"
+#include "sites/protocol/round_machine.h"
+
+namespace pelago::sites {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr int64_t kVainRestartsMax = 5;  // in a row: it is not the sites
+constexpr int64_t kStopMarginSteps = 3;  // a report may be a step old, and the word takes a while
+
+}  // namespace
+
+void RoundMachine::restart_together(const std::string& why) {
+  if (phase_ != RunPhase::kStarting && phase_ != RunPhase::kTraining) return;
+  if (stop_requested_) {
+    // Nobody is to begin again what was to end; the newest checkpoint stays.
+    give_up(why + ", while the run was stopping; go on with --resume");
+    return;
+  }
+  ++in_step_.num_restarts;
+  record("restarting_together", json{{"reason", why}, {"restarts", in_step_.num_restarts}}.dump());
+  if (++in_step_.num_vain_restarts > kVainRestartsMax) {
+    give_up(fmt::format("{}; {} starts in a row came to no new step", why, kVainRestartsMax));
+    return;
+  }
+  for (Site& site : sites_) {
+    if (site.incarnation == 0) continue;
+    if (!site.dead) dismiss(site, why + "; all sites start again together", kExitTryAgain);
+    site.past.insert(site.incarnation);
+    site.incarnation = 0;
+    site.welcome.reset();
+    site.status.reset();
+    site.lost_s.reset();
+    site.dead = false;
+    site.is_unheard = false;
+  }
+  stop_step_.reset();
+  in_step_.gathering_s = now_s_;
+  phase_ = RunPhase::kGathering;
+}
+
+void RoundMachine::miss_absent_sites() {
+  if (now_s_ - in_step_.gathering_s < options_.absence_s) return;
+  std::string absent;
+  for (const Site& site : sites_) {
+    if (site.incarnation != 0 && !site.dead) continue;
+    absent += (absent.empty() ? "" : ", ") + site.name;
+  }
+  give_up(fmt::format(
+      "site {} did not come back within {:.0f} s, and the others cannot go on without its stages: "
+      "start it and go on with --resume, or plan without it",
+      absent,
+      options_.absence_s));
+}
+
+/// All ranks decide with rank 0, which hears of it first: a margin keeps the others from being
+/// asked for a step that is over.
+void RoundMachine::stop_in_step() {
+  int64_t step = start_step_;
+  for (const Site& site : sites_) {
+    if (site.status) step = std::max(step, site.status->completed_steps);
+  }
+  step += kStopMarginSteps;
+  if (step >= options_.schedule.num_steps) return;  // it ends by itself, and soon
+  stop_step_ = step;
+  record("stopping", json{{"step", step}}.dump());
+  send_live(StopAt{step});
+}
+
+void RoundMachine::give_up(const std::string& why) {
+  failure_ = why;
+  for (Site& site : sites_) {
+    if (is_lockstep() && site.incarnation != 0 && !site.dead) dismiss(site, why, kExitFailed);
+  }
+}
+
+}  // namespace pelago::sites
