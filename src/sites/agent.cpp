@@ -129,8 +129,9 @@ int64_t frame_bytes_max(const GlobalState& state) {
   for (const train::Fragment& fragment : state.fragments()) {
     largest = std::max(largest, fragment.end - fragment.begin);
   }
-  // The largest frame is a slice of a delta of 32 bits, or a leaf of the state.
-  return (largest + kLeafValues) * static_cast<int64_t>(sizeof(float)) + (1 << 20);
+  // The largest frame is a slice of a delta of 32 bits, a leaf of the state, or, between sites in
+  // step, a piece of it.
+  return (2 * largest + kLeafValues) * static_cast<int64_t>(sizeof(float)) + (1 << 20);
 }
 
 }  // namespace
@@ -141,21 +142,12 @@ std::string plan_hash(const fs::path& run_dir, const train::TrainState& identity
 
 namespace {
 
-/// One start of the site, from its greeting to its end. Throws Failure as run_agent() does, but for
-/// a site that is to return.
-Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
-  const plan::JobConfig job = train::read_run_job(options.run_dir);
-  const int site_idx = site_index(plan, options.site);
-  schedule_of(plan);
-  GlobalState state = fresh_state(job, plan);
-  const plan::SitePlan& site = plan.sites[static_cast<size_t>(site_idx)];
-  std::optional<Relay> relay;  // before the transport, whose threads call it
+/// options and plan outlive the line.
+GrpcTransportOptions line_of(const AgentOptions& options,
+                             const plan::Plan& plan,
+                             const plan::SitePlan& site,
+                             const GlobalState& state) {
   GrpcTransportOptions line;
-  if (plan::is_joint(plan)) {
-    relay.emplace(plan, static_cast<size_t>(site_idx));
-    line.fast_kind_min = kRelayKind;
-    line.on_fast_frame = [&relay](Frame frame) { return relay->take(std::move(frame)); };
-  }
   line.name = options.site;
   line.certs_dir = options.certs_dir;
   line.listen = address_to_listen_on(site.listen);
@@ -166,6 +158,24 @@ Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
   line.bandwidth_mbit_s = [&](const std::string& peer) {
     return real_bandwidth_mbit_s(plan, options.site, peer);
   };
+  return line;
+}
+
+/// One start of the site, from its greeting to its end. Throws Failure as run_agent() does, but for
+/// a site that is to return.
+Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
+  const plan::JobConfig job = train::read_run_job(options.run_dir);
+  const int site_idx = site_index(plan, options.site);
+  schedule_of(plan);
+  GlobalState state = fresh_state(job, plan);
+  const plan::SitePlan& site = plan.sites[static_cast<size_t>(site_idx)];
+  std::optional<Relay> relay;  // before the transport, whose threads call it
+  GrpcTransportOptions line = line_of(options, plan, site, state);
+  if (plan::is_joint(plan)) {
+    relay.emplace(plan, static_cast<size_t>(site_idx));
+    line.fast_kind_min = kRelayKind;
+    line.on_fast_frame = [&relay](Frame frame) { return relay->take(std::move(frame)); };
+  }
   GrpcTransport transport(line);
   transport.set_address(kCoordinatorName, options.coordinator);
   const SystemClock clock;
