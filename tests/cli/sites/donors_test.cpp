@@ -87,9 +87,9 @@ TEST_CASE("a donor that is killed while a site fetches from it is done without")
                         {"--set",
                          "model.hidden_size=256",
                          "--set",
-                         "model.intermediate_size=384",
+                         "model.intermediate_size=1024",
                          "--set",
-                         "model.num_hidden_layers=8",
+                         "model.num_hidden_layers=2",
                          "--set",
                          "train.steps=400",
                          "--set",
@@ -98,7 +98,7 @@ TEST_CASE("a donor that is killed while a site fetches from it is done without")
                          "sites.grace_s=3",
                          "--set",
                          "train.eval_every_steps=0"}));
-  REQUIRE(program.wait_for([&] { return reached(run_dir, "c", 20); }, 120));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "c", 12); }, 120));
   const auto kill_agent = [&](const std::string& site) {
     const pid_t agent = agent_of(scratch.path(), site);
     REQUIRE(agent > 0);
@@ -112,7 +112,7 @@ TEST_CASE("a donor that is killed while a site fetches from it is done without")
     };
   };
   REQUIRE(program.wait_for(has_come("site_joined", "c", 2), 60));
-  std::this_thread::sleep_for(std::chrono::seconds(5));  // some leaves have come, not all
+  std::this_thread::sleep_for(std::chrono::seconds(3));  // some leaves have come, not all
   kill_agent("a");
   REQUIRE(program.wait_for(has_come("caught_up", "c", 1), 90));
   REQUIRE(program.wait_for(has_come("caught_up", "a", 1), 90));  // the other joiner of the two

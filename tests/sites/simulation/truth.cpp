@@ -30,9 +30,10 @@ void Truth::on_read(const std::string& site, int64_t data_step, StepRange sample
                          known->second));
   }
   for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
-    const auto reader = readers_.try_emplace(sample, site).first;
-    if (reader->second != site) {
-      complain(fmt::format("sample {} is read by {} and {}", sample, reader->second, site));
+    const Reader& reader =
+        readers_.try_emplace(sample, Reader{.site = site, .data_step = data_step}).first->second;
+    if (reader.site != site) {
+      complain(fmt::format("sample {} is read by {} and {}", sample, reader.site, site));
     }
   }
 }
@@ -42,6 +43,10 @@ void Truth::on_start(const std::string& site,
                      int64_t step,
                      int64_t first_data) {
   starts_[{site, incarnation}] = {.step = step, .data = first_data};
+  // What the start before had read beyond has returned to the lanes of whatever shares hold then.
+  std::erase_if(readers_, [&](const auto& entry) {
+    return entry.second.site == site && entry.second.data_step >= first_data;
+  });
 }
 
 void Truth::on_resume(const std::string& site,
@@ -52,7 +57,7 @@ void Truth::on_resume(const std::string& site,
   std::erase_if(sequences_, [&](const auto& read) {
     return read.first.first == site && read.first.second >= first_data;
   });
-  std::erase_if(readers_, [&](const auto& reader) { return reader.second == site; });
+  std::erase_if(readers_, [&](const auto& reader) { return reader.second.site == site; });
   savers_[incarnation] = origin(saver);
   starts_[{site, incarnation}] = starts_[{site, saver}];
 }

@@ -69,7 +69,11 @@ class Truth {
 
   train::ExchangeSchedule schedule_;
   int64_t sequence_tokens_;
-  std::map<int64_t, std::string> readers_;                        // by sample
+  struct Reader {
+    std::string site;
+    int64_t data_step = 0;
+  };
+  std::map<int64_t, Reader> readers_;                             // by sample
   std::map<std::pair<std::string, int64_t>, int64_t> sequences_;  // read, by site and data step
   std::map<std::pair<std::string, uint64_t>, Start> starts_;
   std::map<uint64_t, uint64_t>

@@ -68,7 +68,10 @@ void RoundMachine::share_anew(int64_t exchange) {
     paces.push_back({.sequences = now.sequences[lane], .step_s = pace_s(site), .least = least});
     from = std::max(from, ledger_.next_data_step(lane));
     if (!site.welcome) continue;
-    from = std::max(from, schedule.first_step_after(exchange) + data_shift(site));
+    // It reads up to the merge at hand; or, if commits were taken back since it joined behind them,
+    // up to that of its own first exchange.
+    const int64_t waits_for = std::max(exchange, site.welcome->first_exchange);
+    from = std::max(from, schedule.first_step_after(waits_for) + data_shift(site));
     // It has not come to the newest shares yet.
     if (site.status && site.status->completed_steps + data_shift(site) < now.data_step) return;
   }
