@@ -27,6 +27,7 @@ using nlohmann::json;
 
 namespace {
 
+constexpr int64_t kCopyStepsMax = 16;  // what takes longer than this is not worth waiting for
 /// While rank 0 waits for the outside, the others hear from it this often: far below the silence
 /// after which a collective gives a peer up.
 constexpr double kStillHereS = 1;
@@ -271,7 +272,7 @@ RankRun::Orders RankRun::share_orders() {
       orders.order = Order::kPause;
     } else {
       orders.begins_snapshot =
-          !saving_.is_busy() && snapshots_->is_due(state_.step, steady_now_s());
+          !saving_.is_busy() && !saves_soon() && snapshots_->is_due(state_.step, steady_now_s());
       orders.plan_idx = control_->take_new_shares(state_.step).value_or(0);
     }
   }
@@ -402,6 +403,14 @@ void RankRun::finish_saving() {
   saving_.wait();
 }
 
+/// A checkpoint is a snapshot too; it would have to wait for one that is still being copied.
+bool RankRun::saves_soon() const {
+  for (int64_t step = state_.step + 1; step <= state_.step + copy_steps_; ++step) {
+    if (schedule_.is_checkpoint_step(step, job_.train.checkpoint_every_steps)) return true;
+  }
+  return false;
+}
+
 /// On the writer's thread: sites in step each hold a part of the state.
 void RankRun::take_parts_of_others(const HostState& state) {
   if (!is_joint()) return;
@@ -410,6 +419,7 @@ void RankRun::take_parts_of_others(const HostState& state) {
 
 void RankRun::watch_saving() {
   if (!saving_.poll()) return;
+  copy_steps_ = std::clamp<int64_t>(state_.step - saved_step_ + 1, 1, kCopyStepsMax);
   log_info("checkpoint copied step={} stall_s={:.4f}",
            saved_step_,
            trainer_->storing_s() - copying_begun_s_);

@@ -70,6 +70,7 @@ class RankRun {
   void save_checkpoint(Saving how);
   void finish_saving();
   void watch_saving();
+  bool saves_soon() const;
   void take_parts_of_others(const HostState& state);
   const Fragment& fragment_of(int64_t exchange_idx) const;
   /// Of all ranks: it hears the supervisor, and decides.
@@ -102,6 +103,7 @@ class RankRun {
   int num_skipped_ = 0;          // steps in a row
   int64_t saved_step_ = -1;      // of the last checkpoint
   int64_t evaluated_step_ = -1;  // of the last evaluation
+  int64_t copy_steps_ = 4;       // steps that the last copy of a checkpoint took; 4: not known
   double copying_begun_s_ = 0;   // what the copies of snapshots had cost when the last one began
   CheckpointWriter saving_;      // rank 0's, from a slot that stays as it is; last
 };

@@ -166,7 +166,6 @@ class SimulatedRun {
   void act(Site& site, MemberAction& action);
   void start_workers(Site& site, const StartWorkers& begin);
   void leave(Site& site, const Leave& leave);
-  void note_end(const Site& site);
   void train(Site& site);
   void save_checkpoint(Site& site);
   void take_snapshot(Site& site, int64_t exchange);
@@ -190,7 +189,8 @@ class SimulatedRun {
   std::vector<Partition> partitions_;
   uint64_t num_starts_ = 0;
   int64_t num_restarts_ = 0, num_power_cuts_ = 0;
-  std::string struck_;  // for a complaint: what failed when
+  bool has_one_finished_ = false;  // and died before it was released
+  std::string struck_;             // for a complaint: what failed when
   int64_t num_refused_ = 0;
   int64_t num_lies_ = 0, num_leaves_fetched_ = 0, num_leaves_kept_ = 0;
   std::vector<int64_t> last_steps_;

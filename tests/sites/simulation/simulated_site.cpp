@@ -53,7 +53,7 @@ void SimulatedRun::start(Site& site) {
 
 void SimulatedRun::crash(Site& site) {
   if (site.has_left || !site.member) return;
-  note_end(site);
+  has_one_finished_ |= site.workers.has_finished;
   num_refused_ += site.member->status().num_refused;
   site.member.reset();
   site.transport.reset();
@@ -69,7 +69,7 @@ void SimulatedRun::crash(Site& site) {
 
 // The process hangs and is given up, a new one starts at once, and then the old one goes on.
 void SimulatedRun::haunt(Site& site) {
-  note_end(site);
+  has_one_finished_ |= site.workers.has_finished;
   auto ghost = std::make_unique<Site>();
   ghost->name = site.name;
   ghost->incarnation = site.incarnation;
@@ -226,12 +226,7 @@ void SimulatedRun::leave(Site& site, const Leave& ends) {
   if (ends.exit_code != 0) return complain(site.name + " left: " + ends.reason);
   site.has_left = true;
   num_refused_ += site.member->status().num_refused;
-  note_end(site);
-}
-
-// A start that has finished is done, whatever becomes of its process.
-void SimulatedRun::note_end(const Site& site) {
-  if (site.is_ghost || !site.workers.has_finished) return;
+  if (!site.workers.has_finished) return;
   last_steps_.push_back(site.workers.completed_steps);
   last_hashes_.push_back(site.state->hash());
 }
