@@ -146,7 +146,7 @@ struct UnequalSite {
 };
 // Of about 1 : 0.55 : 0.4 in what a small model takes of them; the run says what it was.
 constexpr std::array<UnequalSite, 3> kUnequal = {
-    {{"lingang", "a100"}, {"guizhou", "rtx4090"}, {"ordos", "ppu-810e"}}};
+    {{"lingang", "a100"}, {"guizhou", "rtx4090"}, {"ordos", "s4000"}}};
 
 std::string unequal_fleet(const std::vector<size_t>& chosen, bool has_line) {
   std::string fleet = "[emulation]\nslowdown = 1000\n";
