@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/run_view.h"
@@ -61,6 +63,30 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
                                   const std::atomic<int>& stop_requests,
                                   RunView& view,
                                   LiveLine& line);
+
+/// Throws Failure (exit 2) if the job wants copies of checkpoints and its place or this process's
+/// account are wrong.
+void check_copies(const plan::JobConfig& job);
+
+/// Copies of the checkpoints of a run of one site, in the store that its job names.
+class OneSiteCopies {
+ public:
+  virtual ~OneSiteCopies() = default;
+  virtual void offer(int64_t step) = 0;
+  /// Name and JSON fields of what has happened since.
+  virtual std::vector<std::pair<std::string, std::string>> take_events() = 0;
+  /// Waits for the last one, for ten minutes at most.
+  virtual void finish() = 0;
+};
+/// Null if the job wants none. resume: if there is no checkpoint on the disk, the newest copy is
+/// fetched. Throws Failure (exit 2 if place or account are wrong).
+std::unique_ptr<OneSiteCopies> open_one_site_copies(const train::RunFolder& folder,
+                                                    const plan::JobConfig& job,
+                                                    const plan::Plan& plan,
+                                                    bool resume);
+/// plan.json of a run of which this machine has nothing, from its copies. Nothing if there is none,
+/// or the job wants none.
+std::optional<std::string> fetch_plan_of_run(const plan::JobConfig& job);
 
 struct JobCertificates {
   std::filesystem::path dir;

@@ -35,6 +35,19 @@ std::unique_ptr<Seat> take_seat(const SeatWanted&, const std::atomic<int>&) { re
 
 void fetch_run_files(Seat&, const std::filesystem::path&) { refuse(); }
 
+void check_copies(const plan::JobConfig& job) {
+  if (!job.checkpoint.copy_to.empty()) refuse();
+}
+
+std::unique_ptr<OneSiteCopies> open_one_site_copies(const train::RunFolder&,
+                                                    const plan::JobConfig&,
+                                                    const plan::Plan&,
+                                                    bool) {
+  return nullptr;
+}
+
+std::optional<std::string> fetch_plan_of_run(const plan::JobConfig&) { return std::nullopt; }
+
 void make_job_certificates(const JobCertificates&) { refuse(); }
 
 std::vector<std::string> renew_job_certificates(const JobCertificates&) { refuse(); }

@@ -110,6 +110,30 @@ std::string shares_line(const Json& shares) {
                      fmt::join(parts, ", "));
 }
 
+/// Copies of checkpoints in a store: how many, how many failed, and the newest step.
+Json copies_json(const std::filesystem::path& run_dir) {
+  int64_t num_copied = 0, num_failed = 0, newest_step = -1;
+  for_each_line(run_dir / "events.jsonl", [&](const Json& json, const std::string&) {
+    const std::string event = json.value("event", "");
+    num_failed += event == "checkpoint_copy_failed" ? 1 : 0;
+    if (event != "checkpoint_copied") return;
+    ++num_copied;
+    newest_step = json.value("step", int64_t{-1});
+  });
+  return {{"copied", num_copied}, {"failed", num_failed}, {"newest_step", newest_step}};
+}
+
+/// Nothing for a run that copies nothing.
+std::string copies_line(const Json& copies) {
+  const auto num_copied = copies["copied"].get<int64_t>(),
+             num_failed = copies["failed"].get<int64_t>();
+  if (num_copied + num_failed == 0) return "";
+  return fmt::format("  checkpoints copied               {}, the newest of step {}; {} failed\n",
+                     num_copied,
+                     copies["newest_step"].get<int64_t>(),
+                     num_failed);
+}
+
 /// Nothing for a run that lost nothing.
 std::string recovery_line(const Json& recovery) {
   if (recovery["seconds_lost"].get<double>() <= 0) return "";
@@ -191,6 +215,7 @@ Json summary(const RunView& view, const std::filesystem::path& run_dir) {
   json["recovery"] = recovery_json(run_dir);
   json["suspects"] = suspects_json(run_dir);
   json["shares"] = shares_json(run_dir);
+  json["copies"] = copies_json(run_dir);
   json["ledger"] = Json::parse(token_accounts_json(run_dir, view.plan()));
   const Evaluations evaluated = evaluations(view);
   if (evaluated.first) {
@@ -277,9 +302,9 @@ std::string summary_table(const RunView& view, const std::filesystem::path& run_
       100 * json["efficiency"].get<double>(),
       json["parts_tokens_s"].get<double>());
   text += line_lines(json, plan::is_joint(view.plan()));
-  text += ledger_lines(json["ledger"]);
-  text += recovery_line(json["recovery"]);
+  text += ledger_lines(json["ledger"]) + recovery_line(json["recovery"]);
   text += suspects_lines(json["suspects"]) + shares_line(json["shares"]);
+  text += copies_line(json["copies"]);
   const auto model = json["model"].get<std::string>();
   if (!model.empty()) text += fmt::format("  exported model                   {}\n", model);
   return text;

@@ -282,6 +282,13 @@ bool is_folder_name(const std::string& name) {
          std::all_of(name.begin(), name.end(), allowed);
 }
 
+void read_checkpoint(const Section& section, CheckpointConfig& checkpoint) {
+  section.take("copy_to", checkpoint.copy_to);
+  if (!checkpoint.copy_to.empty() && !checkpoint.copy_to.starts_with("s3://")) {
+    section.refuse("copy_to", checkpoint.copy_to, "must be s3://BUCKET/PREFIX");
+  }
+}
+
 void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   const Section root(table, pass);
   root.take("name", job.name);
@@ -296,6 +303,7 @@ void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   read_data(Section(table.table("data"), pass), job.model, job.data);
   read_train(Section(table.table("train"), pass), job.train);
   read_sites(Section(table.table("sites"), pass), job.sites);
+  read_checkpoint(Section(table.table("checkpoint"), pass), job.checkpoint);
 }
 
 }  // namespace

@@ -91,6 +91,12 @@ struct SitesConfig {
   double heartbeat_s = 1;  // a site silent for five of these is taken for dead
 };
 
+/// What becomes of checkpoints besides lying on the site's disk.
+struct CheckpointConfig {
+  std::string copy_to;  // "s3://BUCKET/PREFIX": the newest train.keep_checkpoints lie there, too,
+                        // for the day on which the disk is gone; empty: nowhere
+};
+
 /// Bytes on the line of so many values of a delta, at 2 (thin), 4, 8 or 32 bits.
 double delta_bytes(double values, int bits);
 
@@ -102,6 +108,7 @@ struct JobConfig {
   DataConfig data;
   TrainConfig train;
   SitesConfig sites;
+  CheckpointConfig checkpoint;
   std::string source_toml;  // the text after --set, as it is copied into the run folder
 };
 

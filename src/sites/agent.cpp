@@ -17,9 +17,11 @@
 #include "model/transformer.h"
 #include "plan/across/joint.h"
 #include "sites/across/relay.h"
+#include "sites/copies/run_copies.h"
 #include "sites/grpc_transport.h"
 #include "sites/join/tls_probe.h"
 #include "sites/process/line_emulation.h"
+#include "sites/process/plan_facts.h"
 #include "sites/process/site_agent.h"
 #include "sites/process/site_checkpoint.h"
 #include "sites/tls.h"
@@ -85,6 +87,7 @@ Hello hello_of(const AgentOptions& options,
                const plan::Plan& plan,
                const GlobalState& state,
                const std::string& address,
+               const std::optional<CopierOptions>& copies,
                std::vector<std::string>& problems) {
   const train::TrainState identity = train::identity_of(job);
   Hello hello;
@@ -92,6 +95,7 @@ Hello hello_of(const AgentOptions& options,
   hello.incarnation =
       Rng::mix(static_cast<uint64_t>(now.count())) ^ Rng::mix(static_cast<uint64_t>(::getpid()));
   hello.plan_hash = plan_hash(options.run_dir, identity);
+  hello.plan_facts = plan_facts(read_text_file(options.run_dir / "plan.json"));
   hello.tokenizer_hash = identity.tokenizer_hash;
   hello.dataset_hash = identity.dataset_hash;
   hello.weights_hash = hash_hex(std::as_bytes(state.global()));
@@ -99,6 +103,7 @@ Hello hello_of(const AgentOptions& options,
   const fs::path checkpoints = options.run_dir / "sites" / options.site / "checkpoints";
   hello.checkpoints = plan::is_joint(plan) ? offer_joint_checkpoints(checkpoints, problems)
                                            : offer_checkpoints(checkpoints, problems);
+  if (copies && hello.checkpoints.empty()) hello.checkpoints = offer_copies(*copies, problems);
   if (options.resume_step) {
     std::erase_if(hello.checkpoints,
                   [&](const CheckpointOffer& offer) { return offer.step != *options.resume_step; });
@@ -124,8 +129,9 @@ int64_t frame_bytes_max(const GlobalState& state) {
   for (const train::Fragment& fragment : state.fragments()) {
     largest = std::max(largest, fragment.end - fragment.begin);
   }
-  // The largest frame is a fragment's weights and momentum for a site that joins.
-  return 2 * largest * static_cast<int64_t>(sizeof(float)) + (1 << 20);
+  // The largest frame is a slice of a delta of 32 bits, a leaf of the state, or, between sites in
+  // step, a piece of it.
+  return (2 * largest + kLeafValues) * static_cast<int64_t>(sizeof(float)) + (1 << 20);
 }
 
 }  // namespace
@@ -136,21 +142,12 @@ std::string plan_hash(const fs::path& run_dir, const train::TrainState& identity
 
 namespace {
 
-/// One start of the site, from its greeting to its end. Throws Failure as run_agent() does, but for
-/// a site that is to return.
-Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
-  const plan::JobConfig job = train::read_run_job(options.run_dir);
-  const int site_idx = site_index(plan, options.site);
-  schedule_of(plan);
-  GlobalState state = fresh_state(job, plan);
-  const plan::SitePlan& site = plan.sites[static_cast<size_t>(site_idx)];
-  std::optional<Relay> relay;  // before the transport, whose threads call it
+/// options and plan outlive the line.
+GrpcTransportOptions line_of(const AgentOptions& options,
+                             const plan::Plan& plan,
+                             const plan::SitePlan& site,
+                             const GlobalState& state) {
   GrpcTransportOptions line;
-  if (plan::is_joint(plan)) {
-    relay.emplace(plan, static_cast<size_t>(site_idx));
-    line.fast_kind_min = kRelayKind;
-    line.on_fast_frame = [&relay](Frame frame) { return relay->take(std::move(frame)); };
-  }
   line.name = options.site;
   line.certs_dir = options.certs_dir;
   line.listen = address_to_listen_on(site.listen);
@@ -161,6 +158,24 @@ Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
   line.bandwidth_mbit_s = [&](const std::string& peer) {
     return real_bandwidth_mbit_s(plan, options.site, peer);
   };
+  return line;
+}
+
+/// One start of the site, from its greeting to its end. Throws Failure as run_agent() does, but for
+/// a site that is to return.
+Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
+  const plan::JobConfig job = train::read_run_job(options.run_dir);
+  const int site_idx = site_index(plan, options.site);
+  schedule_of(plan);
+  GlobalState state = fresh_state(job, plan);
+  const plan::SitePlan& site = plan.sites[static_cast<size_t>(site_idx)];
+  std::optional<Relay> relay;  // before the transport, whose threads call it
+  GrpcTransportOptions line = line_of(options, plan, site, state);
+  if (plan::is_joint(plan)) {
+    relay.emplace(plan, static_cast<size_t>(site_idx));
+    line.fast_kind_min = kRelayKind;
+    line.on_fast_frame = [&relay](Frame frame) { return relay->take(std::move(frame)); };
+  }
   GrpcTransport transport(line);
   transport.set_address(kCoordinatorName, options.coordinator);
   const SystemClock clock;
@@ -172,7 +187,8 @@ Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
                    encode(options.site, Report{.name = event, .json = words.dump()}));
   };
   std::vector<std::string> problems;
-  const Hello hello = hello_of(options, job, plan, state, transport.address(), problems);
+  const std::optional<CopierOptions> copies = copier_options(job, options.run_dir, options.site);
+  const Hello hello = hello_of(options, job, plan, state, transport.address(), copies, problems);
   for (const std::string& problem : problems) tell("warning", problem);
   {
     SiteAgent agent({.run_dir = options.run_dir,
@@ -180,7 +196,8 @@ Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
                      .plan = plan,
                      .hello = hello,
                      .relay = relay ? &*relay : nullptr,
-                     .coordinators = options.coordinators},
+                     .coordinators = options.coordinators,
+                     .copies = copies},
                     transport,
                     state,
                     clock);

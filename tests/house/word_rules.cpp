@@ -11,9 +11,11 @@ namespace {
 /// Files that may read the environment, and why.
 const std::set<std::string>& environment_readers() {
   static const std::set<std::string> paths = {
-      "src/chips/ucx/session.cpp",    // a cluster's own UCX_TLS must win over our default
-      "src/chips/vendor/search.cpp",  // vendors' installers leave their folders there and nowhere
-                                      // else
+      "src/chips/ucx/session.cpp",      // a cluster's own UCX_TLS must win over our default
+      "src/chips/vendor/search.cpp",    // vendors' installers leave their folders there and nowhere
+                                        // else
+      "src/sites/copies/s3_place.cpp",  // AWS_*: where every tool for such stores looks for the
+                                        // account, so that no secret stands in a file
   };
   return paths;
 }

@@ -84,6 +84,26 @@ TEST_CASE("sites that crash at any moment come back, and all agree at every comm
   CHECK(num_restarts > 0);  // the fault has fired
 }
 
+TEST_CASE("joiners take leaves from their disks and from honest donors, whatever site0 sends") {
+  int64_t num_lies = 0, num_fetched = 0, num_kept = 0;
+  for (uint64_t seed = 1; seed <= num_seeds(20); ++seed) {
+    CAPTURE(seed);
+    SimulatedRun run({.num_sites = 4,
+                      .num_crashes = 5,
+                      .lies = 0.5,
+                      .restart_s = 0.5,  // two of them are away at once, now and then
+                      .network = {.loss = 0.03, .jitter_s = 0.1, .seed = seed}});
+    REQUIRE(run.run() == "");
+    REQUIRE(all_equal(run.last_hashes()));
+    num_lies += run.num_lies();
+    num_fetched += run.num_leaves_fetched();
+    num_kept += run.num_leaves_kept();
+  }
+  CHECK(num_lies > 0);  // the fault has fired
+  CHECK(num_fetched > 0);
+  CHECK(num_kept > 0);
+}
+
 TEST_CASE("a site that freezes is left out and finds back to the others' weights") {
   for (uint64_t seed = 1; seed <= num_seeds(20); ++seed) {
     CAPTURE(seed);

@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "sites/process/plan_facts.h"
 #include "sites/protocol/messages.h"
+#include "sites/protocol/round/differences.h"
 #include "sites/protocol/round_machine.h"
 
 namespace pelago::sites {
@@ -214,6 +216,44 @@ TEST_CASE("a site with another plan is refused, and told what differs") {
   REQUIRE(run.said<Refused>() != nullptr);
   CHECK(run.said<Refused>()->reason.find("plan.json (another, not plan)") != std::string::npos);
   CHECK(run.said<Refused>()->exit_code == kExitUsage);
+}
+
+TEST_CASE("a site whose plan differs is told in which keys, and a long list is cut") {
+  Hello mine = StartedRun::hello(), theirs = mine;
+  CHECK(differences(mine, theirs).empty());
+  mine.plan_hash = "another";
+  mine.plan_facts = plan_facts(R"({"seed": 1, "exchange": {"inner_steps": 30, "bits": 4}})");
+  theirs.plan_facts = plan_facts(R"({"seed": 1, "exchange": {"inner_steps": 24}, "steps": 9})");
+  CHECK(
+      differences(mine, theirs) ==
+      "plan.json (exchange.bits 4, not none; exchange.inner_steps 30, not 24; steps none, not 9)");
+  for (int i = 0; i < 20; ++i) mine.plan_facts[fmt::format("z{}", i)] = "1";
+  CHECK(differences(mine, theirs).find("; 18 more)") != std::string::npos);
+  theirs.plan_facts = mine.plan_facts;
+  CHECK(differences(mine, theirs) == "plan.json (another, not plan)");
+}
+
+TEST_CASE("what of a plan is deep or long is named by its place, and compared by its hash") {
+  const auto one = plan_facts(R"({"sites": [{"name": "a", "devices": [1, 2, 3]}]})");
+  const auto other = plan_facts(R"({"sites": [{"name": "a", "devices": [1, 2, 4]}]})");
+  REQUIRE(one.size() == 1);
+  CHECK(one.begin()->first == "sites.0");
+  CHECK(one != other);
+  CHECK_THROWS_AS(plan_facts("[1"), Failure);
+}
+
+TEST_CASE("a greeting of another version is read, and refused by its version") {
+  StartedRun run;
+  run.rounds().on_lost("b", run.now_s());
+  const Frame old{.from = "b",
+                  .kind = encode("b", Hello{}).kind,
+                  .head = R"({"incarnation": 2, "wire_version": 1, "plan_hash": "plan"})",
+                  .payload = {}};
+  Result<Message> hello = decode(old);
+  REQUIRE(hello);
+  run.say("b", *hello);
+  REQUIRE(run.said<Refused>() != nullptr);
+  CHECK(run.said<Refused>()->reason.find("wire version (1, not") != std::string::npos);
 }
 
 TEST_CASE("a site that starts anew joins at the next exchange not yet begun") {

@@ -285,27 +285,89 @@ TEST_CASE("an audit in f32 finds each of 200 wrong elements, wherever it is") {
   CHECK(num_found == 200);
 }
 
-TEST_CASE("a snapshot taken behind a step holds the state before it") {
+TEST_CASE("a snapshot taken behind steps holds the state before them") {
+  // Without memory for a copy the next step waits, with it several steps may pass.
+  for (const int64_t memory_bytes : {int64_t{0}, int64_t{1} << 30}) {
+    CAPTURE(memory_bytes);
+    SiteShape shape;
+    shape.sequences = {2, 1};
+    shape.microbatch = 1;
+    shape.pipelines = {{{1}, {1}}, {{2}}};
+    shape.memory_bytes = memory_bytes;
+    const MemorySource text = learnable_tokens(2000);
+    SharedState plain(options_of(shape).model.num_parameters());
+    SharedState behind(plain.master.numel()), later(plain.master.numel());
+    std::atomic<int> num_done = 0;
+    run_grid(shape, text, [&](TestRank& rank) {
+      for (int64_t step = 0; step < 3; ++step) rank.trainer.step(step);
+      rank.store(plain);
+      rank.trainer.store_behind(behind.host(), [&] { ++num_done; });
+      for (int64_t step = 3; step < 5; ++step) rank.trainer.step(step);
+      rank.trainer.finish_storing();
+      rank.store(later);
+    });
+    CHECK(num_done == 3);
+    CHECK(plain.master.equal(behind.master));
+    CHECK(plain.m.equal(behind.m));
+    CHECK(plain.v.equal(behind.v));
+    CHECK_FALSE(plain.master.equal(later.master));
+  }
+}
+
+TEST_CASE("ranks that hold other bits of a value take those of the rank that owns it") {
   SiteShape shape;
-  shape.sequences = {2, 1};
-  shape.microbatch = 1;
-  shape.pipelines = {{{1}, {1}}, {{2}}};
+  shape.sequences = {2, 2};
+  std::atomic<bool> is_aligned = false;
+  std::vector<Tensor> seen[2];  // by rank: Adam's first moments, bucket by bucket
+  shape.tamper = [&](int rank) {
+    StepTamper tamper;
+    tamper.moments = [&, rank](size_t, Tensor& m, Tensor&) {
+      if (is_aligned) {
+        seen[rank].push_back(m.clone());
+      } else if (rank == 1) {
+        m.mul_(1.5);
+      }
+    };
+    return tamper;
+  };
   const MemorySource text = learnable_tokens(2000);
-  SharedState plain(options_of(shape).model.num_parameters());
-  SharedState behind(plain.master.numel()), later(plain.master.numel());
-  std::atomic<int> num_done = 0;
+  SharedState scratch(options_of(shape).model.num_parameters());
   run_grid(shape, text, [&](TestRank& rank) {
-    for (int64_t step = 0; step < 3; ++step) rank.trainer.step(step);
-    rank.store(plain);
-    rank.trainer.store_behind(behind.host(), [&] { ++num_done; });
-    rank.trainer.step(3);
-    rank.store(later);
+    rank.trainer.step(0);
+    rank.trainer.step(1);
+    rank.trainer.align_ranks(scratch.host());
+    is_aligned = true;
+    rank.collective.barrier();
+    rank.trainer.step(2);
   });
-  CHECK(num_done == 3);
-  CHECK(plain.master.equal(behind.master));
-  CHECK(plain.m.equal(behind.m));
-  CHECK(plain.v.equal(behind.v));
-  CHECK_FALSE(plain.master.equal(later.master));
+  REQUIRE(seen[0].size() == seen[1].size());
+  REQUIRE_FALSE(seen[0].empty());
+  for (size_t i = 0; i < seen[0].size(); ++i) CHECK(seen[0][i].equal(seen[1][i]));
+}
+
+TEST_CASE("copies with the same bits agree, and one that is off by a thousandth is seen") {
+  for (const int64_t wrong_element : {int64_t{-1}, int64_t{0}, int64_t{700}}) {
+    CAPTURE(wrong_element);
+    SiteShape shape;
+    shape.sequences = {2, 2};
+    shape.tamper = [&](int rank) {
+      StepTamper tamper;
+      tamper.moments = [&, rank](size_t bucket, Tensor&, Tensor& v) {
+        if (rank == 1 && bucket == 0 && wrong_element >= 0) {
+          v.view(torch::kInt32)[wrong_element % v.numel()].bitwise_xor_(1 << 12);
+        }
+      };
+      return tamper;
+    };
+    const MemorySource text = learnable_tokens(2000);
+    std::atomic<int> num_agree = 0;
+    run_grid(shape, text, [&](TestRank& rank) {
+      rank.trainer.step(0);
+      rank.trainer.step(1);
+      num_agree += rank.trainer.copies_agree() ? 1 : 0;
+    });
+    CHECK(num_agree == (wrong_element < 0 ? 2 : 0));
+  }
 }
 
 }  // namespace

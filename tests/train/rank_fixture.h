@@ -17,7 +17,9 @@ namespace pelago::train {
 
 class PlainDevice final : public chips::Device {
  public:
-  explicit PlainDevice(c10::ScalarType dtype) : dtype_(dtype) {}
+  /// memory_bytes: 0: not known, so that nothing is copied on the device.
+  explicit PlainDevice(c10::ScalarType dtype, int64_t memory_bytes = 0)
+      : dtype_(dtype), memory_bytes_(memory_bytes) {}
   c10::Device torch_device() const override { return torch::kCPU; }
   const std::string& name() const override { return name_; }
   const chips::Chip* chip() const override { return nullptr; }
@@ -25,10 +27,11 @@ class PlainDevice final : public chips::Device {
   void synchronize() override {}
   chips::DeviceStats stats() const override { return {}; }
   void reset_stats() override {}
-  int64_t memory_bytes() const override { return 0; }
+  int64_t memory_bytes() const override { return memory_bytes_; }
 
  private:
   c10::ScalarType dtype_;
+  int64_t memory_bytes_;
   std::string name_ = "cpu";
 };
 
@@ -74,6 +77,7 @@ struct SiteShape {
   model::ModelConfig model = tiny_model();
   std::vector<c10::ScalarType> device_dtypes = {};  // by rank; empty: device_dtype
   std::function<StepTamper(int rank)> tamper = {};
+  int64_t memory_bytes = 0;  // of each device; 0: not known
 };
 
 inline TrainerOptions options_of(const SiteShape& shape) {
@@ -151,9 +155,9 @@ inline void run_grid(const SiteShape& shape,
   const Tensor weights = model::initial_weights(options.model, Rng(7));
   const auto run_rank = [&](int rank) {
     at::set_num_threads(1);
-    PlainDevice device(shape.device_dtypes.empty()
-                           ? shape.device_dtype
-                           : shape.device_dtypes[static_cast<size_t>(rank)]);
+    PlainDevice device(shape.device_dtypes.empty() ? shape.device_dtype
+                                                   : shape.device_dtypes[static_cast<size_t>(rank)],
+                       shape.memory_bytes);
     ThreadCollective control_link(control, rank), reduction_link(reduction, rank);
     ThreadCourier courier(post, rank);
     TrainerOptions own_options = options;

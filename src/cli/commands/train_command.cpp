@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "base/text/json.h"
 #include "cli/commands/commands.h"
 #include "cli/event_line.h"
 #include "cli/many_sites.h"
@@ -123,16 +124,29 @@ bool has_checkpoint(const train::RunFolder& folder, const plan::Plan& plan) {
   });
 }
 
+int64_t saved_step(const std::string& fields_json) {
+  return parse_json(fields_json).at("step").get<int64_t>();
+}
+
 bool train_one_site(const train::RunFolder& folder,
                     const Setup& setup,
                     const plan::Plan& plan,
                     bool resume,
                     RunView& view,
                     LiveLine& line) {
+  const auto copies = open_one_site_copies(folder, setup.job, plan, resume);
+  const auto record_copies = [&] {
+    if (!copies) return;
+    for (const auto& [name, fields] : copies->take_events()) {
+      folder.record_event(name, fields);
+      if (const auto text = event_line(name, fields)) line.print_below(*text);
+    }
+  };
   train::SingleSiteCallbacks callbacks;
   callbacks.on_step = [&](const train::StepReport& report) {
     view.add(report);
     line.draw(view.progress_line(), kPlainEvery_s);
+    record_copies();
   };
   callbacks.on_evaluation = [&](const train::EvaluationReport& report) {
     view.add(report);
@@ -143,9 +157,12 @@ bool train_one_site(const train::RunFolder& folder,
   };
   callbacks.on_event = [&](const std::string& name, const std::string& fields) {
     if (const auto text = event_line(name, fields)) line.print_below(*text);
+    if (copies && name == "checkpoint_saved") copies->offer(saved_step(fields));
   };
   const train::SingleSiteSummary summary =
       train::run_single_site(folder, plan, setup.job, stop_requests, resume, callbacks);
+  if (copies) copies->finish();
+  record_copies();
   line.end();
   return summary.stopped;
 }
@@ -163,8 +180,21 @@ train::RunStart start_of(const TrainArguments& arguments) {
                            : train::RunStart::kNew;
 }
 
+// To go on with a run of which this machine has nothing, its copies must have the plan.
+train::RunFolder open_folder(const Setup& setup, train::RunStart start) {
+  const auto path = std::filesystem::path(setup.job.runs_dir) / setup.job.name;
+  if (start == train::RunStart::kResume && !std::filesystem::exists(path)) {
+    if (const std::optional<std::string> plan = fetch_plan_of_run(setup.job)) {
+      const auto folder = train::RunFolder::open(setup.job, setup.fleet, train::RunStart::kNew);
+      write_file(folder.path() / "plan.json", *plan);
+      return folder;
+    }
+  }
+  return train::RunFolder::open(setup.job, setup.fleet, start);
+}
+
 OpenRun open_run(const TrainArguments& arguments, const Setup& setup) {
-  auto folder = train::RunFolder::open(setup.job, setup.fleet, start_of(arguments));
+  auto folder = open_folder(setup, start_of(arguments));
   NewRun new_run(arguments.resume ? std::filesystem::path() : folder.path());
   plan::Plan plan = choose_plan(arguments, setup, folder);
   if (stop_requests.load() > 0) fail_interrupted("stopped before the first step");

@@ -8,17 +8,33 @@
 
 namespace pelago::sites {
 
-std::string hash_fragment(std::span<const float> global, std::span<const float> momentum) {
-  return hash_hex(hash_hex(std::as_bytes(global)) + hash_hex(std::as_bytes(momentum)));
+namespace {
+
+size_t at(int64_t offset) { return static_cast<size_t>(offset); }
+
+std::string concatenated(std::span<const float> global, std::span<const float> momentum) {
+  std::string bytes(global.size_bytes() + momentum.size_bytes(), '\0');
+  std::memcpy(bytes.data(), global.data(), global.size_bytes());
+  std::memcpy(bytes.data() + global.size_bytes(), momentum.data(), momentum.size_bytes());
+  return bytes;
 }
 
-GlobalState::GlobalState(std::vector<float> global, std::vector<train::Fragment> fragments)
+}  // namespace
+
+std::string bytes_of(const FragmentOutcome& outcome) {
+  return concatenated(outcome.global, outcome.momentum);
+}
+
+GlobalState::GlobalState(std::vector<float> global,
+                         std::vector<train::Fragment> fragments,
+                         int64_t leaf_values)
     : fragments_(std::move(fragments)),
       global_(std::move(global)),
       momentum_(global_.size(), 0.0F),
       kept_error_(global_.size(), 0.0F),
       applied_(fragments_.size(), -1),
-      sent_steps_(fragments_.size(), 0) {}
+      sent_steps_(fragments_.size(), 0),
+      leaf_values_(leaf_values) {}
 
 std::span<const float> GlobalState::part(const std::vector<float>& values, int64_t fragment) const {
   const train::Fragment& range = fragments_[static_cast<size_t>(fragment)];
@@ -33,7 +49,7 @@ std::span<float> GlobalState::part(std::vector<float>& values, int64_t fragment)
 }
 
 std::string GlobalState::hash() const {
-  std::string all = hash_fragment(global_, momentum_);
+  std::string all = hash_fragment(global_, momentum_, leaf_values_);
   for (const int64_t exchange : applied_) all += fmt::format(" {}", exchange);
   return hash_hex(all);
 }
@@ -44,7 +60,7 @@ FragmentOutcome GlobalState::outer_step(int64_t fragment,
   PELAGO_ASSERT(mean.size() == part(global_, fragment).size(), "the mean covers the fragment");
   FragmentOutcome outcome;
   outer_step_of_part(fragment, 0, mean, options, outcome);
-  outcome.hash = hash_fragment(outcome.global, outcome.momentum);
+  outcome.hash = hash_of(outcome);
   return outcome;
 }
 
@@ -88,16 +104,25 @@ void GlobalState::keep_error(int64_t fragment, std::span<const float> error, int
 }
 
 std::string GlobalState::to_bytes(int64_t fragment) const {
-  const std::span<const float> global = part(global_, fragment);
-  const std::span<const float> momentum = part(momentum_, fragment);
-  std::string bytes(2 * global.size_bytes(), '\0');
-  std::memcpy(bytes.data(), global.data(), global.size_bytes());
-  std::memcpy(bytes.data() + global.size_bytes(), momentum.data(), momentum.size_bytes());
-  return bytes;
+  return concatenated(part(global_, fragment), part(momentum_, fragment));
 }
 
-std::string GlobalState::fragment_hash(int64_t fragment) const {
-  return hash_fragment(part(global_, fragment), part(momentum_, fragment));
+std::vector<std::string> GlobalState::leaf_hashes(int64_t fragment) const {
+  return hash_leaves(part(global_, fragment), part(momentum_, fragment), leaf_values_);
+}
+
+LeafLayout GlobalState::leaf_layout(int64_t fragment) const {
+  return LeafLayout(static_cast<int64_t>(part(global_, fragment).size()), leaf_values_);
+}
+
+std::string GlobalState::leaf(int64_t fragment, int64_t leaf_idx) const {
+  const train::Fragment range = leaf_layout(fragment).bytes(leaf_idx);
+  const std::span<const float> global = part(global_, fragment);
+  const auto border = static_cast<int64_t>(global.size_bytes());
+  const bool is_global = range.begin < border;
+  const auto values = std::as_bytes(is_global ? global : part(momentum_, fragment));
+  const auto* bytes = reinterpret_cast<const char*>(values.data());
+  return {bytes + (is_global ? range.begin : range.begin - border), at(range.end - range.begin)};
 }
 
 Result<FragmentOutcome> GlobalState::from_bytes(int64_t fragment,
@@ -118,7 +143,7 @@ Result<FragmentOutcome> GlobalState::from_bytes(int64_t fragment,
   std::memcpy(outcome.momentum.data(),
               bytes.data() + num_values * sizeof(float),
               num_values * sizeof(float));
-  outcome.hash = hash_fragment(outcome.global, outcome.momentum);
+  outcome.hash = hash_of(outcome);
   if (outcome.hash != hash) {
     return Error{ErrorCode::kCorrupt, fmt::format("fragment {}: the hash differs", fragment)};
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "sites/fetch/leaves.h"
 #include "train/messages.h"
 
 namespace pelago::sites {
@@ -30,13 +31,15 @@ struct FragmentOutcome {
   std::string hash;
 };
 
-/// XXH3-128 over the global weights and the momentum of a fragment.
-std::string hash_fragment(std::span<const float> global, std::span<const float> momentum);
+/// Its weights, then its momentum: in the order of GlobalState::to_bytes().
+std::string bytes_of(const FragmentOutcome& outcome);
 
 class GlobalState {
  public:
-  /// global: [N]. Momentum and error start at zero.
-  GlobalState(std::vector<float> global, std::vector<train::Fragment> fragments);
+  /// global: [N]. Momentum and error start at zero. leaf_values: the same at all sites.
+  GlobalState(std::vector<float> global,
+              std::vector<train::Fragment> fragments,
+              int64_t leaf_values = kLeafValues);
 
   std::span<const float> global() const { return global_; }
   std::span<const float> momentum() const { return momentum_; }
@@ -61,6 +64,10 @@ class GlobalState {
                           std::span<const float> mean,
                           const OuterOptions& options,
                           FragmentOutcome& outcome) const;
+  /// Of an outcome that is whole: what a commit vouches for.
+  std::string hash_of(const FragmentOutcome& outcome) const {
+    return hash_fragment(outcome.global, outcome.momentum, leaf_values_);
+  }
   /// Makes an outcome the fragment's state as of this commit.
   void apply(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
   /// error: empty if nothing is owed.
@@ -69,7 +76,11 @@ class GlobalState {
   /// A fragment as bytes for a site that lacks it, and back. kCorrupt if the length or the hash is
   /// wrong or a value is not finite.
   std::string to_bytes(int64_t fragment) const;
-  std::string fragment_hash(int64_t fragment) const;
+  std::string fragment_hash(int64_t fragment) const { return root_of(leaf_hashes(fragment)); }
+  std::vector<std::string> leaf_hashes(int64_t fragment) const;
+  LeafLayout leaf_layout(int64_t fragment) const;
+  /// The bytes of one leaf.
+  std::string leaf(int64_t fragment, int64_t leaf_idx) const;
   Result<FragmentOutcome> from_bytes(int64_t fragment,
                                      const std::string& bytes,
                                      const std::string& hash) const;
@@ -90,6 +101,7 @@ class GlobalState {
   std::vector<float> global_, momentum_, kept_error_;  // [N] each
   std::vector<int64_t> applied_;
   std::vector<int64_t> sent_steps_;
+  int64_t leaf_values_;
 };
 
 }  // namespace pelago::sites

@@ -11,6 +11,7 @@
 #include "base/text/json.h"
 #include "sites/agent.h"
 #include "sites/process/line_emulation.h"
+#include "sites/process/plan_facts.h"
 #include "sites/process/shared_run.h"
 #include "sites/process/site_agent.h"
 #include "sites/tls.h"
@@ -33,6 +34,7 @@ Hello expected_of(const fs::path& run_dir) {
   const train::TrainState identity = train::identity_of(train::read_run_job(run_dir));
   Hello expected;
   expected.plan_hash = plan_hash(run_dir, identity);
+  expected.plan_facts = plan_facts(read_text_file(run_dir / "plan.json"));
   expected.tokenizer_hash = identity.tokenizer_hash;
   expected.dataset_hash = identity.dataset_hash;
   return expected;

@@ -21,6 +21,7 @@ namespace {
 constexpr double kPollS = 0.003;  // an exchange waits for at most two of these a hop
 constexpr double kHangS = 60;     // a main thread that has not turned for so long is dead
 constexpr double kTickS = 0.02;
+constexpr double kLastCopyS = 600;  // 12 bytes a parameter, and more: 1 B over 200 Mbit/s
 
 MergeRule merge_rule(const std::string& combine) {
   if (combine == "direction") return MergeRule::kDirection;
@@ -28,7 +29,27 @@ MergeRule merge_rule(const std::string& combine) {
   return combine == "median_of_means" ? MergeRule::kMedianOfMeans : MergeRule::kMean;
 }
 
-MemberOptions member_options(const SiteAgentOptions& options) {
+/// The site's newest checkpoint; null if there is none that can be read.
+std::unique_ptr<const GlobalState> newest_checkpoint(const SiteAgentOptions& options,
+                                                     const fs::path& site_dir,
+                                                     const GlobalState& like) {
+  if (options.hello.checkpoints.empty()) return nullptr;
+  const fs::path checkpoint =
+      train::checkpoint_path(site_dir / "checkpoints", options.hello.checkpoints.back().step);
+  if (!fs::exists(checkpoint)) return nullptr;  // a copy in the store: the others are nearer
+  auto older = std::make_unique<GlobalState>(like);
+  try {
+    read_site_checkpoint(checkpoint, *older);
+  } catch (const Failure& failure) {
+    log_warn("checkpoint left out reason=\"{}\"", failure.what());
+    return nullptr;
+  }
+  return older;
+}
+
+MemberOptions member_options(const SiteAgentOptions& options,
+                             const fs::path& site_dir,
+                             const GlobalState& state) {
   const plan::SitePlan& site = options.plan.sites[static_cast<size_t>(options.site_idx)];
   const plan::SitesConfig& exchange = options.plan.exchange;
   MemberOptions member;
@@ -46,6 +67,9 @@ MemberOptions member_options(const SiteAgentOptions& options) {
   member.heartbeat_s = exchange.heartbeat_s;
   member.coordinators = options.coordinators;
   member.hello = options.hello;
+  member.recall = [options, site_dir, &state] {
+    return newest_checkpoint(options, site_dir, state);
+  };
   return member;
 }
 
@@ -87,7 +111,7 @@ SiteAgent::SiteAgent(const SiteAgentOptions& options,
       transport_(&transport),
       state_(&state),
       clock_(&clock),
-      member_(member_options(options), state),
+      member_(member_options(options, site_dir_, state), state),
       turned_s_(clock.now_s()),
       heart_([this](const std::stop_token& stop) { beat(stop); }) {}
 
@@ -124,6 +148,7 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
       member_.set_sent_bytes(sent_bytes);
       if (stop_requested) carry_out(member_.ask_stop(now_s));
       carry_out(member_.on_tick(now_s));
+      report_copies();
     }
     receive(member_.has_work() ? 0 : kPollS);
     if (!leave_ && member_.has_work()) carry_out(member_.work(clock_->now_s()));
@@ -132,13 +157,17 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
       carry_out(member_.on_finished(clock_->now_s()));
     }
   }
+  finish_copies();
   return *leave_;
 }
 
 void SiteAgent::receive(double timeout_s) {
   while (const std::optional<Arrival> arrival = transport_->receive(timeout_s)) {
     timeout_s = 0;
-    if (!arrival->frame) continue;  // the coordinator tells who is left
+    if (!arrival->frame) {
+      carry_out(member_.on_lost(arrival->peer, clock_->now_s()));
+      continue;
+    }
     const Result<Message> message = decode(*arrival->frame);
     if (message) {
       carry_out(member_.on_message(arrival->peer, *message, clock_->now_s()));
@@ -182,11 +211,17 @@ void SiteAgent::start_workers(const StartWorkers& start) {
   run.shares = shares_;
   if (start.mode == StartMode::kResume) {
     const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
+    if (!fs::exists(checkpoint)) fetch_checkpoint(start.step);
     if (options_.relay == nullptr) read_site_checkpoint(checkpoint, *state_);
     run.resume_from = checkpoint;
   } else if (start.mode == StartMode::kJoin) {
     run.start_from_shared = true;
     run.start_step = start.step;
+  }
+  if (options_.copies) {
+    CopierOptions copies = *options_.copies;
+    copies.start_step = start.step;
+    copier_ = std::make_unique<CheckpointCopier>(std::move(copies));
   }
   log_info("starting workers step={} joining={}", start.step, run.start_from_shared);
   runner_ = std::make_unique<train::SiteRunner>(run, *this);
@@ -203,6 +238,29 @@ void SiteAgent::start_workers(const StartWorkers& start) {
 void SiteAgent::take_shares(const TakeShares& shares) {
   shares_.push_back({.from_step = shares.step, .sequences = shares.sequences});
   if (runner_) runner_->take_shares(shares_.back());
+}
+
+// The machine has none of the run's checkpoints, and offered what the store has.
+void SiteAgent::fetch_checkpoint(int64_t step) {
+  if (!options_.copies) return;
+  const Status fetched =
+      fetch_copy(*options_.copies, step, [this] { turned_s_ = clock_->now_s(); });
+  if (!fetched)
+    fail("{}; start the site again, or begin anew with --fresh", fetched.error().message);
+  report("checkpoint_fetched", json{{"step", step}}.dump());
+}
+
+void SiteAgent::report_copies() {
+  if (!copier_) return;
+  for (const auto& [name, fields] : copier_->take_events()) report(name, fields);
+}
+
+// The last one is the model: it is waited for, but not for ever.
+void SiteAgent::finish_copies() {
+  if (!copier_) return;
+  const double end_s = clock_->now_s() + kLastCopyS;
+  while (!copier_->finish(kTickS) && clock_->now_s() < end_s) turned_s_ = clock_->now_s();
+  report_copies();
 }
 
 void SiteAgent::give_merged(const GiveMerged& merged) {
@@ -255,6 +313,7 @@ Status SiteAgent::add_to_checkpoint(int64_t step, const fs::path& dir) {
 }
 
 void SiteAgent::on_checkpoint_saved(int64_t step) {
+  if (copier_) copier_->offer(step);
   report("checkpoint", json{{"step", step}}.dump());
 }
 

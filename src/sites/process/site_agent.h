@@ -16,6 +16,7 @@
 #include "plan/job.h"
 #include "plan/plan.h"
 #include "sites/across/relay.h"
+#include "sites/copies/checkpoint_copier.h"
 #include "sites/exchange/global_state.h"
 #include "sites/protocol/member.h"
 #include "sites/transport/transport.h"
@@ -30,6 +31,7 @@ struct SiteAgentOptions {
   Hello hello;
   Relay* relay = nullptr;                 // of sites that train in step; outlives the agent
   std::vector<std::string> coordinators;  // where one may be
+  std::optional<CopierOptions> copies;    // where copies of checkpoints go, and come from
 };
 
 class SiteAgent final : public train::SiteEvents {
@@ -62,6 +64,9 @@ class SiteAgent final : public train::SiteEvents {
   void take_shares(const TakeShares& shares);
   void receive(double timeout_s);
   void report(const std::string& name, const std::string& json);
+  void fetch_checkpoint(int64_t step);
+  void report_copies();
+  void finish_copies();
   void beat(const std::stop_token& stop);
 
   SiteAgentOptions options_;
@@ -75,6 +80,7 @@ class SiteAgent final : public train::SiteEvents {
   std::map<int64_t, std::unique_ptr<const GlobalState>> copies_;  // by step, until they are saved
   std::vector<train::BatchShares> shares_;                        // told before the workers start
   std::unique_ptr<train::SiteRunner> runner_;  // once the run has begun for this site
+  std::unique_ptr<CheckpointCopier> copier_;   // once the run has begun, if copies are wanted
   bool is_running_ = false;                    // the workers have not finished
   std::optional<Leave> leave_;
   std::atomic<double> turned_s_;  // when the main thread last turned

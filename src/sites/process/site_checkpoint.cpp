@@ -87,6 +87,24 @@ std::vector<float> read_global_weights(const fs::path& dir) {
   return {values.begin(), values.end()};
 }
 
+Result<CheckpointOffer> offer_of(const fs::path& checkpoint) {
+  try {
+    const fs::path state = checkpoint / "state.json";
+    const train::TrainState counters =
+        train::train_state_from_json(read_text_file(state), state.string());
+    CheckpointOffer offer{.step = counters.step, .hash = {}, .data_step = counters.data_step};
+    if (fs::exists(checkpoint / kFile)) {
+      const model::SafetensorsFile file(checkpoint / kFile);
+      const auto hash = file.metadata().find("hash");
+      if (hash == file.metadata().end()) fail("{} has no hash", (checkpoint / kFile).string());
+      offer.hash = hash->second;
+    }
+    return offer;
+  } catch (const Failure& failure) {
+    return Error{ErrorCode::kCorrupt, failure.what()};
+  }
+}
+
 std::vector<CheckpointOffer> offer_joint_checkpoints(const fs::path& checkpoints_dir,
                                                      std::vector<std::string>& problems) {
   std::vector<CheckpointOffer> offers;
@@ -103,18 +121,13 @@ std::vector<CheckpointOffer> offer_checkpoints(const fs::path& checkpoints_dir,
                                                std::vector<std::string>& problems) {
   std::vector<CheckpointOffer> offers;
   for (const int64_t step : train::good_checkpoints(checkpoints_dir, &problems)) {
-    const fs::path path = train::checkpoint_path(checkpoints_dir, step) / kFile;
-    try {
-      const model::SafetensorsFile file(path);
-      const auto hash = file.metadata().find("hash");
-      if (hash == file.metadata().end()) continue;
-      const fs::path state = train::checkpoint_path(checkpoints_dir, step) / "state.json";
-      const train::TrainState counters =
-          train::train_state_from_json(read_text_file(state), state.string());
-      offers.push_back({.step = step, .hash = hash->second, .data_step = counters.data_step});
-    } catch (const Failure& failure) {
-      log_warn("checkpoint left out step={} reason=\"{}\"", step, failure.what());
-      problems.push_back(fmt::format("checkpoint of step {} left out: {}", step, failure.what()));
+    Result<CheckpointOffer> offer = offer_of(train::checkpoint_path(checkpoints_dir, step));
+    if (offer && !offer->hash.empty()) {
+      offers.push_back(*offer);
+    } else if (!offer) {
+      const std::string& reason = offer.error().message;
+      log_warn("checkpoint left out step={} reason=\"{}\"", step, reason);
+      problems.push_back(fmt::format("checkpoint of step {} left out: {}", step, reason));
     }
   }
   return offers;

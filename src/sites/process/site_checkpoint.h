@@ -21,6 +21,9 @@ Status try_write_site_checkpoint(const std::filesystem::path& dir, const GlobalS
 void read_site_checkpoint(const std::filesystem::path& dir, GlobalState& state);
 /// The global weights of a checkpoint. Throws Failure.
 std::vector<float> read_global_weights(const std::filesystem::path& dir);
+/// A checkpoint as others compare it; of a run of one site the hash is empty. kCorrupt if a file
+/// cannot be read.
+Result<CheckpointOffer> offer_of(const std::filesystem::path& checkpoint);
 /// Of sites in step, whose checkpoints are the same files everywhere: the hash is their manifest's.
 std::vector<CheckpointOffer> offer_joint_checkpoints(const std::filesystem::path& checkpoints_dir,
                                                      std::vector<std::string>& problems);

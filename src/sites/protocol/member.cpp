@@ -11,8 +11,6 @@ namespace pelago::sites {
 
 namespace {
 
-// Longer than a fragment takes on any line worth using; a donor that is still sending ignores it.
-constexpr double kFetchHeartbeats = 5;
 // A coordinator that another has taken over from was silent for longer: it answers after five.
 constexpr double kSeekHeartbeats = 8;
 constexpr double kQuietHeartbeats = 5;
@@ -23,7 +21,14 @@ Member::Member(MemberOptions options, GlobalState& state)
     : options_(std::move(options)),
       state_(&state),
       shares_(options_.shares),
-      pace_(options_.schedule.inner_steps) {
+      pace_(options_.schedule.inner_steps),
+      shelf_(state),
+      fetcher_(
+          {.site = options_.site,
+           .address = options_.hello.address,
+           .heartbeat_s = options_.heartbeat_s},
+          state,
+          [this](int64_t exchange, const std::string& hash) { return vouch(exchange, hash); }) {
   PELAGO_ASSERT(options_.lane < options_.shares.size(), "this site has a share");
   status_.incarnation = options_.hello.incarnation;
 }
@@ -61,11 +66,7 @@ MemberActions Member::on_tick(double now_s) {
         record.work && !record.outcome && now_s - record.progress_s > 2 * options_.heartbeat_s;
     if (is_stuck) want_missing(exchange, record);
   }
-  for (auto& [fragment, fetching] : fetches_) {
-    if (now_s - fetching.asked_s > kFetchHeartbeats * options_.heartbeat_s) {
-      ask_donor(fragment, fetching);
-    }
-  }
+  shelf_.forget_idle(now_s);
   return take_actions();
 }
 
@@ -101,6 +102,7 @@ void Member::take(const std::string& from, const Welcome& welcome) {
   }
   if (welcome_) return;
   welcome_ = welcome;
+  status_.completed_steps = welcome.start_step;
   status_changed_ = true;
   take_shares(welcome.shares);
   if (welcome.mode != StartMode::kJoin) {
@@ -116,13 +118,7 @@ void Member::take(const std::string& from, const Welcome& welcome) {
                      .start_number = welcome.start_number});
     return;
   }
-  // Of each fragment, the newest exchange before the first that this site takes part in.
-  const auto num_fragments = static_cast<int64_t>(state_->fragments().size());
-  for (int64_t fragment = 0; fragment < num_fragments; ++fragment) {
-    int64_t newest = welcome.first_exchange - 1;
-    while (newest >= welcome.first_logged && newest % num_fragments != fragment) --newest;
-    fetch(fragment, newest >= welcome.first_logged ? newest : -1, welcome.donors);
-  }
+  begin_join();
 }
 
 // Told before the merge that lets the workers go on to the step from which they hold.
@@ -196,91 +192,6 @@ void Member::seek_coordinator() {
   act(KnowAddress{.site = kCoordinatorName, .address = options_.coordinators[coordinator_idx_]});
 }
 
-void Member::fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors) {
-  Fetching& fetching = fetches_[fragment];
-  if (!fetching.donors.empty() && fetching.exchange_min >= exchange_min) return;
-  fetching = Fetching{.exchange_min = exchange_min,
-                      .donors = donors,
-                      .next_donor = 0,
-                      .asked_s = -1e9,
-                      .early = {}};
-  ask_donor(fragment, fetching);
-}
-
-void Member::ask_donor(int64_t fragment, Fetching& fetching) {
-  fetching.asked_s = now_s_;
-  std::erase_if(fetching.donors,
-                [&](const SiteAddress& donor) { return donor.site == options_.site; });
-  if (fetching.donors.empty()) return;
-  const SiteAddress& donor = fetching.donors[fetching.next_donor++ % fetching.donors.size()];
-  act(KnowAddress{.site = donor.site, .address = donor.address});
-  act(SendMessage{.to = donor.site,
-                  .message = Fetch{.fragment = fragment,
-                                   .exchange_min = fetching.exchange_min,
-                                   .address = options_.hello.address}});
-}
-
-void Member::take(const std::string& from, const Fetch& fetch) {
-  const auto num_fragments = static_cast<int64_t>(state_->fragments().size());
-  if (fetch.fragment < 0 || fetch.fragment >= num_fragments) {
-    return refuse(from, "request for a fragment that is not there");
-  }
-  const int64_t exchange = state_->applied()[static_cast<size_t>(fetch.fragment)];
-  const bool has_state =
-      status_.phase == SitePhase::kTraining || status_.phase == SitePhase::kFinished;
-  // Not yet here: whoever asked will ask again, perhaps another.
-  if (!has_state || exchange < fetch.exchange_min) return;
-  // Asked again, it may still be on its way. Another fragment to the same site is not "again".
-  const bool again = !answered_.insert({fetch.address, fetch.fragment, exchange}).second;
-  act(KnowAddress{.site = from, .address = fetch.address});
-  act(SendMessage{.to = from,
-                  .message = FragmentState{.fragment = fetch.fragment,
-                                           .exchange = exchange,
-                                           .hash = state_->fragment_hash(fetch.fragment),
-                                           .payload = state_->to_bytes(fetch.fragment)},
-                  .again = again});
-}
-
-void Member::take(const std::string& from, const FragmentState& fetched) {
-  const auto fetching = fetches_.find(fetched.fragment);
-  if (fetching == fetches_.end()) return;  // another donor was faster
-  if (fetched.exchange < fetching->second.exchange_min) return refuse(from, "an older fragment");
-  fetching->second.early = fetched;
-  believe(fetched.fragment, fetching->second);
-}
-
-// Takes a fetched fragment over if the coordinator's commit vouches for it.
-void Member::believe(int64_t fragment, Fetching& fetching) {
-  const FragmentState fetched = *fetching.early;
-  if (fetched.exchange >= welcome_->first_logged) {
-    const auto known = known_commits_.find(fetched.exchange);
-    if (known == known_commits_.end()) return;  // the donor heard of the commit first
-    if (known->second.hash != fetched.hash) {
-      fetching.early.reset();
-      return refuse("a donor", "a fragment whose hash is not the committed one");
-    }
-  }
-  const Result<FragmentOutcome> outcome =
-      state_->from_bytes(fragment, fetched.payload, fetched.hash);
-  if (!outcome) {
-    fetching.early.reset();
-    return refuse("a donor", outcome.error().message);
-  }
-  keep_unsent(fragment, fetched.exchange);
-  state_->apply(fragment, fetched.exchange, *outcome);
-  fetches_.erase(fragment);
-  status_changed_ = true;
-  if (status_.phase == SitePhase::kCatchingUp && fetches_.empty()) {
-    state_->set_sent_steps(welcome_->start_step);
-    status_.phase = SitePhase::kStarting;
-    act(StartWorkers{.mode = StartMode::kJoin,
-                     .step = welcome_->start_step,
-                     .data_step = welcome_->data_step,
-                     .start_number = 0});
-  }
-  settle_all();
-}
-
 void Member::refuse(const std::string& from, const std::string& why) {
   ++status_.num_refused;
   log_debug("refused from={} what=\"{}\"", from, why);
@@ -313,11 +224,12 @@ void Member::tell_status() {
 }
 
 MemberActions Member::take_actions() {
+  fetch_on();
   // With nothing under way nothing can have been missed. Where another coordinator may take over,
   // the answers show that this one is still it.
   // Of sites in step the coordinator has only this to tell how far they are.
   const bool is_quiet = status_.phase == SitePhase::kTraining && records_.empty() &&
-                        fetches_.empty() && !status_.wants_stop &&
+                        fetcher_.is_idle() && !status_.wants_stop &&
                         options_.coordinators.size() < 2 && options_.schedule.num_fragments > 0;
   const double pause_s = (is_quiet ? kQuietHeartbeats : 1) * options_.heartbeat_s;
   if (status_changed_ || now_s_ - told_s_ >= pause_s) tell_status();

@@ -15,13 +15,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -29,6 +28,8 @@
 #include "sites/exchange/exchange_parts.h"
 #include "sites/exchange/global_state.h"
 #include "sites/exchange/step_pace.h"
+#include "sites/fetch/fragment_fetcher.h"
+#include "sites/fetch/leaf_shelf.h"
 #include "sites/leases/lane_shares.h"
 #include "sites/protocol/member/member_actions.h"
 #include "sites/protocol/messages.h"
@@ -47,6 +48,8 @@ class Member {
   /// local: the fragment's weights [N] f32; stays as it is until GiveMerged.
   MemberActions on_snapshot(int64_t exchange, std::span<const float> local, double now_s);
   MemberActions on_finished(double now_s);
+  /// The connection to a peer broke: what was asked of it is asked of another.
+  MemberActions on_lost(const std::string& peer, double now_s);
   /// step_s: of the last step, without waiting for the line.
   void on_step(int64_t completed_steps, double step_s);
   /// Parts of an exchange are still to be quantised: call work() between messages.
@@ -80,14 +83,6 @@ class Member {
     std::vector<float> unsent;
     double progress_s = 0;
   };
-  struct Fetching {
-    int64_t exchange_min = -1;
-    std::vector<SiteAddress> donors;
-    size_t next_donor = 0;
-    double asked_s = -1e9;
-    std::optional<FragmentState> early;  // came before the commit that vouches for it
-  };
-
   void take(const std::string& from, const Welcome& welcome);
   void take(const std::string& from, const Refused& refused);
   void take(const std::string& from, const AllowTraining& allow);
@@ -99,7 +94,9 @@ class Member {
   void take(const std::string& from, const Slice& slice);
   void take(const std::string& from, const Want& want);
   void take(const std::string& from, const Fetch& fetch);
-  void take(const std::string& from, const FragmentState& fetched);
+  void take(const std::string& from, const FragmentManifest& manifest);
+  void take(const std::string& from, const FetchLeaf& wanted);
+  void take(const std::string& from, const FragmentLeaf& leaf);
   void take(const std::string& from, const Hello&) { refuse(from, "hello"); }
   void take(const std::string& from, const Heartbeat&) { refuse(from, "heartbeat"); }
   void take(const std::string& from, const SiteStatus&) { refuse(from, "status"); }
@@ -128,9 +125,14 @@ class Member {
   void settle_all();
   const Commit* newest_commit(int64_t fragment) const;
   void forget_lost(int64_t fragment, int64_t exchange, int64_t epoch);
-  void fetch(int64_t fragment, int64_t exchange_min, const std::vector<SiteAddress>& donors);
-  void ask_donor(int64_t fragment, Fetching& fetching);
-  void believe(int64_t fragment, Fetching& fetching);
+  // member_fetch.cpp
+  void begin_join();
+  bool can_give(const std::string& from, int64_t fragment);
+  Vouch vouch(int64_t exchange, const std::string& hash) const;
+  void fetch_on();
+  void take_over(const FetchedFragment& fetched);
+  void end_join();
+  void change(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
   std::vector<std::string> missing(const Record& record) const;
   void send_slice(const std::string& to, Slice slice, bool again);
   void seek_coordinator();
@@ -149,13 +151,13 @@ class Member {
   LaneShares shares_;
   StepPace pace_;
   std::optional<Welcome> welcome_;
-  std::map<int64_t, Record> records_;                             // snapshot taken, not yet applied
-  std::vector<std::pair<std::string, Slice>> laid_aside_;         // of peers that are ahead
-  std::map<std::string, double> rates_mbit_s_;                    // of the lines to peers
-  std::map<int64_t, Commit> known_commits_;                       // by exchange
-  std::map<int64_t, Fetching> fetches_;                           // by fragment
-  std::set<std::tuple<std::string, int64_t, int64_t>> answered_;  // address, fragment, exchange
-  std::map<std::pair<int64_t, size_t>, DeltaWatch> watches_;      // by fragment, number of members
+  std::map<int64_t, Record> records_;                      // snapshot taken, not yet applied
+  std::vector<std::pair<std::string, Slice>> laid_aside_;  // of peers that are ahead
+  std::map<std::string, double> rates_mbit_s_;             // of the lines to peers
+  std::map<int64_t, Commit> known_commits_;                // by exchange
+  LeafShelf shelf_;
+  FragmentFetcher fetcher_;
+  std::map<std::pair<int64_t, size_t>, DeltaWatch> watches_;  // by fragment, number of members
   bool status_changed_ = false;
   bool has_left_ = false;
   double now_s_ = 0;

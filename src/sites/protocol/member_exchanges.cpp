@@ -103,11 +103,8 @@ void Member::take(const std::string& from, const Commit& commit) {
   forget_lost(fragment, commit.exchange + 1, commit.lost_epoch);
   known_commits_[commit.exchange] = commit;
   note_taken(commit);
-  const auto fetching = fetches_.find(fragment);
-  if (fetching != fetches_.end()) {
-    if (!commit.donors.empty()) fetching->second.donors = commit.donors;
-    if (fetching->second.early) believe(fragment, fetching->second);
-  }
+  if (!commit.donors.empty()) fetcher_.set_donors(fragment, commit.donors);
+  fetcher_.reconsider(fragment);
   settle_all();
 }
 
@@ -128,7 +125,11 @@ void Member::forget_lost(int64_t fragment, int64_t exchange, int64_t epoch) {
   });
   if (num_lost == 0) return;
   // A site that catches up still needs the fragment, from whoever will hold it.
-  if (status_.phase != SitePhase::kCatchingUp) fetches_.erase(fragment);
+  if (status_.phase == SitePhase::kCatchingUp) {
+    fetcher_.reconsider(fragment);
+  } else {
+    fetcher_.drop(fragment);
+  }
 }
 
 void Member::settle_all() {
@@ -201,10 +202,11 @@ void Member::settle(int64_t exchange, Record& record) {
   const Commit& commit = *newest;
   const bool is_mine =
       commit.exchange == exchange && record.outcome && record.begin->epoch == commit.epoch;
+  std::string own;
   if (is_mine) {
     learn(exchange, record);
     if (record.outcome->hash == commit.hash) {
-      state_->apply(fragment, exchange, *record.outcome);
+      change(fragment, exchange, *record.outcome);
       ++status_.num_commits;
       // Alone it exchanged nothing with anybody.
       if (commit.members.size() > 1) {
@@ -213,12 +215,14 @@ void Member::settle(int64_t exchange, Record& record) {
       return;
     }
     log_warn("result differs from the others, fetching theirs exchange={}", exchange);
+    // What of it is right need not travel.
+    own = bytes_of(*record.outcome);
     record.outcome.reset();
     record.work.reset();
   }
-  if (fetches_.contains(fragment)) return;
+  if (fetcher_.wants(fragment)) return;
   ++status_.num_missed;
-  fetch(fragment, exchange, commit.donors);
+  fetcher_.want(fragment, exchange, commit.donors, std::move(own));
 }
 
 }  // namespace pelago::sites

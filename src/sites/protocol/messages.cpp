@@ -22,15 +22,17 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SiteAddress, site, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ShareChange, data_step, sequences)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MemberShare, site, address, tokens, data_begin, data_end)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointOffer, step, hash, data_step)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Hello,
-                                   incarnation,
-                                   wire_version,
-                                   plan_hash,
-                                   tokenizer_hash,
-                                   dataset_hash,
-                                   weights_hash,
-                                   address,
-                                   checkpoints)
+// With defaults: of another version it is still read, and told that the versions differ.
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Hello,
+                                                incarnation,
+                                                wire_version,
+                                                plan_hash,
+                                                plan_facts,
+                                                tokenizer_hash,
+                                                dataset_hash,
+                                                weights_hash,
+                                                address,
+                                                checkpoints)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Heartbeat, incarnation)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(ReadyExchange,
                                                 exchange,
@@ -81,8 +83,10 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StopAt, step)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Alive, term, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Slice, exchange, epoch, part, of_mean)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Want, exchange, epoch, part, of_mean)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, address)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentState, fragment, exchange, hash)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, hash, address)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentManifest, fragment, exchange, hash)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FetchLeaf, fragment, hash, leaf, address)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentLeaf, fragment, hash, leaf)
 void to_json(nlohmann::json& json, const Release&) { json = nlohmann::json::object(); }
 void from_json(const nlohmann::json&, Release&) {}
 
@@ -103,7 +107,9 @@ constexpr std::array<std::string_view, std::variant_size_v<Message>> kNames = {"
                                                                                "slice",
                                                                                "want",
                                                                                "fetch",
-                                                                               "fragment_state"};
+                                                                               "fragment_manifest",
+                                                                               "fetch_leaf",
+                                                                               "fragment_leaf"};
 
 // JSON heads are small; anything larger is not one of ours.
 constexpr size_t kHeadBytesMax = 4 << 20;

@@ -1,23 +1,25 @@
 // What the coordinator and the sites' agents tell each other. Every message states a fact that
-// stays true ("this exchange, in this epoch, has these members"), none says "one more": sent twice,
-// late or in another order, it does no harm. Whoever misses an answer says again where it stands
+// stays true ("this exchange, in this epoch, has these members"), none says "one more": twice, late
+// or in another order, it does no harm. Whoever misses an answer says again where it stands
 // (SiteStatus), and is sent again what it lacks.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
 
 #include "base/error.h"
+#include "sites/fetch/fetch_messages.h"
 #include "sites/leases/lane_shares.h"
 #include "sites/transport/transport.h"
 
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 5;
+inline constexpr int64_t kWireVersion = 6;
 
 struct SiteAddress {
   std::string site;
@@ -43,8 +45,9 @@ struct Hello {
   uint64_t incarnation = 0;  // new at each start of the agent
   int64_t wire_version = kWireVersion;
   std::string plan_hash, tokenizer_hash, dataset_hash;
-  std::string weights_hash;  // of the initial weights made from the seed
-  std::string address;       // where other sites reach this one
+  std::map<std::string, std::string> plan_facts = {};  // by key: to name what differs
+  std::string weights_hash;                            // of the initial weights made from the seed
+  std::string address;                                 // where other sites reach this one
   std::vector<CheckpointOffer> checkpoints;
 };
 /// "I am here", from a thread of its own, so that a long save is not taken for death.
@@ -160,19 +163,6 @@ struct Want {
   int64_t exchange = 0, epoch = 0, part = 0;
   bool of_mean = false;
 };
-/// "Give me this fragment as of this exchange or a later one."
-struct Fetch {
-  int64_t fragment = 0;
-  int64_t exchange_min = -1;
-  std::string address;  // where the answer goes: a site that has started anew is found elsewhere
-};
-struct FragmentState {
-  int64_t fragment = 0;
-  int64_t exchange = -1;
-  std::string hash;
-  std::string payload;  // global weights f32, then outer momentum f32
-};
-
 using Message = std::variant<Hello,
                              Heartbeat,
                              SiteStatus,
@@ -188,7 +178,9 @@ using Message = std::variant<Hello,
                              Slice,
                              Want,
                              Fetch,
-                             FragmentState>;
+                             FragmentManifest,
+                             FetchLeaf,
+                             FragmentLeaf>;
 
 /// "hello", "slice", ...: for logs.
 std::string_view name_of(const Message& message);

@@ -6,36 +6,11 @@
 
 #include "base/error.h"
 #include "base/text/json.h"
+#include "sites/protocol/round/differences.h"
 
 namespace pelago::sites {
 
 using nlohmann::json;
-
-namespace {
-
-// Everything that differs, so that one look mends it.
-// Empty hashes of the run itself are not known, and differ from nothing.
-std::string differences(const Hello& mine, const Hello& theirs) {
-  struct Fact {
-    const char* what;
-    std::string mine, theirs;
-  };
-  const Fact facts[] = {
-      {"wire version", std::to_string(mine.wire_version), std::to_string(theirs.wire_version)},
-      {"plan.json", mine.plan_hash, theirs.plan_hash},
-      {"tokenizer", mine.tokenizer_hash, theirs.tokenizer_hash},
-      {"dataset", mine.dataset_hash, theirs.dataset_hash},
-      {"initial weights", mine.weights_hash, theirs.weights_hash}};
-  std::string differing;
-  for (const Fact& fact : facts) {
-    if (fact.mine == fact.theirs || fact.theirs.empty()) continue;
-    differing += fmt::format(
-        "{}{} ({}, not {})", differing.empty() ? "" : ", ", fact.what, fact.mine, fact.theirs);
-  }
-  return differing;
-}
-
-}  // namespace
 
 RoundMachine::RoundMachine(RoundOptions options, const DurableState& known)
     : options_(std::move(options)),
@@ -177,7 +152,8 @@ void RoundMachine::hear(Site& site) {
   site.lost_s.reset();
   if (!site.dead) return;
   site.dead = false;
-  site.is_unheard = site.welcome && !site.status;
+  // What it last said was before it was away: it is not judged by that.
+  site.is_unheard = site.welcome.has_value();
   record("site_returned", json{{"site", site.name}}.dump());
 }
 

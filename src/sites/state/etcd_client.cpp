@@ -32,6 +32,10 @@ Result<json> read_answer(const std::string& member, const HttpAnswer& answer) {
                fmt::format("{}: {}", member, words)};
 }
 
+Result<json> no_answer(const std::string& member, const Error& why) {
+  return Error{why.code, fmt::format("{}: {}", member, why.message)};
+}
+
 }  // namespace
 
 EtcdOptions parse_etcd_url(const std::string& url, const std::filesystem::path& certs_dir) {
@@ -71,7 +75,9 @@ EtcdOptions parse_etcd_url(const std::string& url, const std::filesystem::path& 
 EtcdClient::EtcdClient(const EtcdOptions& options)
     : members_(options.members),
       call_s_(options.call_s),
-      http_({.certs_dir = options.certs_dir, .timeout_s = options.member_s}) {
+      http_({.certs_dir = options.certs_dir,
+             .connect_s = options.member_s / 2,
+             .timeout_s = options.member_s}) {
   PELAGO_ASSERT(!members_.empty(), "an address has a member");
 }
 
@@ -81,9 +87,12 @@ Result<json> EtcdClient::call(const std::string& path, const json& request) {
   Error last{ErrorCode::kUnavailable, ""};
   for (size_t i = 0; i < members_.size() && (i == 0 || steady_now_s() < deadline_s); ++i) {
     const std::string& member = members_[member_idx_];
-    const Result<HttpAnswer> answer = http_.post(member + "/v3/" + path, body);
+    const Result<HttpAnswer> answer = http_.send({.method = "POST",
+                                                  .url = member + "/v3/" + path,
+                                                  .body = std::as_bytes(std::span(body)),
+                                                  .headers = {"Content-Type: application/json"}});
     const Result<json> content =
-        answer ? read_answer(member, *answer) : Result<json>(answer.error());
+        answer ? read_answer(member, *answer) : no_answer(member, answer.error());
     if (content || content.error().code == ErrorCode::kRefused) return content;
     last = content.error();
     member_idx_ = (member_idx_ + 1) % members_.size();

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "sites/state/http_client.h"
+#include "sites/http/http_client.h"
 
 namespace pelago::sites {
 

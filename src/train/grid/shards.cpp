@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "chips/kernels.h"
 #include "chips/torch.h"
 
@@ -84,34 +86,43 @@ Shards::Shards(std::vector<Bucket> buckets,
   }
 }
 
-void Shards::read_weights(std::span<const float> master, const Fragment& range) {
-  const torch::NoGradGuard no_grad;
-  for (size_t i = 0; i < buckets_.size(); ++i) {
-    const Bucket& bucket = buckets_[i];
-    Kept& kept = kept_[i];
-    const RunFilter all{0, bucket.num_values, range.begin, range.end};
-    for (const Range& part : ranges_in(bucket, all)) {
-      const Tensor values = from_host(bucket, all, part, master).to(weights_.device());
-      kept.weights.narrow(0, part.begin, part.end - part.begin).copy_(values);
-    }
-    scatter_bucket(bucket, kept.weights, weights_);
-    take_own(i, range, master, kept.master);
+void Shards::take_weights(size_t bucket_idx,
+                          const RunFilter& filter,
+                          std::span<const float> master) {
+  const Bucket& bucket = buckets_[bucket_idx];
+  Kept& kept = kept_[bucket_idx];
+  for (const Range& part : ranges_in(bucket, filter)) {
+    const Tensor values = from_host(bucket, filter, part, master).to(weights_.device());
+    kept.weights.narrow(0, part.begin, part.end - part.begin).copy_(values);
   }
 }
 
-void Shards::take_own(size_t bucket_idx,
-                      const Fragment& range,
-                      std::span<const float> from,
-                      Tensor& to) {
+/// Of the filter, what this rank keeps.
+void Shards::take_kept(size_t bucket_idx,
+                       RunFilter filter,
+                       std::span<const float> from,
+                       Tensor& to) {
   const Kept& kept = kept_[bucket_idx];
-  const RunFilter own{kept.begin, kept.end, range.begin, range.end};
-  for (const Range& part : ranges_in(buckets_[bucket_idx], own)) {
+  filter.begin = std::max(filter.begin, kept.begin);
+  filter.end = std::min(filter.end, kept.end);
+  if (filter.begin >= filter.end) return;
+  for (const Range& part : ranges_in(buckets_[bucket_idx], filter)) {
     Tensor place = to.narrow(0, part.begin - kept.begin, part.end - part.begin);
     if (from.empty()) {
       place.zero_();
     } else {
-      place.copy_(from_host(buckets_[bucket_idx], own, part, from));
+      place.copy_(from_host(buckets_[bucket_idx], filter, part, from));
     }
+  }
+}
+
+void Shards::read_weights(std::span<const float> master, const Fragment& range) {
+  const torch::NoGradGuard no_grad;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const RunFilter all{0, buckets_[i].num_values, range.begin, range.end};
+    take_weights(i, all, master);
+    scatter_bucket(buckets_[i], kept_[i].weights, weights_);
+    take_kept(i, all, master, kept_[i].master);
   }
 }
 
@@ -119,8 +130,50 @@ void Shards::read(const HostState& state, const Fragment& range) {
   read_weights(state.master, range);
   const torch::NoGradGuard no_grad;
   for (size_t i = 0; i < buckets_.size(); ++i) {
-    take_own(i, range, state.m, kept_[i].m);
-    take_own(i, range, state.v, kept_[i].v);
+    const RunFilter all{0, buckets_[i].num_values, range.begin, range.end};
+    take_kept(i, all, state.m, kept_[i].m);
+    take_kept(i, all, state.v, kept_[i].v);
+  }
+}
+
+// The bits of a vector are laid out as a table, whose rows and columns are summed as whole numbers
+// on the device, where every chip sums alike, and only the sums go to the host. Whatever differs in
+// one element, or in two, changes a sum.
+uint64_t Shards::digest(size_t bucket_idx) const {
+  constexpr int64_t kColumns = 1024;
+  const torch::NoGradGuard no_grad;
+  const Kept& kept = kept_[bucket_idx];
+  std::string all;
+  for (const Tensor& values : {kept.master, kept.m, kept.v}) {
+    const Tensor bits = values.view(torch::kInt32);  // [n]
+    const int64_t num_rows = bits.numel() / kColumns;
+    const Tensor table = bits.narrow(0, 0, num_rows * kColumns).view({num_rows, kColumns});
+    const Tensor rest = bits.narrow(0, num_rows * kColumns, bits.numel() % kColumns);
+    const Tensor sums = torch::cat({table.sum(0, false, torch::kInt64),
+                                    table.sum(1, false, torch::kInt64),
+                                    rest.to(torch::kInt64)})
+                            .cpu();
+    all += hash_hex(
+        std::as_bytes(std::span(sums.data_ptr<int64_t>(), static_cast<size_t>(sums.numel()))));
+  }
+  return std::stoull(hash_hex(all).substr(0, 16), nullptr, 16);
+}
+
+void Shards::read_others(const HostState& state) {
+  const torch::NoGradGuard no_grad;
+  const auto num_values = static_cast<int64_t>(state.master.size());
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    Kept& kept = kept_[i];
+    const RunFilter before{0, own_slices_[i].begin, 0, num_values};
+    const RunFilter after{own_slices_[i].end, buckets_[i].num_values, 0, num_values};
+    for (const RunFilter& others : {before, after}) {
+      if (others.begin >= others.end) continue;
+      take_weights(i, others, state.master);
+      take_kept(i, others, state.master, kept.master);
+      take_kept(i, others, state.m, kept.m);
+      take_kept(i, others, state.v, kept.v);
+    }
+    scatter_bucket(buckets_[i], kept.weights, weights_);
   }
 }
 
@@ -139,22 +192,63 @@ void Shards::write_gradient(std::span<float> out) const {
 }
 
 void Shards::write(const HostState& state, const Fragment& range) const {
-  write_own(state, range, [](const Tensor& values) { return values.to(torch::kCPU); });
+  write_own(kept_, state, range, [](const Tensor& values) { return values.to(torch::kCPU); });
 }
 
 void Shards::write_behind(const HostState& state,
                           chips::Device& device,
                           const chips::WorkMark& after) const {
   const Fragment whole{0, static_cast<int64_t>(state.master.size())};
-  write_own(state, whole, [&](const Tensor& values) -> Tensor {
+  write_own(kept_, state, whole, [&](const Tensor& values) -> Tensor {
     return device.start_copy_to_host(values, after)->wait();
   });
 }
 
-void Shards::write_own(const HostState& state, const Fragment& range, const ToHost& to_host) const {
+struct Shards::Copies {
+  std::vector<Kept> kept;
+};
+
+int64_t Shards::copy_bytes() const {
+  int64_t num_values = 0;
+  for (const chips::Collective::Slice& own : own_slices_) num_values += own.end - own.begin;
+  return 3 * num_values * static_cast<int64_t>(sizeof(float));
+}
+
+std::shared_ptr<const Shards::Copies> Shards::copy_own() const {
   const torch::NoGradGuard no_grad;
+  auto copies = std::make_shared<Copies>();
   for (size_t i = 0; i < buckets_.size(); ++i) {
     const Kept& kept = kept_[i];
+    Kept& copy = copies->kept.emplace_back();
+    copy.begin = own_slices_[i].begin;
+    copy.end = own_slices_[i].end;
+    const auto copy_of = [&](const Tensor& values) {
+      return values.narrow(0, copy.begin - kept.begin, copy.end - copy.begin).clone();
+    };
+    copy.master = copy_of(kept.master);
+    copy.m = copy_of(kept.m);
+    copy.v = copy_of(kept.v);
+  }
+  return copies;
+}
+
+void Shards::write_copies(const Copies& copies,
+                          const HostState& state,
+                          chips::Device& device,
+                          const chips::WorkMark& after) const {
+  const Fragment whole{0, static_cast<int64_t>(state.master.size())};
+  write_own(copies.kept, state, whole, [&](const Tensor& values) -> Tensor {
+    return device.start_copy_to_host(values, after)->wait();
+  });
+}
+
+void Shards::write_own(const std::vector<Kept>& all_kept,
+                       const HostState& state,
+                       const Fragment& range,
+                       const ToHost& to_host) const {
+  const torch::NoGradGuard no_grad;
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const Kept& kept = all_kept[i];
     const RunFilter own{own_slices_[i].begin, own_slices_[i].end, range.begin, range.end};
     for (const Range& part : ranges_in(buckets_[i], own)) {
       const auto give = [&](const Tensor& from, std::span<float> to) {

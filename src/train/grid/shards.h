@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -50,6 +51,10 @@ class Shards {
 
   /// Takes the rank's part; Adam's moments become 0 where none are given.
   void read(const HostState& state, const Fragment& range);
+  /// Takes what other ranks write, and nothing else.
+  void read_others(const HostState& state);
+  /// A hash of masters and moments that this rank keeps of a bucket: equal bits, equal hashes.
+  uint64_t digest(size_t bucket_idx) const;
   /// Takes weights alone. master: f32 [N].
   void read_weights(std::span<const float> master, const Fragment& range);
   /// Writes own_slices of the range.
@@ -57,6 +62,17 @@ class Shards {
   /// The same of everything, on a thread of its own, as it is at the mark; nobody changes masters
   /// or moments meanwhile.
   void write_behind(const HostState& state,
+                    chips::Device& device,
+                    const chips::WorkMark& after) const;
+
+  /// A copy of own_slices of masters and moments on the device.
+  struct Copies;
+  std::shared_ptr<const Copies> copy_own() const;
+  /// What copy_own() takes on the device.
+  int64_t copy_bytes() const;
+  /// As write_behind, of a copy: what is changed meanwhile does not matter.
+  void write_copies(const Copies& copies,
+                    const HostState& state,
                     chips::Device& device,
                     const chips::WorkMark& after) const;
   /// Writes own_slices of the reduced gradients.
@@ -95,8 +111,12 @@ class Shards {
     Tensor weights;  // [num_values] where the bucket's weights are made: a view or apart
   };
   using ToHost = std::function<Tensor(const Tensor&)>;
-  void write_own(const HostState& state, const Fragment& range, const ToHost& to_host) const;
-  void take_own(size_t bucket_idx, const Fragment& range, std::span<const float> from, Tensor& to);
+  void write_own(const std::vector<Kept>& from,
+                 const HostState& state,
+                 const Fragment& range,
+                 const ToHost& to_host) const;
+  void take_weights(size_t bucket_idx, const RunFilter& filter, std::span<const float> master);
+  void take_kept(size_t bucket_idx, RunFilter filter, std::span<const float> from, Tensor& to);
 
   std::vector<Bucket> buckets_;
   std::vector<chips::Collective::Slice> own_slices_;

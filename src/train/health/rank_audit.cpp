@@ -28,7 +28,7 @@ void RankRun::audit() {
                              disagreement(first[own], first.front(), bounds))));
   }
   if (is_first_rank()) {
-    warn(
+    control_->warn(
         fmt::format("audit at step {}: pipelines disagree by {:.1f} times what rounding may "
                     "explain, and no chip fails its known answers; watch the loss",
                     state_.step,

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/text/json.h"
 
 namespace pelago::train {
@@ -12,6 +13,11 @@ using nlohmann::json;
 
 namespace {
 constexpr size_t kWaitingPacketsMax = 256;
+}
+
+void Control::warn(const std::string& message) {
+  log_warn("{}", message);
+  send(json({{"type", "warning"}, {"message", message}}).dump());
 }
 
 std::string to_json(const WorkerSetup& setup) {

@@ -49,6 +49,8 @@ class Control {
   Control& operator=(const Control&) = delete;
 
   void send(const std::string& message) { socket_.send(message); }
+  /// One line for the person at the run; also in this process's log.
+  void warn(const std::string& message);
   /// The first message. Throws Failure if it is another one.
   WorkerSetup wait_for_setup();
   /// Handles what has come, after waiting at most timeout_s for the first message.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <system_error>
 
 #include "base/clock.h"
 #include "base/files.h"
@@ -48,10 +47,6 @@ std::vector<int32_t> token_lengths(const plan::JobConfig& job) {
 /// The values of a contiguous f32 tensor on the host.
 std::span<float> values_of(const Tensor& tensor) {
   return {tensor.data_ptr<float>(), static_cast<size_t>(tensor.numel())};
-}
-
-Tensor view_of(std::span<float> values) {
-  return torch::from_blob(values.data(), {static_cast<int64_t>(values.size())}, torch::kFloat32);
 }
 
 std::string typed(const char* type, const std::string& fields_json) {
@@ -101,7 +96,8 @@ RankRun::RankRun(const WorkerOptions& options,
       samples_(train_stream_),
       heldout_(heldout_stream_),
       token_bytes_(token_lengths(job_)),
-      state_(identity_of(job_)) {
+      state_(identity_of(job_)),
+      saving_(options.site_dir / "checkpoints", control) {
   if (plan_.num_parameters != job_.model.num_parameters()) {
     fail("plan.json is for a model of {} parameters, job.toml's has {}: plan again",
          plan_.num_parameters,
@@ -203,7 +199,7 @@ void RankRun::run() {
     }
     if (state_.step < plan_.steps && state_.step > setup_.saved_step &&
         schedule_.is_checkpoint_step(state_.step, job_.train.checkpoint_every_steps)) {
-      save_checkpoint();
+      save_checkpoint(Saving::kBehind);
     }
   }
   if (orders.order == Order::kPause) return leave();
@@ -211,16 +207,17 @@ void RankRun::run() {
 }
 
 void RankRun::finish(Order order, bool was_finished) {
-  if (order == Order::kStopWithCheckpoint && saved_step_ != state_.step) save_checkpoint();
+  if (order == Order::kStopWithCheckpoint && saved_step_ != state_.step)
+    save_checkpoint(Saving::kAtOnce);
   if (order == Order::kGoOn) {
     // Whoever is lost from here on need not repeat a step: merges before may be overwritten.
     if (!was_finished && !fragments_.empty()) store_at_once();
     if (!was_finished) take_last_merges();
     if (evaluated_step_ != state_.step || !fragments_.empty()) evaluate();
-    if (!was_finished) save_checkpoint();
+    if (!was_finished) save_checkpoint(Saving::kAtOnce);
   }
   trainer_->store({.master = shared_.local(), .m = {}, .v = {}}, {0, plan_.num_parameters});
-  writing_.wait();
+  finish_saving();
   collective_->barrier();  // a rank that leaves earlier could take its transport from the others
   control_->send(json({{"type", "finished"}, {"step", state_.step}}).dump());
 }
@@ -232,9 +229,7 @@ void RankRun::leave() {
 }
 
 void RankRun::store_at_once() {
-  writing_.wait();
-  trainer_->finish_storing();
-  collective_->barrier();  // the other slot is whole on all ranks before this one is touched
+  finish_saving();
   trainer_->save_counters(state_);
   trainer_->store(snapshots_->begin_at_once(), {0, plan_.num_parameters});
   snapshots_->finish_at_once(state_);
@@ -263,7 +258,10 @@ void RankRun::wait_together(const std::function<bool()>& has_come) {
 
 RankRun::Orders RankRun::share_orders() {
   Orders orders;
-  if (speaks_for_site()) control_->listen(0);
+  if (speaks_for_site()) {
+    control_->listen(0);
+    watch_saving();
+  }
   if (is_first_rank()) {
     const auto& request = control_->stop_request();
     // Later than asked is possible if the request came late; in flight is not.
@@ -273,7 +271,7 @@ RankRun::Orders RankRun::share_orders() {
       orders.order = Order::kPause;
     } else {
       orders.begins_snapshot =
-          !writing_.is_running() && snapshots_->is_due(state_.step, steady_now_s());
+          !saving_.is_busy() && snapshots_->is_due(state_.step, steady_now_s());
       orders.plan_idx = control_->take_new_shares(state_.step).value_or(0);
     }
   }
@@ -365,68 +363,56 @@ void RankRun::evaluate() {
   health_->examine();
 }
 
-/// Training waits for a copy in memory only. The slot that holds it is not written again before it
-/// is on disk: until then there are no snapshots.
-void RankRun::save_checkpoint() {
+/// Of a checkpoint in mid-run, the ranks copy their state to the slot while the next step computes:
+/// training stands still only for what that step could not hide. Unlike chips that keep copies of
+/// one master, and hold other bits, first take the same, so that a run that resumes goes on as this
+/// one does: that takes the way over the hosts, and is longer than a step of a small batch.
+void RankRun::save_checkpoint(Saving how) {
   const double begin_s = steady_now_s();
-  writing_.wait();
-  trainer_->finish_storing();
-  collective_->barrier();  // the other slot is whole on all ranks before this one is touched
-  const HostState state = snapshots_->begin_at_once();
-  trainer_->align_ranks(state);
+  finish_saving();
+  copying_begun_s_ = trainer_->storing_s();
   trainer_->save_counters(state_);
-  snapshots_->finish_at_once(state_);
+  size_t slot_idx = 0;
+  const bool differ = !is_joint() && trainer_->may_differ() && !trainer_->copies_agree();
+  if (how == Saving::kAtOnce || is_joint() || differ) {
+    const HostState slot = snapshots_->begin_at_once();
+    trainer_->align_ranks(slot);
+    slot_idx = snapshots_->finish_at_once(state_);
+  } else {
+    slot_idx = snapshots_->begin(state_);
+  }
   saved_step_ = state_.step;
   if (!speaks_for_site()) return;
-  control_->send(json({{"type", "checkpoint_begun"}, {"step", state_.step}}).dump());
   TrainState counters = state_;
   counters.data_step = state_.step + setup_.data_shift;
-  writing_.start([this, state, counters] {
-    write_checkpoint(state, counters);
-    return ok();
-  });
-  log_info("checkpoint copied step={} stall_s={:.4f}", state_.step, steady_now_s() - begin_s);
+  log_info("checkpoint begun step={} stall_s={:.4f}", state_.step, steady_now_s() - begin_s);
+  const HostState slot = shared_.snapshot(slot_idx);
+  saving_.begin({.state = slot,
+                 .counters = counters,
+                 .is_whole = [this,
+                              slot_idx,
+                              step = state_.step] { return snapshots_->is_whole(slot_idx, step); },
+                 .complete = [this, slot] { take_parts_of_others(slot); }});
 }
 
-/// On a thread of its own.
-void RankRun::write_checkpoint(const HostState& state, const TrainState& counters) {
-  const double begin_s = steady_now_s();
-  fs::path dir;
-  const auto write = [&]() -> Status {
-    if (is_joint()) {
-      share_state(state, plan_, job_.model, static_cast<size_t>(options_.site_idx), *bridge_);
-    }
-    dir = begin_checkpoint(options_.site_dir / "checkpoints", counters.step);
-    Status written = model::try_write_safetensors(dir / "weights.safetensors",
-                                                  {{"master", view_of(state.master)}});
-    if (written) {
-      written = model::try_write_safetensors(dir / "optimizer.safetensors",
-                                             {{"m", view_of(state.m)}, {"v", view_of(state.v)}});
-    }
-    return written ? try_write_file(dir / "state.json", to_json(counters) + "\n") : written;
-  };
-  std::string wrong;
-  try {
-    const Status written = write();
-    if (!written) wrong = written.error().message;
-  } catch (const Failure& failure) {
-    wrong = failure.what();
-  }
-  if (!wrong.empty()) {
-    std::error_code ignored;
-    if (!dir.empty()) fs::remove_all(dir, ignored);
-    warn(
-        fmt::format("checkpoint of step {} not saved, training goes on: {}", counters.step, wrong));
-    return;
-  }
-  log_info("checkpoint written step={} write_s={:.4f}", counters.step, steady_now_s() - begin_s);
-  control_->send(
-      json({{"type", "checkpoint"}, {"step", counters.step}, {"dir", dir.string()}}).dump());
+/// Afterwards the slots are whole on all ranks, and none is being written to disk.
+void RankRun::finish_saving() {
+  trainer_->finish_storing();
+  collective_->barrier();
+  saving_.wait();
 }
 
-void RankRun::warn(const std::string& message) {
-  log_warn("{}", message);
-  control_->send(json({{"type", "warning"}, {"message", message}}).dump());
+/// On the writer's thread: sites in step each hold a part of the state.
+void RankRun::take_parts_of_others(const HostState& state) {
+  if (!is_joint()) return;
+  share_state(state, plan_, job_.model, static_cast<size_t>(options_.site_idx), *bridge_);
+}
+
+void RankRun::watch_saving() {
+  if (!saving_.poll()) return;
+  log_info("checkpoint copied step={} stall_s={:.4f}",
+           saved_step_,
+           trainer_->storing_s() - copying_begun_s_);
 }
 
 }  // namespace pelago::train

@@ -20,7 +20,7 @@
 #include "train/rank/site_links.h"
 #include "train/rank/trainer.h"
 #include "train/recovery/snapshots.h"
-#include "train/saving/background_task.h"
+#include "train/saving/checkpoint_writer.h"
 #include "train/site_runner.h"
 
 namespace pelago::train {
@@ -66,9 +66,11 @@ class RankRun {
   void take_last_merges();
   void audit();
   void evaluate();
-  void save_checkpoint();
-  void write_checkpoint(const HostState& state, const TrainState& counters);
-  void warn(const std::string& message);
+  enum class Saving : uint8_t { kBehind, kAtOnce };
+  void save_checkpoint(Saving how);
+  void finish_saving();
+  void watch_saving();
+  void take_parts_of_others(const HostState& state);
   const Fragment& fragment_of(int64_t exchange_idx) const;
   /// Of all ranks: it hears the supervisor, and decides.
   bool is_first_rank() const { return collective_->rank() == 0; }
@@ -100,7 +102,8 @@ class RankRun {
   int num_skipped_ = 0;          // steps in a row
   int64_t saved_step_ = -1;      // of the last checkpoint
   int64_t evaluated_step_ = -1;  // of the last evaluation
-  BackgroundTask writing_;       // last: rank 0's checkpoint, from a slot that stays as it is
+  double copying_begun_s_ = 0;   // what the copies of snapshots had cost when the last one began
+  CheckpointWriter saving_;      // rank 0's, from a slot that stays as it is; last
 };
 
 }  // namespace pelago::train

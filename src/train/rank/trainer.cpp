@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "base/clock.h"
@@ -11,6 +12,7 @@
 #include "chips/vendor/trial.h"
 #include "model/parameters.h"
 #include "plan/across/joint.h"
+#include "plan/fleet.h"
 
 namespace pelago::train {
 
@@ -179,9 +181,30 @@ void Trainer::store(const HostState& state, const Fragment& range) const {
   shards_->write(state, range);
 }
 
+/// Real chips copy to the host at 12 bytes a parameter over tens of GB/s: for small batches that is
+/// longer than a step. Their own memory takes the same copy in a hundredth of the time.
+bool Trainer::has_room_for_copies() {
+  constexpr double kSpare = 0.1;  // of the memory: what has not yet been used may be needed
+  const auto memory_bytes = static_cast<double>(device_->memory_bytes());
+  const int64_t work_bytes = device_->stats().peak_bytes - copies_bytes_;
+  const int64_t copy_bytes = shards_->copy_bytes();
+  if (static_cast<double>(work_bytes + copy_bytes) > (1 - kSpare) * memory_bytes) return false;
+  copies_bytes_ = std::max(copies_bytes_, copy_bytes);
+  return true;
+}
+
 void Trainer::store_behind(const HostState& state, std::function<void()> on_done) {
-  storer_.add([this, state, after = device_->mark(), done = std::move(on_done)] {
-    shards_->write_behind(state, *device_, after);
+  storing_reads_masters_ = !has_room_for_copies();
+  if (storing_reads_masters_) {
+    storer_.add([this, state, after = device_->mark(), done = std::move(on_done)] {
+      shards_->write_behind(state, *device_, after);
+      done();
+    });
+    return;
+  }
+  auto copies = shards_->copy_own();
+  storer_.add([this, state, copies, after = device_->mark(), done = std::move(on_done)] {
+    shards_->write_copies(*copies, state, *device_, after);
     done();
   });
 }
@@ -189,6 +212,7 @@ void Trainer::store_behind(const HostState& state, std::function<void()> on_done
 void Trainer::finish_storing() {
   const double begin_s = steady_now_s();
   storer_.wait();
+  storing_reads_masters_ = false;
   const double end_s = steady_now_s();
   device_->note_host_wait(begin_s, end_s);
   storing_s_ += end_s - begin_s;
@@ -291,7 +315,7 @@ StepReport Trainer::step(int64_t step_idx) {
   links_.control->all_reduce_sum(sums.values());
   const double reduced_s = steady_now_s();
   give_sign();
-  finish_storing();
+  if (storing_reads_masters_) finish_storing();
   StepReport report = apply_gradient(step_idx, sums);
   device_->synchronize();
   give_sign();
@@ -353,11 +377,52 @@ void Trainer::gather_weights() {
   reducer_.wait();
 }
 
+bool Trainer::may_differ() const {
+  const std::vector<plan::DevicePlan>& devices = options_.site.devices;
+  const bool has_copies = options_.site.pipelines.size() > 1 && !options_.site.slice_optimizer;
+  return has_copies && std::any_of(devices.begin(), devices.end(), [&](const auto& device) {
+           return plan::kind_of_device(device.device) !=
+                  plan::kind_of_device(devices.front().device);
+         });
+}
+
+bool Trainer::copies_agree() {
+  std::vector<uint64_t> own(group_ranks_.size() + 1, 0);  // by group; last: whether one cannot tell
+  try {
+    for (size_t i = 0; i < shards_->buckets().size(); ++i) {
+      const auto group =
+          std::find(group_ranks_.begin(), group_ranks_.end(), shards_->buckets()[i].ranks);
+      uint64_t& digest = own[static_cast<size_t>(group - group_ranks_.begin())];
+      digest = Rng::mix(digest ^ shards_->digest(i));
+    }
+  } catch (const c10::NotImplementedError& missing) {  // a chip without sums of whole numbers
+    own.back() = 1;
+  }
+  const std::vector<std::byte> gathered = links_.control->all_gather(std::as_bytes(std::span(own)));
+  const auto of = [&](int rank, size_t idx) {
+    uint64_t value = 0;
+    std::memcpy(&value,
+                gathered.data() + (static_cast<size_t>(rank) * own.size() + idx) * sizeof value,
+                sizeof value);
+    return value;
+  };
+  for (int rank = 0; rank < links_.control->num_ranks(); ++rank) {
+    if (of(rank, own.size() - 1) != 0) return false;
+  }
+  for (size_t group = 0; group < group_ranks_.size(); ++group) {
+    const std::vector<int>& ranks = group_ranks_[group];
+    const bool agree = std::all_of(ranks.begin(), ranks.end(), [&](int rank) {
+      return of(rank, group) == of(ranks.front(), group);
+    });
+    if (!agree) return false;
+  }
+  return true;
+}
+
 void Trainer::align_ranks(const HostState& scratch) {
-  const Fragment whole{0, options_.model.num_parameters()};
-  shards_->write(scratch, whole);
+  shards_->write(scratch, {0, options_.model.num_parameters()});
   links_.control->barrier();
-  shards_->read(scratch, whole);
+  shards_->read_others(scratch);
   links_.control->barrier();  // nobody writes there again before all have read
 }
 

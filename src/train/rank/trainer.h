@@ -90,8 +90,9 @@ class Trainer {
   void save_counters(TrainState& counters) const;
   /// Writes what this rank keeps for others; all ranks together write everything once.
   void store(const HostState& state, const Fragment& range) const;
-  /// Begins to store everything while the next step computes. It is done before that step changes
-  /// anything, or after finish_storing(); then on_done was called, on a thread of the trainer.
+  /// Begins to store everything while the next steps compute: from a copy on the device where there
+  /// is room for one, else it is done before the next step changes anything. After
+  /// finish_storing() on_done was called, on a thread of the trainer.
   void store_behind(const HostState& state, std::function<void()> on_done);
   void finish_storing();
   /// Time that steps lost waiting for store_behind().
@@ -114,8 +115,13 @@ class Trainer {
   std::vector<AuditSums> audit(int64_t step_idx);
   bool has_16_bits() const;  // some rank trains in bf16 or fp16
 
+  /// Whether unlike chips each keep a copy of the same master: their bits may differ by rounding.
+  bool may_differ() const;
+  /// Whether all copies of each master and moment have the same bits now. All ranks together. False
+  /// also if a chip cannot tell.
+  bool copies_agree();
   /// All ranks take the same bits of weights and moments: they write them to `scratch`, memory that
-  /// all ranks see, and read them back.
+  /// all ranks see, and read back what others wrote.
   void align_ranks(const HostState& scratch);
   /// master = keep * master + take * given over the range, on all ranks alike, through
   /// scratch.master. given: f32 [N].
@@ -161,9 +167,12 @@ class Trainer {
   int64_t adam_steps_ = 0;
   LossScale loss_scale_;
   GradientWatch gradient_watch_;
+  bool has_room_for_copies();
   double storing_s_ = 0;
-  RankReport previous_;  // update and waiting of the step before
-  Reducer storer_;       // writes snapshots; last, as the next: their threads use the members above
+  bool storing_reads_masters_ = false;  // the storer: so nobody may change them
+  int64_t copies_bytes_ = 0;            // most that copies on the device ever took
+  RankReport previous_;                 // update and waiting of the step before
+  Reducer storer_;  // writes snapshots; last, as the next: their threads use the members above
   Reducer reducer_;
 };
 

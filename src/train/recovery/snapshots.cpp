@@ -51,13 +51,14 @@ void Snapshots::mark(size_t slot_idx, const TrainState& state) {
   shared_->board().finish_slot(slot_idx, rank_, state.step);
 }
 
-void Snapshots::begin(const TrainState& state) {
+size_t Snapshots::begin(const TrainState& state) {
   const size_t slot_idx = next_slot_;
   next_slot_ = 1 - next_slot_;
   last_step_ = state.step;
   shared_->board().begin_slot(slot_idx, rank_);
   trainer_->store_behind(shared_->snapshot(slot_idx),
                          [this, slot_idx, state] { mark(slot_idx, state); });
+  return slot_idx;
 }
 
 HostState Snapshots::begin_at_once() {
@@ -66,10 +67,12 @@ HostState Snapshots::begin_at_once() {
   return shared_->snapshot(next_slot_);
 }
 
-void Snapshots::finish_at_once(const TrainState& state) {
-  mark(next_slot_, state);
+size_t Snapshots::finish_at_once(const TrainState& state) {
+  const size_t slot_idx = next_slot_;
+  mark(slot_idx, state);
   next_slot_ = 1 - next_slot_;
   last_step_ = state.step;
+  return slot_idx;
 }
 
 }  // namespace pelago::train

@@ -22,12 +22,17 @@ class Snapshots {
   void resume_from(size_t slot_idx, int64_t step);
   /// Whether to begin one now: rank 0 decides for all. now_s: to see what they cost.
   bool is_due(int64_t step, double now_s);
-  /// Begins one of the state as it is, behind the next step. All ranks together.
-  void begin(const TrainState& state);
+  /// Begins one of the state as it is, behind the next step. All ranks together. Returns its slot.
+  size_t begin(const TrainState& state);
   /// Before the ranks are asked to write the next slot at once: the other one is whole on this
   /// rank.
   HostState begin_at_once();
-  void finish_at_once(const TrainState& state);
+  /// Returns its slot.
+  size_t finish_at_once(const TrainState& state);
+  /// Whether all ranks have written that state to that slot.
+  bool is_whole(size_t slot_idx, int64_t step) const {
+    return shared_->board().whole_slot(slot_idx, num_ranks_) == step;
+  }
 
  private:
   void mark(size_t slot_idx, const TrainState& state);

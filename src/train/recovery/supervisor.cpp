@@ -158,6 +158,7 @@ void Supervisor::begin_saving(int64_t step, const fs::path& dir) {
   take_saved();
   saving_step_ = step;
   saving_.start([this, step, dir]() -> Status {
+    BackgroundTask::give_way_to_others();
     const Status added = events_->add_to_checkpoint(step, dir);
     if (added) return finish_checkpoint(checkpoints(), step, job_.train.keep_checkpoints);
     std::error_code ignored;

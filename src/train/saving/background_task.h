@@ -1,6 +1,9 @@
 // One piece of work at a time on a thread of its own, so that training does not wait for a disk.
 #pragma once
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <exception>
 #include <functional>
@@ -14,6 +17,12 @@ namespace pelago::train {
 
 class BackgroundTask {
  public:
+  /// For work that nobody waits for: the calling thread gets a tenth of a core that others want.
+  static void give_way_to_others() {
+    constexpr int kNice = 10;
+    ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice);
+  }
+
   /// Waits for the work before, if there is any; its result is lost unless it was taken. What
   /// work throws becomes kUnavailable.
   void start(std::function<Status()> work) {

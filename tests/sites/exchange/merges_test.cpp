@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "sites/exchange/give_fragment.h"
 #include "sites/protocol/member.h"
 
 namespace pelago::sites {
@@ -125,11 +126,7 @@ TEST_CASE("a site that an exchange left out keeps all it learned, and adds what 
                      .members = kOthers,
                      .hash = other.fragment_hash(0),
                      .donors = {{.site = "other", .address = "other"}}});
-    site.hear("other",
-              FragmentState{.fragment = 0,
-                            .exchange = 0,
-                            .hash = other.fragment_hash(0),
-                            .payload = other.to_bytes(0)});
+    give_fragment(other, 0, [&](const Message& message) { site.hear("other", message); });
     REQUIRE(site.given);
     const float moved = other.global()[0] - 1.0F;
     for (const float value : *site.given) REQUIRE(value == doctest::Approx(moved));

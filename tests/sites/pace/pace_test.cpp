@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "sites/exchange/give_fragment.h"
 #include "sites/exchange/step_pace.h"
 #include "sites/protocol/member.h"
 #include "sites/protocol/round_machine.h"
@@ -220,12 +221,7 @@ TEST_CASE("what a late site was left out with goes out with the fragment's next 
                       .hash = theirs.fragment_hash(0),
                       .donors = {{.site = "b", .address = "x:1"}}};
   member.on_message(kCoordinatorName, commit, 2);
-  member.on_message("b",
-                    FragmentState{.fragment = 0,
-                                  .exchange = 0,
-                                  .hash = theirs.fragment_hash(0),
-                                  .payload = theirs.to_bytes(0)},
-                    2);
+  give_fragment(theirs, 0, [&](const Message& message) { member.on_message("b", message, 2); });
   REQUIRE(state.applied()[0] == 0);
   member.on_snapshot(2, local, 3);
   const ReadyExchange& next = member.status().exchanges.at(0);

@@ -29,9 +29,13 @@ struct FaultyCode {
   bool merges_other_bits = false;      // the last bit of an outcome hangs on the site
 };
 
+struct SimulatedRunOptions;
+
 struct PlantedBug {
   std::string_view name;  // what the code then does wrong
   std::function<void(FaultyCode&)> plant;
+  /// Makes runs likelier in which it does harm; empty: any run will do.
+  std::function<void(SimulatedRunOptions&)> provoke = {};
 };
 const std::vector<PlantedBug>& planted_bugs();
 

@@ -140,6 +140,14 @@ void adds_old_slices(FaultyCode& code) {
   };
 }
 
+// Slices of an epoch arrive when another has begun.
+void late_and_often(SimulatedRunOptions& run) {
+  run.num_sites = 4;
+  run.num_crashes = 4;
+  run.num_partitions = 4;
+  run.network.jitter_s = 1.5;
+}
+
 void applies_before_commit(FaultyCode& code) {
   // The site that holds the whole outcome takes its own report for the commit.
   auto begun = std::make_shared<std::map<std::string, Begins>>();
@@ -174,8 +182,16 @@ void applies_before_commit(FaultyCode& code) {
 void believes_any_fragment(FaultyCode& code) {
   // The donor's exchange is taken for the one that was asked for.
   code.site_hears = [](const std::string&, const std::string&, Message& message) {
-    if (auto* state = as<FragmentState>(message))
-      state->exchange = std::max<int64_t>(state->exchange - 3, -1);
+    if (auto* manifest = as<FragmentManifest>(message))
+      manifest->exchange = std::max<int64_t>(manifest->exchange - 3, -1);
+    return true;
+  };
+}
+
+void gives_other_leaves(FaultyCode& code) {
+  code.site_hears = [](const std::string&, const std::string&, Message& message) {
+    if (auto* wanted = as<FetchLeaf>(message))
+      wanted->leaf = std::max<int64_t>(wanted->leaf - 1, 0);
     return true;
   };
 }
@@ -266,9 +282,15 @@ std::vector<PlantedBug> bugs_of_shares() {
        [](FaultyCode& code) {
          changes_commit(code, [](Commit& commit) { commit.shares.clear(); });
        }},
-      {"a joiner does not hear of new shares",
+      {"whoever goes back to a checkpoint does not hear of the shares since the start",
        [](FaultyCode& code) {
          changes_welcome(code, [](Welcome& welcome) { welcome.shares.clear(); });
+       },
+       [](SimulatedRunOptions& run) {  // the commits tell whoever joins
+         run.slower_at_s = 0.1;
+         run.has_power_cut = true;
+         run.faults_until_s = 60;
+         run.schedule.num_steps = 80;
        }},
       {"one site comes to new shares a data step late",
        [](FaultyCode& code) {
@@ -293,13 +315,15 @@ std::vector<PlantedBug> bugs_of_shares() {
 std::vector<PlantedBug> bugs_of_sites_and_journal() {
   return {
       {"the stop comes before what has begun", stops_too_early},
-      {"slices of an old epoch are added", adds_old_slices},
+      {"slices of an old epoch are added", adds_old_slices, late_and_often},
       {"a site applies before the commit", applies_before_commit},
       {"a fragment of any exchange is believed", believes_any_fragment},
       {"a fragment that is missing is not asked for",
        [](FaultyCode& code) { code.site_says = never<Fetch>(); }},
       {"a donor does not answer",
-       [](FaultyCode& code) { code.site_says = never<FragmentState>(); }},
+       [](FaultyCode& code) { code.site_says = never<FragmentManifest>(); }},
+      {"a donor gives no leaves", [](FaultyCode& code) { code.site_says = never<FragmentLeaf>(); }},
+      {"a donor gives the leaf before the one that was asked for", gives_other_leaves},
       {"a delta claims data steps it has not",
        [](FaultyCode& code) {
          changes_status(code, [](ReadyExchange& held) { held.data_begin = 0; });

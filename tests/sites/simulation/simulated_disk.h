@@ -49,12 +49,20 @@ class SimulatedDisk {
     }
     return offers;
   }
-  bool holds_safely(int64_t step, double now_s) const {
+  /// The same weights at the same step: nobody goes back to others.
+  bool holds_safely(const SimulatedCheckpoint& same, double now_s) const {
     return std::any_of(kept_.begin(), kept_.end(), [&](const SimulatedCheckpoint& each) {
-      return each.step == step && each.synced_s <= now_s && !each.is_torn;
+      return each.step == same.step && each.synced_s <= now_s && !each.is_torn &&
+             each.state.hash() == same.state.hash();
     });
   }
   const std::vector<SimulatedCheckpoint>& kept() const { return kept_; }
+  /// That can be read; null: there is none.
+  const SimulatedCheckpoint* newest() const {
+    const auto found =
+        std::find_if(kept_.rbegin(), kept_.rend(), [](const auto& each) { return !each.is_torn; });
+    return found == kept_.rend() ? nullptr : &*found;
+  }
   /// Null: it has none of that step.
   const SimulatedCheckpoint* find(int64_t step) const {
     const auto found = std::find_if(

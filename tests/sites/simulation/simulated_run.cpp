@@ -32,6 +32,7 @@ SimulatedRunOptions any_run(uint64_t seed) {
   options.num_coordinator_crashes = maybe(0.5, 3);
   options.has_zombie = rng.next_uniform() < 0.2;
   options.has_frozen_coordinator = rng.next_uniform() < 0.2;
+  if (rng.next_uniform() < 0.3) options.lies = 0.3 * rng.next_uniform();
   options.restart_s = 0.3 + 4 * rng.next_uniform();
   if (rng.next_uniform() < 0.2) options.stop_after_s = 1 + 18 * rng.next_uniform();
   if (rng.next_uniform() < 0.4) options.disk_s = 0.6 * rng.next_uniform();
@@ -174,7 +175,7 @@ bool SimulatedRun::can_go_back() const {
   const std::vector<SimulatedCheckpoint>& kept = sites_.front().disk.kept();
   return std::any_of(kept.begin(), kept.end(), [&](const SimulatedCheckpoint& each) {
     return std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
-      return site.disk.holds_safely(each.step, now_s);
+      return site.disk.holds_safely(each, now_s);
     });
   });
 }

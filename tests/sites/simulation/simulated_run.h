@@ -40,6 +40,7 @@ struct SimulatedRunOptions {
   double site_disk_s = 0;   // until a checkpoint is safe
   bool has_zombie = false;  // a site is frozen for a while and then goes on
   bool has_frozen_coordinator = false;
+  double lies = 0;          // this share of the leaves that site0 gives away is wrong
   double restart_s = 3;     // until a crashed site is back
   double stop_after_s = 0;  // 0: never
   double slower_at_s = 0;   // from then on one site takes three times as long; 0: never
@@ -93,6 +94,10 @@ class SimulatedRun {
   const std::vector<int64_t>& last_steps() const { return last_steps_; }
   const std::vector<std::string>& last_hashes() const { return last_hashes_; }
   int64_t num_refused() const { return num_refused_ + sum(&SimulatedCoordinator::num_refused); }
+  int64_t num_lies() const { return num_lies_; }
+  /// Leaves of joiners that travelled, and those that their own disks still had.
+  int64_t num_leaves_fetched() const { return num_leaves_fetched_; }
+  int64_t num_leaves_kept() const { return num_leaves_kept_; }
   double virtual_s() const { return clock_.now_s(); }
   int64_t num_share_changes() const;
 
@@ -155,6 +160,8 @@ class SimulatedRun {
   void haunt(Site& site);
   void turn(Site& site);
   void hear(Site& site, const std::string& peer, const Frame& frame);
+  void say(Site& site, SendMessage& send);
+  void note(const Report& report);
   void carry_out(Site& site, MemberActions actions);
   void act(Site& site, MemberAction& action);
   void start_workers(Site& site, const StartWorkers& begin);
@@ -185,6 +192,7 @@ class SimulatedRun {
   int64_t num_power_cuts_ = 0;
   std::string struck_;  // for a complaint: what failed when
   int64_t num_refused_ = 0;
+  int64_t num_lies_ = 0, num_leaves_fetched_ = 0, num_leaves_kept_ = 0;
   std::vector<int64_t> last_steps_;
   std::vector<std::string> last_hashes_;
 };

@@ -3,9 +3,16 @@
 #include <numeric>
 #include <utility>
 
+#include "base/text/json.h"
 #include "sites/simulation/simulated_run.h"
 
 namespace pelago::sites {
+
+namespace {
+
+constexpr int64_t kSmallLeaf = 16;  // values: a fragment has several leaves
+
+}  // namespace
 
 void SimulatedRun::start(Site& site) {
   site.incarnation = ++num_starts_;
@@ -16,7 +23,7 @@ void SimulatedRun::start(Site& site) {
   Rng weights = Rng(3).fork("initial");
   for (float& value : initial) value = static_cast<float>(weights.next_normal());
   site.member.reset();
-  site.state = std::make_unique<GlobalState>(std::move(initial), fragments_);
+  site.state = std::make_unique<GlobalState>(std::move(initial), fragments_, kSmallLeaf);
   MemberOptions member;
   member.site = site.name;
   member.schedule = options_.schedule;
@@ -26,6 +33,10 @@ void SimulatedRun::start(Site& site) {
   member.shares = shares_;
   member.sequence_tokens = kSequenceTokens;
   member.heartbeat_s = 0.5;
+  member.recall = [&site] {
+    const SimulatedCheckpoint* newest = site.disk.newest();
+    return newest != nullptr ? std::make_unique<const GlobalState>(newest->state) : nullptr;
+  };
   member.hello.incarnation = site.incarnation;
   member.hello.address = network_.address(site.name);
   member.hello.checkpoints = site.disk.offers();
@@ -90,7 +101,11 @@ void SimulatedRun::turn(Site& site) {
   while (site.member && !site.is_ghost) {
     const std::optional<Arrival> arrival = site.transport->receive(0);
     if (!arrival) break;
-    if (arrival->frame) hear(site, arrival->peer, *arrival->frame);
+    if (arrival->frame) {
+      hear(site, arrival->peer, *arrival->frame);
+    } else {
+      carry_out(site, site.member->on_lost(arrival->peer, clock_.now_s()));
+    }
     if (site.has_left) return;
   }
   if (!site.member || site.has_left) return;
@@ -132,8 +147,7 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
   if (const auto* known = std::get_if<KnowAddress>(&action)) {
     site.transport->set_address(known->site, known->address);
   } else if (auto* send = std::get_if<SendMessage>(&action)) {
-    if (faulty_.site_says && !faulty_.site_says(site.name, send->to, send->message)) return;
-    site.transport->send(send->to, encode(site.name, std::move(send->message)));
+    say(site, *send);
   } else if (const auto* begin = std::get_if<StartWorkers>(&action)) {
     start_workers(site, *begin);
   } else if (std::holds_alternative<LetTrain>(action)) {
@@ -156,6 +170,29 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
   } else if (const auto* ends = std::get_if<Leave>(&action)) {
     leave(site, *ends);
   }
+}
+
+void SimulatedRun::say(Site& site, SendMessage& send) {
+  if (faulty_.site_says && !faulty_.site_says(site.name, send.to, send.message)) return;
+  auto* leaf = std::get_if<FragmentLeaf>(&send.message);
+  if (leaf != nullptr && site.name == "site0" && rng_.next_uniform() < options_.lies) {
+    char& byte = leaf->payload[rng_.next_below(leaf->payload.size())];
+    byte = static_cast<char>(byte ^ 1);
+    ++num_lies_;
+  }
+  if (const auto* report = std::get_if<Report>(&send.message)) note(*report);
+  site.transport->send(send.to, encode(site.name, std::move(send.message)));
+}
+
+void SimulatedRun::note(const Report& report) {
+  const auto fields = parse_json(report.json);
+  if (report.name == "caught_up") {
+    num_leaves_fetched_ += fields.at("leaves_fetched").get<int64_t>();
+    num_leaves_kept_ += fields.at("leaves_kept").get<int64_t>();
+  }
+  if (report.name != "donor_refused") return;
+  const bool is_of_bytes = fields.at("reason").get<std::string>().rfind("wrong bytes", 0) == 0;
+  if (is_of_bytes && fields.at("donor") != "site0") complain("an honest donor is called a liar");
 }
 
 void SimulatedRun::start_workers(Site& site, const StartWorkers& begin) {

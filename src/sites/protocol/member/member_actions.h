@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
@@ -26,6 +28,9 @@ struct MemberOptions {
   double coordinator_silence_s = 60;      // then the site gives up; a restart of it takes less
   std::vector<std::string> coordinators;  // where one may be; a silent one is sought at the next
   Hello hello;                            // with a new incarnation
+  /// The newest checkpoint of this site, if it has one. Asked once, when it joins: what is still
+  /// true of it need not travel.
+  std::function<std::unique_ptr<const GlobalState>()> recall;
 };
 
 struct SendMessage {

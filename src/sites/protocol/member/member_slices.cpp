@@ -134,7 +134,7 @@ void Member::progress(int64_t exchange, Record& record, int64_t part_idx) {
                              is_final(exchange) ? OuterOptions::final() : options_.outer,
                              record.coming);
   if (static_cast<int64_t>(record.steps_taken.size()) < work.num_parts()) return;
-  record.coming.hash = hash_fragment(record.coming.global, record.coming.momentum);
+  record.coming.hash = state_->hash_of(record.coming);
   record.outcome = std::move(record.coming);
   status_changed_ = true;
 }

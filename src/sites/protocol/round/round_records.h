@@ -26,9 +26,10 @@ struct KnownSite {
   Hello hello;
   std::optional<Welcome> welcome;  // absent: not taken in
   std::optional<SiteStatus> status;
-  bool is_unheard = false;  // known from an earlier coordinator, has not spoken to this one
-  int64_t returned = 0;     // sequences read by starts that died, and given back
-  std::set<int64_t> held;   // commits that this start of the site held when they were made
+  // Known from an earlier coordinator, or back from silence: it has not yet said where it stands.
+  bool is_unheard = false;
+  int64_t returned = 0;    // sequences read by starts that died, and given back
+  std::set<int64_t> held;  // commits that this start of the site held when they were made
   bool dead = false;
   double died_s = 0;
   double heard_s = 0;

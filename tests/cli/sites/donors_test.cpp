@@ -1,0 +1,135 @@
+// A site that comes back fetches the state from the others while they train, and one of them dies.
+#include <doctest/doctest.h>
+
+#include "cli/small_run.h"
+
+namespace pelago::testing {
+namespace {
+
+/// The state of a model of 2.8 million parameters is 22 MB, half of which a site that comes back
+/// has in its checkpoint: the rest takes two donors 11 s over these lines.
+constexpr const char* kThinLines = R"(
+[emulation]
+slowdown = 2000
+[[site]]
+name = "a"
+[[site.device]]
+device = "emulated:a100"
+[[site]]
+name = "b"
+[[site.device]]
+device = "emulated:a100"
+[[site]]
+name = "c"
+[[site.device]]
+device = "emulated:a100"
+[[link]]
+between = ["a", "b"]
+bandwidth_mbit_s = 4
+rtt_ms = 20
+emulate = true
+[[link]]
+between = ["b", "c"]
+bandwidth_mbit_s = 4
+rtt_ms = 20
+emulate = true
+[[link]]
+between = ["a", "c"]
+bandwidth_mbit_s = 4
+rtt_ms = 20
+emulate = true
+)";
+
+struct Event {
+  std::string name, site;
+  nlohmann::json fields;
+};
+
+std::vector<Event> events_of(const fs::path& run_dir) {
+  std::vector<Event> events;
+  std::ifstream in(run_dir / "events.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (json.is_discarded()) continue;
+    events.push_back({json.value("event", ""), json.value("site", ""), json});
+  }
+  return events;
+}
+
+/// The place of the nth such event; events.size() if it has not come.
+size_t place_of(const std::vector<Event>& events,
+                const std::string& name,
+                const std::string& site,
+                int nth = 1) {
+  size_t place = 0;
+  while (place < events.size() &&
+         !(events[place].name == name && events[place].site == site && --nth == 0)) {
+    ++place;
+  }
+  return place;
+}
+
+pid_t agent_of(const fs::path& folder, const std::string& site) {
+  for (const pid_t pid : processes_in(folder)) {
+    const std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));
+    if (line.find("/tokens/" + site + ".token") != std::string::npos) return pid;
+  }
+  return 0;
+}
+
+TEST_CASE("a donor that is killed while a site fetches from it is done without") {
+  const Scratch scratch("donors");
+  prepare(scratch.path());
+  write_all(scratch.path() / "three.toml", kThinLines);
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  Program program(scratch.path(),
+                  train("three.toml",
+                        {"--set",
+                         "model.hidden_size=256",
+                         "--set",
+                         "model.intermediate_size=384",
+                         "--set",
+                         "model.num_hidden_layers=8",
+                         "--set",
+                         "train.steps=400",
+                         "--set",
+                         "train.batch_sequences=12",
+                         "--set",
+                         "sites.grace_s=3",
+                         "--set",
+                         "train.eval_every_steps=0"}));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "c", 20); }, 120));
+  const auto kill_agent = [&](const std::string& site) {
+    const pid_t agent = agent_of(scratch.path(), site);
+    REQUIRE(agent > 0);
+    ::kill(agent, SIGKILL);
+  };
+  kill_agent("c");
+  const auto has_come = [&](const char* name, const char* site, int nth) {
+    return [&run_dir, name, site, nth] {
+      const std::vector<Event> events = events_of(run_dir);
+      return place_of(events, name, site, nth) < events.size();
+    };
+  };
+  REQUIRE(program.wait_for(has_come("site_joined", "c", 2), 60));
+  std::this_thread::sleep_for(std::chrono::seconds(5));  // some leaves have come, not all
+  kill_agent("a");
+  REQUIRE(program.wait_for(has_come("caught_up", "c", 1), 90));
+  REQUIRE(program.wait_for(has_come("caught_up", "a", 1), 90));  // the other joiner of the two
+  program.signal(SIGTERM);
+  const Ended ended = program.wait();
+  INFO(ended.err);
+  CHECK(ended.exit_code == 0);
+  const std::vector<Event> events = events_of(run_dir);
+  const size_t caught_up = place_of(events, "caught_up", "c");
+  CHECK(place_of(events, "site_joined", "a", 2) < caught_up);  // it had died on the way
+  const nlohmann::json& fields = events[caught_up].fields;
+  CHECK(fields["leaves_refused"] == 0);
+  CHECK(fields["donors"].contains("a"));
+  CHECK(fields["donors"].contains("b"));
+  CHECK(place_of(events, "hash_differs", "c") == events.size());
+  CHECK(processes_in(scratch.path()).empty());
+}
+
+}  // namespace
+}  // namespace pelago::testing
