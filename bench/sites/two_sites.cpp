@@ -272,13 +272,15 @@ int main(int argc, char** argv) {
   int num_turns = 3, num_steps = 32;
   std::string more;
   program.options().add_option("--more", more, "of a pipeline: settings, as --set words");
+  double line_mbit_s = 1000;
+  program.options().add_option("--line-mbit-s", line_mbit_s, "of a pipeline's line, 20 ms long");
   program.options().add_option("--turns", num_turns, "of a packet-level line, medians of these");
   program.options().add_option("--steps", num_steps, "of a run of unequal sites");
   return program.run(argc, argv, [&](Report& report) {
     if (report.case_name == "emulated") {
       measure(report);
     } else if (report.case_name == "pipeline") {
-      measure_pipeline(report, {.num_turns = num_turns, .more = more});
+      measure_pipeline(report, {.num_turns = num_turns, .line_mbit_s = line_mbit_s, .more = more});
     } else if (report.case_name == "unequal") {
       measure_unequal(report, num_turns, num_steps);
     } else {
