@@ -13,6 +13,7 @@ struct PipelineBench {
   int num_turns = 3;
   double load = 0.35;  // of the host's processors, by emulated chips
   int64_t steps = 14;
+  double line_mbit_s = 1000;
   std::string more;  // further settings of both runs, as --set words
 };
 
@@ -38,18 +39,19 @@ audit_every_steps = 0
 across = "pipeline"
 )";
 
-inline std::string pipeline_fleet(bool is_one_site) {
+inline std::string pipeline_fleet(bool is_one_site, double line_mbit_s) {
   const std::string other_site = R"(
 [[site]]
 name = "guizhou"
 )";
-  const std::string line = R"(
+  const std::string line = fmt::format(R"(
 [[link]]
 between = ["lingang", "guizhou"]
-bandwidth_mbit_s = 1000
+bandwidth_mbit_s = {}
 rtt_ms = 20
 emulate = true
-)";
+)",
+                                       line_mbit_s);
   return fmt::format(R"(
 [emulation]
 slowdown = 1000
@@ -86,9 +88,9 @@ inline double step_rate(const FleetBench& bench, const nlohmann::json& summary, 
 
 inline void measure_pipeline(Report& report, const PipelineBench& given) {
   const FleetBench bench(kPipelineJob);
-  bench.write_fleet("one.toml", pipeline_fleet(true));
-  bench.write_fleet("two.toml", pipeline_fleet(false));
-  const double slowdown = bench.fit_slowdown("one.toml", given.load);
+  bench.write_fleet("one.toml", pipeline_fleet(true, given.line_mbit_s));
+  bench.write_fleet("two.toml", pipeline_fleet(false, given.line_mbit_s));
+  const double slowdown = bench.fit_slowdown("one.toml", given.load, given.more);
   std::vector<double> apart, together, ratios;
   double one_step_s = 0, two_step_s = 0;
   for (int turn = 0; turn < given.num_turns; ++turn) {
@@ -118,6 +120,7 @@ inline void measure_pipeline(Report& report, const PipelineBench& given) {
   report.metrics["microbatch_sequences"] = pipeline["microbatch"];
   report.metrics["first_stage_in_flight"] = pipeline["stages"][0].value("in_flight", 2);
   report.metrics["line_mbit_s"] = plan["predicted_line_mbit_s"];
+  report.metrics["predicted_ratio"] = 1 - plan.value("predicted_line_share", 0.0);
   report.metrics["slowdown"] = slowdown;
   report.ratio = median(ratios);
   report.target = 0.95;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include "base/text/json.h"
 #include "data/dataset.h"
 #include "data/tokenizer.h"
+#include "plan/across/joint.h"
 
 namespace pelago::train {
 
@@ -53,7 +55,22 @@ std::string devices_of(const plan::FleetSite& site) {
   return devices;
 }
 
+/// Sites in step have the whole of every checkpoint: any of them can go on without the others.
+bool can_go_on(const plan::FleetConfig& fleet, const plan::Plan& plan) {
+  if (!plan::is_joint(plan)) return false;
+  return std::ranges::all_of(fleet.sites, [&](const plan::FleetSite& site) {
+    return std::ranges::any_of(plan.sites, [&](const plan::SitePlan& known) {
+      return known.name == site.name && std::ranges::equal(known.devices,
+                                                           site.devices,
+                                                           {},
+                                                           &plan::DevicePlan::device,
+                                                           &plan::FleetDevice::device);
+    });
+  });
+}
+
 void refuse_other_fleet(const fs::path& run, const plan::FleetConfig& fleet) {
+  if (fs::exists(run / "plan.json") && can_go_on(fleet, read_run_plan(run))) return;
   const fs::path path = run / "fleet.toml";
   const plan::FleetConfig old = plan::read_fleet(path, chips::Catalogue::built_in());
   const auto refuse = [&](const std::string& theirs, const std::string& ours) {

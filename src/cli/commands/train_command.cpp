@@ -47,6 +47,31 @@ static_assert(std::atomic<int>::is_always_lock_free);
 
 void count_stop_request(int) { stop_requests.fetch_add(1); }
 
+plan::Plan plan_anew(const TrainArguments& arguments,
+                     const Setup& setup,
+                     const plan::JobConfig& job,
+                     const train::RunFolder& folder) {
+  // A coordinator has none of the devices: what was not measured at the sites is not measured.
+  const bool no_probe = arguments.no_probe || (!arguments.starts_agents && arguments.probe.empty());
+  const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, no_probe);
+  if (probe) write_file(folder.path() / "probe.json", plan::to_json(*probe));
+  return plan::make_plan(
+      job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
+}
+
+/// Sites in step share no batch, so those that are left can take all of it.
+plan::Plan plan_with_fewer_sites(const TrainArguments& arguments,
+                                 const Setup& setup,
+                                 const plan::Plan& before,
+                                 const train::RunFolder& folder) {
+  plan::JobConfig job = setup.job;
+  job.train.batch_sequences = before.batch_sequences;
+  job.train.exact_batch = true;
+  job.train.steps = before.steps;
+  job.sites.across = "pipeline";
+  return plan_anew(arguments, setup, job, folder);
+}
+
 // The plan of a run that goes on is the one it began with: another would move the samples.
 plan::Plan choose_plan(const TrainArguments& arguments,
                        const Setup& setup,
@@ -58,19 +83,17 @@ plan::Plan choose_plan(const TrainArguments& arguments,
           "--fresh",
           folder.path().string());
     }
-    return train::read_run_plan(folder.path());
+    const plan::Plan before = train::read_run_plan(folder.path());
+    return before.sites.size() == setup.fleet.sites.size()
+               ? before
+               : plan_with_fewer_sites(arguments, setup, before, folder);
   }
   if (!arguments.plan.empty()) {
     plan::Plan plan = plan::plan_from_json(read_text_file(arguments.plan), arguments.plan);
     plan::check_plan_fits(plan, setup.job, setup.fleet, setup.catalogue, arguments.plan);
     return plan;
   }
-  // A coordinator has none of the devices: what was not measured at the sites is not measured.
-  const bool no_probe = arguments.no_probe || (!arguments.starts_agents && arguments.probe.empty());
-  const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, no_probe);
-  if (probe) write_file(folder.path() / "probe.json", plan::to_json(*probe));
-  return plan::make_plan(
-      setup.job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
+  return plan_anew(arguments, setup, setup.job, folder);
 }
 
 /// A run folder made now. It goes again if no plan comes of it, so that the next try, with a better

@@ -53,6 +53,15 @@ void RoundMachine::restart_together(const std::string& why) {
   phase_ = RunPhase::kGathering;
 }
 
+/// The others need not wait until its silence is noticed, and learn the reason.
+void RoundMachine::hear_last_words(Site& site, const Report& report) {
+  if (!is_lockstep() || report.name != "site_failed" || !is_live(site)) return;
+  const json words = try_parse_json(report.json);
+  const bool has_message = words.is_object() && words.contains("message");
+  const json message = has_message ? words.at("message") : json();
+  mark_dead(site, message.is_string() ? message.get<std::string>() : "it failed");
+}
+
 void RoundMachine::miss_absent_sites() {
   if (now_s_ - in_step_.gathering_s < options_.absence_s) return;
   std::string absent;
@@ -62,7 +71,7 @@ void RoundMachine::miss_absent_sites() {
   }
   give_up(fmt::format(
       "site {} did not come back within {:.0f} s, and the others cannot go on without its stages: "
-      "start it and go on with --resume, or plan without it",
+      "go on with it, or with a fleet without it, and --resume",
       absent,
       options_.absence_s));
 }
@@ -77,7 +86,7 @@ void RoundMachine::stop_in_step() {
   step += kStopMarginSteps;
   if (step >= options_.schedule.num_steps) return;  // it ends by itself, and soon
   stop_step_ = step;
-  record("stopping", json{{"step", step}}.dump());
+  record("stopping", json{{"not_before_step", step}}.dump());
   send_live(StopAt{step});
 }
 

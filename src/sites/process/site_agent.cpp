@@ -257,7 +257,7 @@ void SiteAgent::report_copies() {
 
 // The last one is the model: it is waited for, but not for ever.
 void SiteAgent::finish_copies() {
-  if (!copier_) return;
+  if (!copier_ || leave_->is_to_return) return;  // the others wait for this site's next start
   const double end_s = clock_->now_s() + kLastCopyS;
   while (!copier_->finish(kTickS) && clock_->now_s() < end_s) turned_s_ = clock_->now_s();
   report_copies();

@@ -227,9 +227,10 @@ MemberActions Member::take_actions() {
   fetch_on();
   // With nothing under way nothing can have been missed. Where another coordinator may take over,
   // the answers show that this one is still it.
+  // Of sites in step the coordinator has only this to tell how far they are.
   const bool is_quiet = status_.phase == SitePhase::kTraining && records_.empty() &&
                         fetcher_.is_idle() && !status_.wants_stop &&
-                        options_.coordinators.size() < 2;
+                        options_.coordinators.size() < 2 && options_.schedule.num_fragments > 0;
   const double pause_s = (is_quiet ? kQuietHeartbeats : 1) * options_.heartbeat_s;
   if (status_changed_ || now_s_ - told_s_ >= pause_s) tell_status();
   return std::exchange(actions_, {});

@@ -80,7 +80,9 @@ RoundOutput RoundMachine::on_message(const std::string& from,
       ++num_refused_;  // of an earlier start
     }
     answer_heartbeat(*site);
-  } else if (!std::holds_alternative<Report>(message)) {
+  } else if (const auto* report = std::get_if<Report>(&message)) {
+    hear_last_words(*site, *report);
+  } else {
     ++num_refused_;  // only sites say the rest to each other
   }
   advance();
@@ -160,7 +162,7 @@ void RoundMachine::mark_dead(Site& site, const std::string& why) {
   site.is_unheard = false;
   site.died_s = now_s_;
   site.lost_s.reset();
-  if (is_finished(site)) return;
+  if (is_finished(site) || failure_) return;
   record("site_lost", json{{"site", site.name}, {"reason", why}}.dump());
   if (is_lockstep()) restart_together(fmt::format("site {} is gone: {}", site.name, why));
 }

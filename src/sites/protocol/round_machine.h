@@ -84,7 +84,6 @@ class RoundMachine {
   using Site = KnownSite;
   using Exchange = OpenExchange;
   using Made = MadeCommit;
-
   static constexpr double kSilentHeartbeats = 5;  // after which a site is dead
 
   Site* find(const std::string& name);
@@ -137,6 +136,7 @@ class RoundMachine {
   // across/round_lockstep.cpp
   bool is_lockstep() const { return options_.schedule.num_fragments == 0; }
   void restart_together(const std::string& why);
+  void hear_last_words(Site& site, const Report& report);
   void miss_absent_sites();
   void stop_in_step();
   void give_up(const std::string& why);

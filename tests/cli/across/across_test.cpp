@@ -28,6 +28,15 @@ rtt_ms = 20
 emulate = true
 )";
 
+constexpr const char* kAlone = R"(
+[emulation]
+slowdown = 100
+[[site]]
+name = "guizhou"
+[[site.device]]
+device = "emulated:a100"
+)";
+
 constexpr const char* kTogether = R"(
 [emulation]
 slowdown = 100
@@ -43,6 +52,7 @@ void prepare_across(const fs::path& folder) {
   prepare(folder);
   write_all(folder / "apart.toml", kApart);
   write_all(folder / "together.toml", kTogether);
+  write_all(folder / "alone.toml", kAlone);
 }
 
 std::vector<std::string> in_step(const std::string& fleet,
@@ -96,7 +106,9 @@ TEST_CASE("two stages in two sites give the losses of the same stages in one, bi
   CHECK(processes_in(scratch.path()).empty());
 }
 
-TEST_CASE("sites in step that are stopped and resumed end with the same losses") {
+TEST_CASE(
+    "sites in step that are stopped and resumed end with the same losses, and one of them alone "
+    "with nearly the same") {
   const Scratch scratch("across-term");
   prepare_across(scratch.path());
   const fs::path run_dir = scratch.path() / "runs" / "test";
@@ -110,12 +122,28 @@ TEST_CASE("sites in step that are stopped and resumed end with the same losses")
   const Ended stopped = second.wait();
   INFO(stopped.err);
   CHECK(stopped.exit_code == 0);
-  REQUIRE(loss_curve(run_dir, "lingang").size() < 24);
+  const size_t stopped_at = loss_curve(run_dir, "lingang").size();
+  REQUIRE(stopped_at < 24);
+  const fs::path kept = scratch.path() / "kept";
+  fs::copy(run_dir, kept, fs::copy_options::recursive);
   const Ended third = run(scratch.path(), in_step("apart.toml", {"--resume"}));
   INFO(third.err);
   REQUIRE(third.exit_code == 0);
   CHECK(loss_curve(run_dir, "lingang") == expected);
   CHECK(processes_in(scratch.path()).empty());
+
+  // One of them goes on without the other, with all of the batch.
+  fs::remove_all(run_dir);
+  fs::rename(kept, run_dir);
+  const Ended alone = run(scratch.path(), train("alone.toml", {"--resume"}));
+  INFO(alone.err);
+  REQUIRE(alone.exit_code == 0);
+  const auto curve = loss_curve(run_dir, "guizhou");
+  REQUIRE(curve.size() == 24);
+  CHECK(contains(alone.err, fmt::format("resumed from=step-{}", stopped_at)));
+  for (size_t step = stopped_at; step < 24; ++step) {
+    CHECK(std::stod(curve[step]) == doctest::Approx(std::stod(expected[step])).epsilon(0.01));
+  }
 }
 
 TEST_CASE("a site in step that is killed comes back, and all go on from a checkpoint they share") {

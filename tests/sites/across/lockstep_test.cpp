@@ -176,6 +176,18 @@ TEST_CASE("a site in step that does not return ends the run, and the others hear
   CHECK(run.heard<Refused>("a")->exit_code == kExitFailed);
 }
 
+TEST_CASE("a site in step that says why it failed is not waited for to fall silent") {
+  LockstepRun run;
+  run.greet("a", 1);
+  run.greet("b", 1);
+  run.start(1);
+  run.say("b", Report{.name = "checkpoint", .json = "{}"});
+  CHECK_FALSE(run.heard<Refused>("a"));
+  run.say("b", Report{.name = "site_failed", .json = R"({"message": "rank 0 is gone"})"});
+  REQUIRE(run.heard<Refused>("a"));
+  CHECK(run.heard<Refused>("a")->reason.find("rank 0 is gone") != std::string::npos);
+}
+
 TEST_CASE("starts in step that come to no new step end the run") {
   LockstepRun run;
   for (uint64_t start = 1; start < 20 && !run.rounds().failure(); ++start) {
