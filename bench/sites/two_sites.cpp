@@ -9,7 +9,6 @@
 #include "bench/report.h"
 #include "bench/sites/line_run.h"
 #include "bench/sites/pipeline_case.h"
-#include "plan/job.h"
 
 namespace pelago::bench {
 namespace {
@@ -69,20 +68,19 @@ constexpr int kPacketSteps = 32;
 constexpr int kRoundSteps = 8;
 
 /// Sent a parameter and round by the second site, which has no coordinator beside it: what leaves
-/// it is its own.
-double wire_bytes(const FleetBench& bench, const LineRun& run, bool is_thin) {
+/// it is its own. shorter: a run of fewer rounds, whose bytes and rounds do not count: joining and
+/// the final exchanges, which are never thin, then fall out.
+double wire_bytes(const FleetBench& bench, const LineRun& run, const LineRun& shorter = {}) {
   const auto plan =
       nlohmann::json::parse(read_text_file(bench.folder() / "runs" / "two-sites" / "plan.json"));
+  const auto bytes_of = [](const LineRun& of) {
+    const auto found = of.exchanged_bytes.find("guizhou");
+    return found == of.exchanged_bytes.end() ? 0.0 : static_cast<double>(found->second);
+  };
   // A fragment is a quarter of the parameters or so: fragments are cut at whole tensors.
-  double num_rounds =
-      static_cast<double>(run.num_commits) / plan["exchange"]["fragments"].get<double>();
-  const auto num_values = plan["num_parameters"].get<double>();
-  auto num_bytes = static_cast<double>(run.exchanged_bytes.at("guizhou"));
-  if (is_thin) {  // the final exchanges have 4 bits: a cost of the run, not of its rounds
-    num_rounds -= 1;
-    num_bytes -= plan::delta_bytes(num_values, 4);
-  }
-  return num_bytes / (num_values * num_rounds);
+  const double num_rounds = static_cast<double>(run.num_commits - shorter.num_commits) /
+                            plan["exchange"]["fragments"].get<double>();
+  return (bytes_of(run) - bytes_of(shorter)) / (plan["num_parameters"].get<double>() * num_rounds);
 }
 
 void measure_packets(Report& report, bool is_thin, int num_turns) {
@@ -108,6 +106,11 @@ void measure_packets(Report& report, bool is_thin, int num_turns) {
   const std::string rounds = fmt::format(
       "--set sites.inner_steps={} {}", kRoundSteps, is_thin ? "--set sites.method=thin" : "");
   std::vector<double> with, without, ratios, bytes;
+  LineRun shorter;
+  if (is_thin) {
+    shorter =
+        run_by_hand(bench, "two-sites", sites, words("line.toml", kPacketSteps / 2, rounds), &line);
+  }
   for (int turn = 0; turn < num_turns; ++turn) {
     const LineRun alone =
         run_by_hand(bench, "two-sites", sites, words("noline.toml", kPacketSteps, rounds), nullptr);
@@ -117,7 +120,7 @@ void measure_packets(Report& report, bool is_thin, int num_turns) {
     with.push_back(joined.tokens_s);
     ratios.push_back(with.back() / without.back());
     report.metrics["wait_line_ratio"] = joined.wait_line_ratio;
-    bytes.push_back(wire_bytes(bench, joined, is_thin));
+    bytes.push_back(wire_bytes(bench, joined, shorter));
     std::fprintf(stderr,
                  "turn %d: %.0f tokens/s with the line, %.0f without, ratio %.4f, %.4f byte a "
                  "parameter and round\n",
@@ -146,7 +149,10 @@ struct UnequalSite {
 };
 // Of about 1 : 0.55 : 0.4 in what a small model takes of them; the run says what it was.
 constexpr std::array<UnequalSite, 3> kUnequal = {
-    {{"lingang", "a100"}, {"guizhou", "rtx4090"}, {"ordos", "ppu-810e"}}};
+    {{"lingang", "a100"}, {"guizhou", "rtx4090"}, {"ordos", "s4000"}}};
+
+// Of 40 sequences the smallest share would be 8: one more or less is an eighth of its step.
+constexpr int kUnequalBatch = 96;
 
 std::string unequal_fleet(const std::vector<size_t>& chosen, bool has_line) {
   std::string fleet = "[emulation]\nslowdown = 1000\n";
@@ -190,10 +196,10 @@ void measure_unequal(Report& report, int num_turns, int num_steps) {
                     sites,
                     fmt::format("--fleet line.toml --probe probe.json --set "
                                 "emulation.slowdown={:.1f} --set train.steps={} --set "
-                                "sites.inner_steps={}",
+                                "train.batch_sequences={}",
                                 slowdown,
                                 num_steps,
-                                kRoundSteps),
+                                kUnequalBatch),
                     &line);
     const auto plan =
         nlohmann::json::parse(read_text_file(bench.folder() / "runs" / "two-sites" / "plan.json"));
@@ -263,7 +269,7 @@ int main(int argc, char** argv) {
   Program program("two_sites",
                   "What does the line between two sites cost?",
                   {"emulated", "packet", "packet20", "unequal", "pipeline"});
-  int num_turns = 3, num_steps = kPacketSteps;
+  int num_turns = 3, num_steps = 32;
   std::string more;
   program.options().add_option("--more", more, "of a pipeline: settings, as --set words");
   double line_mbit_s = 1000;
