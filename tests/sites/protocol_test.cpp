@@ -60,14 +60,19 @@ TEST_CASE("thin exchanges too survive crashes on a bad network and end with the 
 TEST_CASE("loss, delay and doubled frames lose no commit and change no bit") {
   SimulatedRun calm({.num_sites = 3});
   REQUIRE(calm.run() == "");
+  uint64_t num_late = 0;
   for (uint64_t seed = 1; seed <= num_seeds(20); ++seed) {
     CAPTURE(seed);
     SimulatedRun run(
         {.num_sites = 3, .network = {.loss = 0.1, .doubling = 0.1, .jitter_s = 0.2, .seed = seed}});
     REQUIRE(run.run() == "");
-    CHECK(run.last_steps() == std::vector<int64_t>{40, 40, 40});
+    // One that fell behind and began anew may come back when the others have finished.
+    CHECK(run.num_finished() >= 2);
+    num_late += run.num_finished() == 2;
+    for (const int64_t steps : run.last_steps()) CHECK(steps == 40);
     REQUIRE(all_equal(run.last_hashes()));
   }
+  CHECK(num_late <= num_seeds(20) / 40);
 }
 
 TEST_CASE("sites that crash at any moment come back, and all agree at every commit") {

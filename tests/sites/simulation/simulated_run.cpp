@@ -287,8 +287,7 @@ void SimulatedRun::check_end() {
   const auto differs =
       std::adjacent_find(last_hashes_.begin(), last_hashes_.end(), std::not_equal_to<>());
   if (differs != last_hashes_.end()) complain("sites end with different weights");
-  const bool has_ended = !last_steps_.empty() || has_one_finished_;
-  if (!has_ended && options_.stop_after_s == 0) complain("no site reached the end");
+  if (finished_.empty() && options_.stop_after_s == 0) complain("no site reached the end");
 }
 
 void SimulatedRun::complain(const std::string& what) {

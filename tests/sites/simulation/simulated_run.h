@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -83,7 +84,6 @@ class SimulatedRun {
   const RoundMachine* leading() const;
   const RoundMachine& rounds() const { return *leading(); }
   const SimulatedStore& store() const { return store_; }
-  /// Over all coordinators.
   int64_t num_terms() const { return sum(&SimulatedCoordinator::num_starts); }
   int64_t num_differing() const { return sum(&SimulatedCoordinator::num_differing); }
   uint64_t trace() const;
@@ -93,6 +93,7 @@ class SimulatedRun {
   /// Completed steps of each site that ended.
   const std::vector<int64_t>& last_steps() const { return last_steps_; }
   const std::vector<std::string>& last_hashes() const { return last_hashes_; }
+  size_t num_finished() const { return finished_.size(); }
   int64_t num_refused() const { return num_refused_ + sum(&SimulatedCoordinator::num_refused); }
   int64_t num_lies() const { return num_lies_; }
   /// Leaves of joiners that travelled, and those that their own disks still had.
@@ -188,11 +189,10 @@ class SimulatedRun {
   std::vector<Fault> faults_;  // by time, latest first
   std::vector<Partition> partitions_;
   uint64_t num_starts_ = 0;
-  int64_t num_restarts_ = 0, num_power_cuts_ = 0;
-  bool has_one_finished_ = false;  // and died before it was released
-  std::string struck_;             // for a complaint: what failed when
-  int64_t num_refused_ = 0;
-  int64_t num_lies_ = 0, num_leaves_fetched_ = 0, num_leaves_kept_ = 0;
+  int64_t num_restarts_ = 0, num_power_cuts_ = 0, num_refused_ = 0, num_lies_ = 0;
+  int64_t num_leaves_fetched_ = 0, num_leaves_kept_ = 0;
+  std::set<std::string> finished_;  // sites; some died before they were released
+  std::string struck_;              // for a complaint: what failed when
   std::vector<int64_t> last_steps_;
   std::vector<std::string> last_hashes_;
 };

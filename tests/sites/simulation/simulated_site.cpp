@@ -53,7 +53,7 @@ void SimulatedRun::start(Site& site) {
 
 void SimulatedRun::crash(Site& site) {
   if (site.has_left || !site.member) return;
-  has_one_finished_ |= site.workers.has_finished;
+  if (site.workers.has_finished) finished_.insert(site.name);
   num_refused_ += site.member->status().num_refused;
   site.member.reset();
   site.transport.reset();
@@ -69,7 +69,7 @@ void SimulatedRun::crash(Site& site) {
 
 // The process hangs and is given up, a new one starts at once, and then the old one goes on.
 void SimulatedRun::haunt(Site& site) {
-  has_one_finished_ |= site.workers.has_finished;
+  if (site.workers.has_finished) finished_.insert(site.name);
   auto ghost = std::make_unique<Site>();
   ghost->name = site.name;
   ghost->incarnation = site.incarnation;
@@ -227,6 +227,7 @@ void SimulatedRun::leave(Site& site, const Leave& ends) {
   site.has_left = true;
   num_refused_ += site.member->status().num_refused;
   if (!site.workers.has_finished) return;
+  finished_.insert(site.name);
   last_steps_.push_back(site.workers.completed_steps);
   last_hashes_.push_back(site.state->hash());
 }

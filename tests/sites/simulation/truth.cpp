@@ -21,13 +21,16 @@ int64_t Truth::snapshot_step(int64_t exchange) const {
 void Truth::on_read(const std::string& site, int64_t data_step, StepRange samples) {
   read_[site].insert(data_step);
   const int64_t num_sequences = samples.end - samples.begin;
-  const auto [known, is_new] = sequences_.try_emplace({site, data_step}, num_sequences);
-  if (known->second != num_sequences) {
+  const uint64_t start = newest_starts_[site];
+  const auto known = sequences_.try_emplace({site, data_step}, Read{num_sequences, start}).first;
+  // What an earlier start had read and not given is read anew, under whatever shares hold now.
+  if (known->second.start != start) known->second = {num_sequences, start};
+  if (known->second.sequences != num_sequences) {
     complain(fmt::format("{} reads {} sequences of data step {}, before it were {}",
                          site,
                          num_sequences,
                          data_step,
-                         known->second));
+                         known->second.sequences));
   }
   for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
     const Reader& reader =
@@ -43,6 +46,7 @@ void Truth::on_start(const std::string& site,
                      int64_t step,
                      int64_t first_data) {
   starts_[{site, incarnation}] = {.step = step, .data = first_data};
+  newest_starts_[site] = incarnation;
   // What the start before had read beyond has returned to the lanes of whatever shares hold then.
   std::erase_if(readers_, [&](const auto& entry) {
     return entry.second.site == site && entry.second.data_step >= first_data;
@@ -169,7 +173,7 @@ void Truth::check_tokens(int64_t exchange, const MemberShare& member, StepRange 
   int64_t tokens = 0;
   for (int64_t step = steps.begin; step < steps.end; ++step) {
     const auto read = sequences_.find({member.site, step});
-    if (read != sequences_.end()) tokens += read->second * sequence_tokens_;
+    if (read != sequences_.end()) tokens += read->second.sequences * sequence_tokens_;
   }
   if (member.tokens == tokens) return;
   complain(fmt::format("exchange {}: {} gives {} tokens, its delta has {}",
@@ -212,7 +216,7 @@ int64_t Truth::weigh(const std::string& site, const std::set<int64_t>& steps) co
   int64_t sum = 0;
   for (const int64_t step : steps) {
     const auto read = sequences_.find({site, step});
-    if (read != sequences_.end()) sum += read->second;
+    if (read != sequences_.end()) sum += read->second.sequences;
   }
   return sum;
 }

@@ -73,8 +73,13 @@ class Truth {
     std::string site;
     int64_t data_step = 0;
   };
-  std::map<int64_t, Reader> readers_;                             // by sample
-  std::map<std::pair<std::string, int64_t>, int64_t> sequences_;  // read, by site and data step
+  std::map<int64_t, Reader> readers_;  // by sample
+  struct Read {
+    int64_t sequences = 0;
+    uint64_t start = 0;
+  };
+  std::map<std::pair<std::string, int64_t>, Read> sequences_;  // by site and data step
+  std::map<std::string, uint64_t> newest_starts_;              // incarnations
   std::map<std::pair<std::string, uint64_t>, Start> starts_;
   std::map<uint64_t, uint64_t>
       savers_;  // of starts that went on from a checkpoint: the first start
