@@ -8,7 +8,7 @@ namespace pelago::sites {
 
 namespace {
 
-// More would not overlap better, and each costs a message to and from every member;
+// Each costs a message to and from every member;
 constexpr int64_t kPartsWanted = 16;
 // but a slice must fit into a frame, at any width.
 constexpr int64_t kPartValuesMax = 8 << 20;

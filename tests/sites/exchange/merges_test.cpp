@@ -133,5 +133,27 @@ TEST_CASE("a site that an exchange left out keeps all it learned, and adds what 
   }
 }
 
+TEST_CASE(
+    "slices of no epoch and of no part are refused and counted, and so are requests for them") {
+  Site site(32);
+  const auto refused = [&](const Message& message) {
+    const int64_t before = site.member->status().num_refused;
+    site.hear("other", message);
+    return site.member->status().num_refused - before;
+  };
+  CHECK(refused(Slice{.exchange = 0, .epoch = -1, .payload = {}}) == 1);  // nothing has begun
+  std::vector<float> local = trained();
+  site.member->on_snapshot(0, local, 0);
+  std::vector<MemberShare> both = kAlone;
+  both.insert(both.end(), kOthers.begin(), kOthers.end());
+  site.hear(kCoordinatorName, Begin{.exchange = 0, .epoch = 1, .members = both});
+  for (const int64_t part : {int64_t{-1}, int64_t{1}, int64_t{1} << 62}) {
+    CAPTURE(part);
+    CHECK(refused(Slice{.exchange = 0, .epoch = 1, .part = part, .payload = {}}) == 1);
+    CHECK(refused(Want{.exchange = 0, .epoch = 1, .part = part}) == 1);
+  }
+  CHECK(refused(Want{.exchange = 0, .epoch = 1, .part = 0}) == 0);
+}
+
 }  // namespace
 }  // namespace pelago::sites
