@@ -54,9 +54,10 @@ struct LoadedModel {
 };
 /// Throws Failure naming the file and the tensor that is missing, superfluous or misshapen.
 LoadedModel load_model_folder(const std::filesystem::path& folder);
-/// Writes config.json, generation_config.json, model.safetensors (dtype: f32, f16 or bf16) and
-/// copies tokenizer.json and tokenizer_config.json from tokenizer_dir (none if that is empty).
-/// flat: [N] f32 CPU. A tied head is not written twice. Throws Failure naming the file.
+/// Writes config.json, generation_config.json, model.safetensors (dtype: f32, f16 or bf16) into a
+/// folder that is there (one that was taken away is not made anew) and copies tokenizer.json and
+/// tokenizer_config.json from tokenizer_dir (none if that is empty). flat: [N] f32 CPU. A tied head
+/// is not written twice. Throws Failure naming the file.
 void save_model_folder(const std::filesystem::path& folder,
                        const ModelConfig& config,
                        const Tensor& flat,

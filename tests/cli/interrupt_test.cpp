@@ -134,7 +134,7 @@ TEST_CASE("Ctrl-C while a model is exported leaves it absent or whole") {
   const Scratch scratch("stop-export");
   prepare(scratch.path());
   REQUIRE(run(scratch.path(), train("one.toml", {"--set", "train.steps=2"})).exit_code == 0);
-  for (const int delay_ms : {50, 150, 250, 350, 500, 700}) {
+  for (const int delay_ms : {50, 150, 200, 250, 300, 350, 400, 500, 700}) {
     INFO(delay_ms);
     fs::remove_all(scratch.path() / "m");
     Program program(scratch.path(), {"export", "runs/test", "--out", "m"});
@@ -146,6 +146,7 @@ TEST_CASE("Ctrl-C while a model is exported leaves it absent or whole") {
     CHECK((ended.exit_code == 0 || ended.exit_code == kInterrupted));
     CHECK((ended.exit_code != 0 || is_whole));
     CHECK(is_whole == fs::exists(scratch.path() / "m"));
+    CHECK(contains(ended.err, "nothing was written") <= !is_whole);
     CHECK(half_made(scratch.path()).empty());
   }
 }

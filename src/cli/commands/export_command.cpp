@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <mutex>
+#include <optional>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -48,24 +50,39 @@ void run_export(const ExportArguments& arguments, const Globals& globals) {
     fail_usage("--out {}: the folder is not empty; name a new one", arguments.out);
   }
   const plan::JobConfig job = train::read_run_job(arguments.run);
-  PendingFolder pending(arguments.out);
   // Writing a large model takes minutes: Ctrl-C ends it where it is. The folder changes its name
-  // first, so that nothing can come into it any more.
-  const Interrupts interrupts([half_made = pending.path()] {
-    const std::filesystem::path doomed = half_made.string() + ".tmp";
-    std::error_code ignored;
-    std::filesystem::rename(half_made, doomed, ignored);
-    std::filesystem::remove_all(doomed, ignored);
+  // first, so that nothing can come into it any more. It is made and takes its name under the
+  // lock: a signal finds it whole, half made or not yet there, and says so truly.
+  std::mutex changing;
+  std::optional<PendingFolder> pending;
+  bool is_whole = false;
+  const Interrupts interrupts([&] {
+    const std::lock_guard lock(changing);
+    if (is_whole) return;
+    if (pending) {
+      const std::filesystem::path doomed = pending->path().string() + ".tmp";
+      std::error_code ignored;
+      std::filesystem::rename(pending->path(), doomed, ignored);
+      std::filesystem::remove_all(doomed, ignored);
+    }
     leave_interrupted("stopped before the model was whole; nothing was written");
   });
+  {
+    const std::lock_guard lock(changing);
+    pending.emplace(arguments.out);
+  }
   std::string source;
   const Tensor flat = newest_weights(arguments.run, job, source);  // [N]
-  model::save_model_folder(pending.path(),
+  model::save_model_folder(pending->path(),
                            job.model,
                            flat,
                            arguments.dtype == "f32" ? torch::kFloat32 : torch::kBFloat16,
                            job.data.dir);
-  pending.commit();
+  {
+    const std::lock_guard lock(changing);
+    pending->commit();
+    is_whole = true;
+  }
   if (globals.json) {
     std::printf(
         "{\"model\": \"%s\", \"checkpoint\": \"%s\"}\n", arguments.out.c_str(), source.c_str());

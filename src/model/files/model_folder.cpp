@@ -172,10 +172,6 @@ void save_model_folder(const fs::path& folder,
                     flat.numel() == config.num_parameters(),
                 "the whole model is given as f32 on the host");
   const std::string config_json = to_config_json(config, dtype_word(dtype));
-  std::error_code reason;
-  fs::create_directories(folder, reason);
-  if (reason) fail("{}: cannot make the folder: {}", folder.string(), reason.message());
-
   const Tensor rounded = flat.to(dtype);  // [N]
   std::vector<std::pair<std::string, Tensor>> tensors;
   int64_t begin = 0;
