@@ -252,7 +252,9 @@ bool BatchEngine::accept(Request& request,
   };
   bool has_ended = is_in(asked.stop_tokens) || (!asked.ignore_end && is_in(options_.end_tokens));
   if (!has_ended) {
-    has_ended = choice.text.add(tokenizer_.token_bytes(token));
+    // A model may have more rows than its tokenizer has tokens: those stand for nothing.
+    const bool has_text = token < tokenizer_.vocab_size();
+    has_ended = has_text && choice.text.add(tokenizer_.token_bytes(token));
     if (choice.cursor != nullptr && !has_ended) {
       choice.cursor->advance(token);
       has_ended = choice.cursor->may_end() && !allows_any(choice.cursor->allowed());
