@@ -13,7 +13,7 @@
 namespace pelago::chips {
 namespace {
 
-std::unique_ptr<Device> open_unpaced(const std::string& name) {
+std::unique_ptr<Device> open_for_answers(const std::string& name) {
   return open_device(name, catalogue(), {.slowdown = 1e-6});
 }
 
@@ -26,7 +26,7 @@ double process_cpu_s() {
 TEST_CASE("devices that compute right give every known answer, the same each time") {
   for (const char* name : {"cpu", "emulated:a100", "emulated:910b", "emulated:910a"}) {
     CAPTURE(name);
-    const auto device = open_unpaced(name);
+    const auto device = open_for_answers(name);
     KnownAnswerTest test(*device);
     const std::vector<KnownAnswer> answers = test.run();
     const std::vector<KnownAnswer> again = test.run();
@@ -40,7 +40,7 @@ TEST_CASE("devices that compute right give every known answer, the same each tim
 }
 
 TEST_CASE("a single wrong element of a matmul is found, wherever it is") {
-  const auto device = open_unpaced("emulated:a100");
+  const auto device = open_for_answers("emulated:a100");
   KnownAnswerTest test(*device);
   for (uint64_t seed = 0; seed < 20; ++seed) {
     CAPTURE(seed);
@@ -54,7 +54,7 @@ TEST_CASE("a single wrong element of a matmul is found, wherever it is") {
 }
 
 TEST_CASE("a run is cheap enough to make between two steps") {
-  const auto device = open_unpaced("emulated:a100");
+  const auto device = open_for_answers("emulated:a100");
   KnownAnswerTest test(*device);
   test.run();
   double least_s = 1;
@@ -73,7 +73,7 @@ TEST_CASE("the matmul is asked in every dtype of the chip, f32 and the training 
       return answer.op == op && answer.dtype == dtype;
     });
   };
-  const auto a100 = open_unpaced("emulated:a100");
+  const auto a100 = open_for_answers("emulated:a100");
   const std::vector<KnownAnswer> answers = KnownAnswerTest(*a100).run();
   for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
     CHECK(is_asked(answers, "matmul", dtype));

@@ -75,12 +75,12 @@ TEST_CASE("messages sent before they are expected arrive in order") {
 
 TEST_CASE("three ranks exchange random messages of every dtype without mixing them up") {
   check_no_failure(run_couriers(3, [](Courier& courier, int rank) {
-    constexpr c10::ScalarType kDtypes[] = {torch::kFloat32, torch::kBFloat16, torch::kLong};
+    constexpr c10::ScalarType kSentDtypes[] = {torch::kFloat32, torch::kBFloat16, torch::kLong};
     const auto message = [&](int from, int to, int i) {
       Rng rng = Rng(5).fork("message", static_cast<uint64_t>(from * 1000 + to * 100 + i));
       const auto length = static_cast<int64_t>(rng.next_below(5000));
       const auto first = static_cast<int64_t>(rng.next_below(100));
-      return torch::arange(first, first + length).to(kDtypes[rng.next_below(3)]);
+      return torch::arange(first, first + length).to(kSentDtypes[rng.next_below(3)]);
     };
     for (int i = 0; i < 20; ++i) {
       for (const int peer : {(rank + 1) % 3, (rank + 2) % 3}) {
