@@ -57,7 +57,7 @@ constexpr c10::ScalarType kSummedDtypes[] = {
     torch::kFloat32, torch::kBFloat16, torch::kHalf, torch::kFloat64};
 
 // Empty, fewer than ranks, gathered whole, one chunk, uneven slices, several windows.
-constexpr int64_t kLengths[] = {0, 1, 2, 7, 1000, 8193, 300'007, kLongest};
+constexpr int64_t kTensorLengths[] = {0, 1, 2, 7, 1000, 8193, 300'007, kLongest};
 
 void check_sums(Collective& collective, int64_t num_values, c10::ScalarType dtype) {
   const Tensor expected =
@@ -81,7 +81,7 @@ void check_sums(Collective& collective, int64_t num_values, c10::ScalarType dtyp
 TEST_CASE("tensor sums have the bits of a plain sum in rank order, whatever length and dtype") {
   for (const int num_ranks : {2, 3}) {
     check_no_failure(run_ranks(num_ranks, [](Collective& collective) {
-      for (const int64_t num_values : kLengths) {
+      for (const int64_t num_values : kTensorLengths) {
         for (const c10::ScalarType dtype : kSummedDtypes) check_sums(collective, num_values, dtype);
       }
     }));
