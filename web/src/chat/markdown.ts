@@ -120,7 +120,7 @@ function parseList(lines: string[], from: number, depth: number): [Block, number
   while (i < lines.length) {
     const line = lines[i];
     const item = kItem.exec(line);
-    if (item && item[1].length < Math.max(2, inner) && item[1].length <= first[1].length + 1) {
+    if (item && (items.length === 0 || (item[1].length < Math.max(2, inner) && item[1].length <= first[1].length + 1))) {
       if (/\d/.test(item[2]) !== is_ordered) break;
       inner = item[1].length + item[2].length + Math.min(4, Math.max(1, item[3].length));
       items.push([line.slice(item[0].length)]);
