@@ -186,8 +186,9 @@ std::string ChatText::protect(const std::string& text) const {
   size_t copied = 0;
   for (size_t i = 0; i < text.size();) {
     const Special* special = special_at(text, i);
-    const auto idx = static_cast<size_t>(special - specials_.data());
-    if (special == nullptr || idx >= kNumPrivate) {
+    const size_t idx =
+        special == nullptr ? kNumPrivate : static_cast<size_t>(special - specials_.data());
+    if (idx >= kNumPrivate) {
       ++i;
       continue;
     }

@@ -20,9 +20,31 @@ std::string format_float(double number) {
   return text;
 }
 
+// The bytes of the character that text begins with; 0 if it is not UTF-8 (overlong forms, halves of
+// surrogate pairs and what lies past U+10FFFF are not).
+size_t character_bytes(std::string_view text) {
+  const auto byte = [&](size_t i) {
+    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U;
+  };
+  const auto follows = [&](size_t i) { return (byte(i) & 0xc0) == 0x80; };
+  const unsigned lead = byte(0);
+  if (lead < 0x80) return 1;
+  if (lead >= 0xc2 && lead < 0xe0) return follows(1) ? 2 : 0;
+  if (lead >= 0xe0 && lead < 0xf0) {
+    const bool is_odd = (lead == 0xe0 && byte(1) < 0xa0) || (lead == 0xed && byte(1) >= 0xa0);
+    return follows(1) && follows(2) && !is_odd ? 3 : 0;
+  }
+  if (lead >= 0xf0 && lead < 0xf5) {
+    const bool is_odd = (lead == 0xf0 && byte(1) < 0x90) || (lead == 0xf4 && byte(1) >= 0x90);
+    return follows(1) && follows(2) && follows(3) && !is_odd ? 4 : 0;
+  }
+  return 0;
+}
+
 void append_json_string(std::string& out, std::string_view text) {
   out += '"';
-  for (const char c : text) {
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
     switch (c) {
       case '"':
         out += "\\\"";
@@ -48,8 +70,12 @@ void append_json_string(std::string& out, std::string_view text) {
       default:
         if (static_cast<unsigned char>(c) < 32) {
           out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
-        } else {
+        } else if ((c & 0x80) == 0) {
           out += c;
+        } else {
+          const size_t length = character_bytes(text.substr(i));
+          out += length > 0 ? text.substr(i, length) : "\ufffd";
+          i += length > 0 ? length - 1 : 0;
         }
     }
   }
@@ -423,6 +449,12 @@ bool Value::less(const Value& a, const Value& b) {
         a.list().begin(), a.list().end(), b.list().begin(), b.list().end(), less);
   }
   throw TemplateError(fmt::format("{} and {} have no order", a.type_name(), b.type_name()));
+}
+
+std::string json_quoted(std::string_view text) {
+  std::string out;
+  append_json_string(out, text);
+  return out;
 }
 
 std::vector<std::string_view> characters_of(std::string_view text) {

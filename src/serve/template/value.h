@@ -135,6 +135,9 @@ struct JsonLimits {
 /// JSON, or past the limits.
 Value value_of_json(std::string_view text, const JsonLimits& limits = {});
 
+/// text in quotes, as JSON has it; bytes that are not UTF-8 become U+FFFD.
+std::string json_quoted(std::string_view text);
+
 /// Code points, each as its bytes of UTF-8; a byte that is none stands alone.
 std::vector<std::string_view> characters_of(std::string_view text);
 
