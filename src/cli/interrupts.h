@@ -1,5 +1,5 @@
-// Ctrl-C, SIGTERM and, if wanted, SIGHUP, heard on a thread of its own: what is called may take locks, free memory and
-// remove folders, which a signal handler must not.
+// Ctrl-C, SIGTERM and, if wanted, SIGHUP, heard on a thread of its own: what is called may take
+// locks, free memory and remove folders, which a signal handler must not.
 #pragma once
 
 #include <csignal>

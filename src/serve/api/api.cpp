@@ -274,6 +274,16 @@ void Api::add_routes(HttpServer& server) {
                                            server_->stats(),
                                            current ? current->id : "")});
       });
+  // Below /v1 nothing is a page.
+  for (const std::string method : {"GET", "POST"}) {
+    add(server,
+        method,
+        "/v1/*",
+        Access::kAnyone,
+        [](const HttpRequest& request, const auto&, const auto&) {
+          throw ApiError(404, fmt::format("nothing is at {}", request.path));
+        });
+  }
   for (const bool is_chat : {false, true}) {
     add(server,
         "POST",

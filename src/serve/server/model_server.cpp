@@ -39,9 +39,10 @@ std::string model_name(const ServeOptions& options) {
 }
 
 ApiOptions api_options(const ServeOptions& options) {
-  return {.keys = options.keys_path.empty() ? std::vector<ApiKey>{} : read_key_file(options.keys_path),
-          .cors_origins = options.cors_origins,
-          .is_local = is_loopback(options.host)};
+  return {
+      .keys = options.keys_path.empty() ? std::vector<ApiKey>{} : read_key_file(options.keys_path),
+      .cors_origins = options.cors_origins,
+      .is_local = is_loopback(options.host)};
 }
 
 HttpServerOptions http_options(const ServeOptions& options) {
@@ -67,13 +68,18 @@ void raise_file_limit() {
 
 void ServeOptions::validate() const {
   if (!is_loopback(host) && keys_path.empty() && !is_insecure) {
-    fail_usage("--host {} opens the server to other machines: give --api-keys FILE, or --insecure if everybody may use it", host);
+    fail_usage(
+        "--host {} opens the server to other machines: give --api-keys FILE, or --insecure if "
+        "everybody may use it",
+        host);
   }
-  if (certificate_path.empty() != key_path.empty()) fail_usage("--tls-cert and --tls-key belong together: give both");
+  if (certificate_path.empty() != key_path.empty())
+    fail_usage("--tls-cert and --tls-key belong together: give both");
   if (num_connections_max < 1 || num_connections_max > 1'000'000) {
     fail_usage("--max-connections {}: must be 1 to 1000000", num_connections_max);
   }
-  if (!(drain_s >= 0 && drain_s <= 86400)) fail_usage("--drain {}: must be 0 to 86400 seconds", drain_s);
+  if (!(drain_s >= 0 && drain_s <= 86400))
+    fail_usage("--drain {}: must be 0 to 86400 seconds", drain_s);
   engine.validate();
 }
 
@@ -98,15 +104,18 @@ ModelServer::~ModelServer() = default;
 
 std::shared_ptr<ServedModel> ModelServer::open() const {
   auto engine = open_engine(folder_, options_.engine);
-  return std::make_shared<ServedModel>(ServedModel{.id = name_,
-                                                   .created_s = static_cast<int64_t>(std::time(nullptr)),
-                                                   .text = ChatText::read(folder_),
-                                                   .engine = std::move(engine)});
+  return std::make_shared<ServedModel>(
+      ServedModel{.id = name_,
+                  .created_s = static_cast<int64_t>(std::time(nullptr)),
+                  .text = ChatText::read(folder_),
+                  .engine = std::move(engine)});
 }
 
 std::string ModelServer::url() const {
-  const std::string host = options_.host.find(':') == std::string::npos ? options_.host : '[' + options_.host + ']';
-  return fmt::format("{}://{}:{}", options_.certificate_path.empty() ? "http" : "https", host, http_.port());
+  const std::string host =
+      options_.host.find(':') == std::string::npos ? options_.host : '[' + options_.host + ']';
+  return fmt::format(
+      "{}://{}:{}", options_.certificate_path.empty() ? "http" : "https", host, http_.port());
 }
 
 // Inode, time and size of the files that make the model: an export takes the old folder's name.
@@ -116,7 +125,12 @@ std::string ModelServer::stamp() const {
   for (const auto& entry : fs::directory_iterator(folder_, ignored)) {
     struct stat file {};
     if (::stat(entry.path().c_str(), &file) != 0) continue;
-    stamp += fmt::format("{} {} {}.{} {}\n", entry.path().filename().string(), file.st_ino, file.st_mtim.tv_sec, file.st_mtim.tv_nsec, file.st_size);
+    stamp += fmt::format("{} {} {}.{} {}\n",
+                         entry.path().filename().string(),
+                         file.st_ino,
+                         file.st_mtim.tv_sec,
+                         file.st_mtim.tv_nsec,
+                         file.st_size);
   }
   return stamp;
 }
