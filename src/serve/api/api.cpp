@@ -211,79 +211,51 @@ void Api::add(HttpServer& server,
 
 void Api::add_routes(HttpServer& server) {
   server_ = &server;
-  const auto answer = [this](std::string path, auto make) {
-    return [this, path = std::move(path), make](const HttpRequest& request,
-                                                const HttpReplyPtr& reply,
-                                                const std::shared_ptr<KeyRing::Lease>& lease) {
-      HttpResponse response = {.body = make(request)};
-      metrics_.count_request(path, 200, lease ? lease->name() : "");
-      reply->send(std::move(response));
-    };
-  };
-  add(server, "GET", "/health", Access::kAnyone, answer("/health", [](const HttpRequest&) {
-        return std::string(R"({"status":"ok"})");
-      }));
-  add(server, "GET", "/ready", Access::kAnyone, answer("/ready", [this](const HttpRequest&) {
-        return fmt::format(R"({{"status":"ready","model":{}}})", json_quoted(ready_model()->id));
-      }));
-  add(server,
-      "GET",
-      "/v1/models",
-      Access::kKeyKnown,
-      answer("/v1/models", [this](const HttpRequest&) { return models_json(); }));
-  add(server,
-      "GET",
-      "/v1/models/*",
-      Access::kKeyKnown,
-      answer("/v1/models/*", [this](const HttpRequest& request) {
-        const std::string id = request.path.substr(std::string_view("/v1/models/").size());
-        const ServedModelPtr current = model();
-        if (!current || current->id != id)
-          throw ApiError(404,
-                         fmt::format("the model {} does not exist", shown(Value(id))),
-                         "model",
-                         "model_not_found");
-        const std::string all = models_json();
-        return all.substr(all.find('[') + 1, all.rfind(']') - all.find('[') - 1);
-      }));
-  add(server,
-      "POST",
-      "/tokenize",
-      Access::kKeyCounted,
-      answer("/tokenize", [this](const HttpRequest& request) { return tokenize_json(request); }));
-  add(server,
-      "POST",
-      "/detokenize",
-      Access::kKeyCounted,
-      answer("/detokenize",
-             [this](const HttpRequest& request) { return detokenize_json(request); }));
-  add(server,
-      "POST",
-      "/v1/embeddings",
-      Access::kKeyCounted,
-      answer("/v1/embeddings",
-             [this](const HttpRequest& request) { return embeddings_json(request); }));
+  const auto add_answer =
+      [&](const char* method, const std::string& path, Access access, auto make) {
+        add(server,
+            method,
+            path,
+            access,
+            [this, path, make](
+                const HttpRequest& request, const HttpReplyPtr& reply, const auto& lease) {
+              HttpResponse response = {.body = make(request)};
+              metrics_.count_request(path, 200, lease ? lease->name() : "");
+              reply->send(std::move(response));
+            });
+      };
+  add_answer("GET", "/health", Access::kAnyone, [](const HttpRequest&) {
+    return std::string(R"({"status":"ok"})");
+  });
+  add_answer("GET", "/ready", Access::kAnyone, [this](const HttpRequest&) {
+    return fmt::format(R"({{"status":"ready","model":{}}})", json_quoted(ready_model()->id));
+  });
+  add_answer(
+      "GET", "/v1/models", Access::kKeyKnown, [this](const HttpRequest&) { return models_json(); });
+  add_answer("GET", "/v1/models/*", Access::kKeyKnown, [this](const HttpRequest& request) {
+    return model_json(request);
+  });
+  add_answer("POST", "/tokenize", Access::kKeyCounted, [this](const HttpRequest& request) {
+    return tokenize_json(request);
+  });
+  add_answer("POST", "/detokenize", Access::kKeyCounted, [this](const HttpRequest& request) {
+    return detokenize_json(request);
+  });
+  add_answer("POST", "/v1/embeddings", Access::kKeyCounted, [this](const HttpRequest& request) {
+    return embeddings_json(request);
+  });
   add(server,
       "GET",
       "/metrics",
       Access::kKeyKnown,
       [this](const HttpRequest&, const HttpReplyPtr& reply, const auto&) {
-        const ServedModelPtr current = model();
-        reply->send({.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                     .body = metrics_.text(current ? current->engine->stats() : EngineStats(),
-                                           server_->stats(),
-                                           current ? current->id : "")});
+        reply->send(
+            {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics_text()});
       });
-  // Below /v1 nothing is a page.
-  for (const std::string method : {"GET", "POST"}) {
-    add(server,
-        method,
-        "/v1/*",
-        Access::kAnyone,
-        [](const HttpRequest& request, const auto&, const auto&) {
-          throw ApiError(404, fmt::format("nothing is at {}", request.path));
-        });
-  }
+  add_generation_routes(server);
+}
+
+void Api::add_generation_routes(HttpServer& server) {
   for (const bool is_chat : {false, true}) {
     add(server,
         "POST",
@@ -295,6 +267,36 @@ void Api::add_routes(HttpServer& server) {
           generate(request, reply, std::move(lease), is_chat);
         });
   }
+  // Below /v1 nothing is a page.
+  for (const std::string method : {"GET", "POST"}) {
+    add(server,
+        method,
+        "/v1/*",
+        Access::kAnyone,
+        [](const HttpRequest& request, const auto&, const auto&) {
+          throw ApiError(404, fmt::format("nothing is at {}", request.path));
+        });
+  }
+}
+
+std::string Api::model_json(const HttpRequest& request) const {
+  const std::string id = request.path.substr(std::string_view("/v1/models/").size());
+  const ServedModelPtr current = model();
+  if (!current || current->id != id) {
+    throw ApiError(404,
+                   fmt::format("the model {} does not exist", shown(Value(id))),
+                   "model",
+                   "model_not_found");
+  }
+  const std::string all = models_json();
+  return all.substr(all.find('[') + 1, all.rfind(']') - all.find('[') - 1);
+}
+
+std::string Api::metrics_text() const {
+  const ServedModelPtr current = model();
+  return metrics_.text(current ? current->engine->stats() : EngineStats(),
+                       server_->stats(),
+                       current ? current->id : "");
 }
 
 void Api::generate(const HttpRequest& request,

@@ -65,6 +65,7 @@ class Api {
              const std::string& path,
              Access access,
              const Route& route);
+  void add_generation_routes(HttpServer& server);
   void check_origin(const HttpRequest& request, HttpHeaders& headers) const;
   ServedModelPtr ready_model() const;
   void generate(const HttpRequest& request,
@@ -72,6 +73,8 @@ class Api {
                 std::shared_ptr<KeyRing::Lease> lease,
                 bool is_chat);
   std::string models_json() const;
+  std::string model_json(const HttpRequest& request) const;
+  std::string metrics_text() const;
   std::string embeddings_json(const HttpRequest& request) const;
   std::string tokenize_json(const HttpRequest& request) const;
   std::string detokenize_json(const HttpRequest& request) const;

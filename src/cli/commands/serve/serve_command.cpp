@@ -65,6 +65,61 @@ void run_serve(const ServeArguments& arguments, const Globals& globals) {
   if (!server.drain()) log_warn("answers were cut after_s={}", arguments.options.drain_s);
 }
 
+void add_door_options(CLI::App& command, serve::ServeOptions& options) {
+  command
+      .add_option(
+          "model", options.folder, "a Hugging Face folder, or a run with an export in model/")
+      ->required();
+  command.add_option(
+      "--name", options.name, "what clients call the model; default: the folder's name");
+  command
+      .add_option(
+          "--host",
+          options.host,
+          "address to listen on; others than this machine's own need --api-keys or --insecure")
+      ->capture_default_str();
+  command.add_option("--port", options.port, "where to listen; 0: any free port")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  command.add_option(
+      "--api-keys", options.keys_path, "TOML file of keys and their limits (docs/SERVING.md)");
+  command.add_flag("--insecure", options.is_insecure, "everybody who reaches the port may use it");
+  command.add_option("--tls-cert", options.certificate_path, "certificate chain, PEM: serve https");
+  command.add_option("--tls-key", options.key_path, "its private key, PEM");
+  command.add_option("--cors-origin",
+                     options.cors_origins,
+                     "a site whose pages may ask, such as https://app.example; may be given again");
+  command.add_option("--max-connections", options.num_connections_max, "clients at once")
+      ->capture_default_str();
+  command
+      .add_option("--drain",
+                  options.drain_s,
+                  "seconds that answers get to end in when the server is to stop")
+      ->capture_default_str();
+  command.add_flag("!--no-page", options.has_page, "the API only, no chat page");
+}
+
+void add_engine_options(CLI::App& command, serve::EngineOptions& options) {
+  command.add_option("--device", options.device, "the chip that computes")->capture_default_str();
+  command.add_option(
+      "--dtype", options.dtype, "weights in f32 or bf16; default: as stored, f32 as bf16");
+  command.add_option("--kv-memory-gb", options.kv_memory_gb, "memory for keys and values")
+      ->capture_default_str();
+  command
+      .add_option("--context",
+                  options.context_tokens_max,
+                  "tokens of a prompt and its answer; 0: what the model was made for")
+      ->capture_default_str();
+  command
+      .add_option("--max-sequences", options.scheduler.sequences_max, "answers computed at once")
+      ->capture_default_str();
+  command
+      .add_option("--max-waiting",
+                  options.waiting_max,
+                  "requests that may wait; more are told to come later")
+      ->capture_default_str();
+}
+
 }  // namespace
 
 void add_serve(CLI::App& app, Globals& globals) {
@@ -85,61 +140,10 @@ void add_serve(CLI::App& app, Globals& globals) {
       "    -d '{\"prompt\": \"int main(\", \"max_tokens\": 20}'\n"
       "\nSIGTERM or Ctrl-C: answers under way are completed first. SIGHUP: the model is read "
       "again.\n");
-  command
-      ->add_option(
-          "model", options.folder, "a Hugging Face folder, or a run with an export in model/")
-      ->required();
-  command->add_option(
-      "--name", options.name, "what clients call the model; default: the folder's name");
-  command
-      ->add_option(
-          "--host",
-          options.host,
-          "address to listen on; others than this machine's own need --api-keys or --insecure")
-      ->capture_default_str();
-  command->add_option("--port", options.port, "where to listen; 0: any free port")
-      ->check(CLI::Range(0, 65535))
-      ->capture_default_str();
-  command->add_option(
-      "--api-keys", options.keys_path, "TOML file of keys and their limits (docs/SERVING.md)");
-  command->add_flag("--insecure", options.is_insecure, "everybody who reaches the port may use it");
-  command->add_option(
-      "--tls-cert", options.certificate_path, "certificate chain, PEM: serve https");
-  command->add_option("--tls-key", options.key_path, "its private key, PEM");
-  command->add_option(
-      "--cors-origin",
-      options.cors_origins,
-      "a site whose pages may ask, such as https://app.example; may be given again");
-  command->add_option("--max-connections", options.num_connections_max, "clients at once")
-      ->capture_default_str();
-  command
-      ->add_option("--drain",
-                   options.drain_s,
-                   "seconds that answers get to end in when the server is to stop")
-      ->capture_default_str();
+  add_door_options(*command, options);
+  add_engine_options(*command, options.engine);
   command->add_flag(
       "--watch", arguments->watches, "read the model again when its files have changed");
-  command->add_flag("!--no-page", options.has_page, "the API only, no chat page");
-  command->add_option("--device", options.engine.device, "the chip that computes")
-      ->capture_default_str();
-  command->add_option(
-      "--dtype", options.engine.dtype, "weights in f32 or bf16; default: as stored, f32 as bf16");
-  command->add_option("--kv-memory-gb", options.engine.kv_memory_gb, "memory for keys and values")
-      ->capture_default_str();
-  command
-      ->add_option("--context",
-                   options.engine.context_tokens_max,
-                   "tokens of a prompt and its answer; 0: what the model was made for")
-      ->capture_default_str();
-  command
-      ->add_option(
-          "--max-sequences", options.engine.scheduler.sequences_max, "answers computed at once")
-      ->capture_default_str();
-  command
-      ->add_option("--max-waiting",
-                   options.engine.waiting_max,
-                   "requests that may wait; more are told to come later")
-      ->capture_default_str();
   command->callback([arguments, &globals] { run_serve(*arguments, globals); });
 }
 

@@ -95,6 +95,30 @@ std::string call_schema(const std::string& name, const Value& parameters) {
       parameters.to_json());
 }
 
+// Returns the name; appends the schema of the arguments.
+std::string read_tool(const Value& given,
+                      const std::string& where,
+                      std::vector<Value>& parameters) {
+  constexpr std::string_view kNameLetters =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+  Fields tool(given, where);
+  if (tool.text("type", 100).value_or("") != "function") tool.refuse("type", "must be function");
+  const Value* function = tool.find("function");
+  if (function == nullptr) tool.refuse("function", "is missing");
+  Fields inner(*function, where + ".function");
+  const std::string name = inner.text("name", 64).value_or("");
+  if (name.empty() || name.find_first_not_of(kNameLetters) != std::string::npos) {
+    inner.refuse("name",
+                 fmt::format("is {}: 1 to 64 letters, digits, '_', '-', '.'", shown(Value(name))));
+  }
+  const Value* schema = inner.find("parameters");
+  if (schema != nullptr && !schema->is_dict()) inner.refuse("parameters", "must be a JSON schema");
+  ValueDict any;
+  any.set("type", "object");
+  parameters.push_back(schema != nullptr ? *schema : Value(any));
+  return name;
+}
+
 }  // namespace
 
 ValueList read_messages(Fields& fields, const ApiLimits& limits) {
@@ -124,30 +148,10 @@ ToolChoice read_tools(Fields& fields, const ApiLimits& limits) {
         fmt::format(
             "has {} tools: at most {} are allowed", tools->list().size(), limits.num_tools_max));
   }
-  std::vector<std::string> schemas;
-  std::vector<Value> parameters;
+  std::vector<Value> parameters;  // the schema of each tool's arguments
   for (size_t i = 0; tools != nullptr && i < tools->list().size(); ++i) {
-    const std::string where = fmt::format("tools[{}]", i);
-    Fields tool(tools->list()[i], where);
-    if (tool.text("type", 100).value_or("") != "function") tool.refuse("type", "must be function");
-    const Value* function = tool.find("function");
-    if (function == nullptr) tool.refuse("function", "is missing");
-    Fields inner(*function, where + ".function");
-    const std::string name = inner.text("name", 64).value_or("");
-    if (name.empty() || name.find_first_not_of(
-                            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") !=
-                            std::string::npos) {
-      inner.refuse(
-          "name", fmt::format("is {}: 1 to 64 letters, digits, '_', '-', '.'", shown(Value(name))));
-    }
-    const Value* given = inner.find("parameters");
-    if (given != nullptr && !given->is_dict()) inner.refuse("parameters", "must be a JSON schema");
     choice.tools.push_back(tools->list()[i]);
-    choice.names.push_back(name);
-    ValueDict any;
-    any.set("type", "object");
-    parameters.push_back(given != nullptr ? *given : Value(any));
-    schemas.push_back(call_schema(name, parameters.back()));
+    choice.names.push_back(read_tool(tools->list()[i], fmt::format("tools[{}]", i), parameters));
   }
   choice.may_call = !choice.tools.empty();
   if (wanted == nullptr) return choice;
@@ -156,9 +160,11 @@ ToolChoice read_tools(Fields& fields, const ApiLimits& limits) {
     choice.may_call = false;
   } else if (wanted->is_string() && wanted->text() == "required") {
     if (choice.tools.empty()) fields.refuse("tool_choice", "is required, but there are no tools");
-    choice.schema = schemas.size() == 1
-                        ? schemas[0]
-                        : fmt::format(R"({{"anyOf":[{}]}})", fmt::join(schemas, ","));
+    std::string schemas;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      schemas += (i > 0 ? "," : "") + call_schema(choice.names[i], parameters[i]);
+    }
+    choice.schema = fmt::format(R"({{"anyOf":[{}]}})", schemas);
   } else {
     if (!wanted->is_dict())
       fields.refuse("tool_choice", "must be none, auto, required or one function");
