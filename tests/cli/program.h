@@ -92,6 +92,7 @@ class Program {
   pid_t pid() const { return pid_; }
   void signal(int number) const { ::kill(pid_, number); }
   std::string err_so_far() const { return read_all(err_); }
+  std::string out_so_far() const { return read_all(out_); }
 
   /// Waits until `ready` holds; returns false if the child ended or the time passed first.
   bool wait_for(const std::function<bool()>& ready, double timeout_s) {

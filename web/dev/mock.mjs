@@ -66,7 +66,7 @@ async function complete(request, response, is_chat) {
   for (let i = 0; i < pieces.length && !is_gone; ++i) {
     send(choice(pieces[i], null));
     if (/cut/.test(text) && i === 1) return response.destroy();
-    await new Promise((done) => setTimeout(done, /slow/.test(text) ? 60 : 4));
+    await new Promise((done) => setTimeout(done, /slow/.test(text) ? 250 : 4));
   }
   if (is_gone) return;
   send(choice(null, 'stop'));

@@ -1,33 +1,18 @@
 // The dashboard, clicked through against the real program.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { createInterface } from 'node:readline';
+import { utimesSync, writeFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { Browser, checkFits, checkQuiet, checkReachable, kPatience_ms, picture } from './browser.mjs';
+import { startProgram } from './program.mjs';
 import { RunFolder } from './run_folder.mjs';
 
-const kProgram = process.env.PELAGO_PROGRAM;
 let browser;
 before(async () => (browser = await Browser.open()));
 after(async () => browser?.close());
 
-async function served(run) {
-  const program = spawn(kProgram, ['dashboard', run.path, '--port', '0', '--json'], { stdio: ['ignore', 'pipe', 'inherit'] });
-  const [line] = await once(createInterface(program.stdout), 'line');
-  return {
-    url: JSON.parse(line).url,
-    end: async () => {
-      program.kill('SIGTERM');
-      if (program.exitCode === null) await once(program, 'exit');
-      return program.exitCode;
-    },
-  };
-}
-
 /** A run, its server and a page that looks at it; all of them end with the test. */
 async function scene(t, { run = new RunFolder(), ...options } = {}) {
-  const server = await served(run);
+  const server = await startProgram('dashboard', run.path);
   const view = await browser.page(server.url, options);
   t.after(async () => {
     await view.close();
@@ -80,6 +65,8 @@ test('a lost chip is seen, and so is its return', async (t) => {
   run.event('run_started', { step: 0 });
   run.steps(1, 12);
   run.catchUp();
+  // A run that went back commits again what it had committed.
+  for (let i = 0; i < 2; ++i) run.event('commit', { exchange: 2, epoch: 3, members: ['guizhou'], hash: 'ab' });
   const { page, watched } = await scene(t, { run });
   await says(page.locator('.tile'), 'nothing was lost');
   run.event('device_lost', { site: 'lingang', rank: 1, device: 'emulated:nvidia-h20', step: 12, why: 'its device answers no question' });
@@ -123,7 +110,6 @@ test('a run that failed says why, one that fell silent says since when', async (
   const silent = new RunFolder();
   silent.plan(40);
   silent.steps(1, 4);
-  const { utimesSync } = await import('node:fs');
   for (const file of ['metrics.jsonl', 'events.jsonl']) utimesSync(`${silent.path}/${file}`, silent.now - 3000, silent.now - 3000);
   const second = await scene(t, { run: silent });
   await says(badge(second.page), 'No sign of life');
@@ -176,7 +162,6 @@ test('a long run comes whole, in steps, and stays quick to draw', async (t) => {
       JSON.stringify({ kind: 'step', site: 'room', step, time: run.now + 0.02 * step, loss: 2 + 5 / Math.sqrt(step), tokens: 512, step_s: 0.02, wait_line_s: 0, reduce_s: 0, ranks: [{ device: 'cpu', tokens: 512, compute_s: 0.018, wait_stages_s: 0, wait_ranks_s: 0 }] }),
     );
   }
-  const { writeFileSync } = await import('node:fs');
   writeFileSync(`${run.path}/metrics.jsonl`, lines.join('\n') + '\n');
   run.event('finished', { site: 'room', step: 20_000, wall_s: 400 });
   const { page, watched } = await scene(t, { run });

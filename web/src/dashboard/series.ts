@@ -38,19 +38,24 @@ export function join(tables: Table[]): Table {
 
 export function lossTable(run: Run, axis: XAxis, keep: number): Table {
   const tables: Table[] = run.sites.map((site) => [xOf(site, axis), site.columns.loss, smooth(site.columns.loss, keep)]);
+  if (run.sites.length > 1) {
+    const all = globalLoss(run);
+    tables.push([axis === 'step' ? all.step : all.time, smooth(all.loss, keep)]);
+  }
   const heldOut = globalEvaluations(run);
   tables.push([heldOut.map((each) => (axis === 'step' ? each.step : each.time)), heldOut.map((each) => each.loss)]);
   return join(tables);
 }
 
 /** The loss of all sites together, by tokens, at each step that all have. */
-export function globalLoss(run: Run): { step: number[]; loss: (number | null)[] } {
-  const steps = new Map<number, { loss: number; tokens: number; sites: number }>();
+export function globalLoss(run: Run): { step: number[]; time: number[]; loss: (number | null)[] } {
+  const steps = new Map<number, { loss: number; tokens: number; sites: number; time: number }>();
   for (const site of run.sites) {
     site.columns.step.forEach((step, i) => {
       const loss = site.columns.loss[i];
       if (loss === null) return;
-      const each = steps.get(step) ?? { loss: 0, tokens: 0, sites: 0 };
+      const each = steps.get(step) ?? { loss: 0, tokens: 0, sites: 0, time: 0 };
+      each.time = Math.max(each.time, site.columns.time[i]);
       each.loss += loss * site.columns.tokens[i];
       each.tokens += site.columns.tokens[i];
       ++each.sites;
@@ -58,7 +63,7 @@ export function globalLoss(run: Run): { step: number[]; loss: (number | null)[] 
     });
   }
   const all = [...steps].filter(([, each]) => each.sites === run.sites.length && each.tokens > 0).sort((a, b) => a[0] - b[0]);
-  return { step: all.map(([step]) => step), loss: all.map(([, each]) => each.loss / each.tokens) };
+  return { step: all.map(([step]) => step), time: all.map(([, each]) => each.time), loss: all.map(([, each]) => each.loss / each.tokens) };
 }
 
 /** One held-out loss a step: the mean over the sites that measured it. */
