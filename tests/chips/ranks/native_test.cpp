@@ -1,6 +1,7 @@
 // The table of vendors' libraries, and the emulator's library through it. Its ranks are threads on
 // host memory, and processes where one has to die.
 #include <doctest/doctest.h>
+#include <torch/cuda.h>
 
 #include <cmath>
 #include <fstream>
