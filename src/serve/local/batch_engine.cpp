@@ -21,6 +21,12 @@ int64_t context_of(const ModelRunner& runner, const BatchOptions& options) {
   return std::min({held, wanted, runner.context_length()});
 }
 
+/// If the constraint cannot say, the next draw will.
+bool may_go_on(TokenCursor& cursor) {
+  const Result<const TokenMask*> allowed = cursor.allowed();
+  return !allowed || allows_any(**allowed);
+}
+
 template <typename... Args>
 Error refused(fmt::format_string<Args...> format, Args&&... args) {
   return {ErrorCode::kRefused, fmt::format(format, std::forward<Args>(args)...)};
@@ -222,22 +228,23 @@ bool BatchEngine::accept(Request& request,
                          std::span<const float> row) {
   const GenerateRequest& asked = request.asked;
   const int64_t position = sequence.num_tokens() - sequence.num_prompt;
+  const auto lose = [&](const std::string& reason) {
+    finish(request, choice, Finish::kError, reason);
+    return false;
+  };
   TokenMask mask;
   if (choice.cursor != nullptr) {
-    mask = choice.cursor->allowed();
+    const Result<const TokenMask*> allowed = choice.cursor->allowed();
+    if (!allowed) return lose(allowed.error().message);
+    mask = **allowed;
     if (choice.cursor->may_end()) {
       for (const int32_t token : options_.end_tokens) allow(mask, token);
     }
+    if (!allows_any(mask)) return lose("no token of the vocabulary goes on as the format asks");
   }
   const std::optional<int32_t> drawn =
       choice.sampler.draw(row, mask.empty() ? nullptr : &mask, position, scratch_);
-  if (!drawn) {
-    finish(request,
-           choice,
-           Finish::kError,
-           "the model gives no token that may come next a finite logit");
-    return false;
-  }
+  if (!drawn) return lose("the model gives no token that may come next a finite logit");
   const int32_t token = *drawn;
   sequence.tokens.push_back(token);
   choice.piece.tokens.push_back(token);
@@ -257,7 +264,7 @@ bool BatchEngine::accept(Request& request,
     has_ended = has_text && choice.text.add(tokenizer_.token_bytes(token));
     if (choice.cursor != nullptr && !has_ended) {
       choice.cursor->advance(token);
-      has_ended = choice.cursor->may_end() && !allows_any(choice.cursor->allowed());
+      has_ended = choice.cursor->may_end() && !may_go_on(*choice.cursor);
     }
   }
   const bool is_full =
