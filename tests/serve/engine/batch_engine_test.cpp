@@ -277,5 +277,67 @@ TEST_CASE("log probabilities are those of the model, whatever is drawn from them
   }
 }
 
+/// Knows what will be drawn, and lies about every third token.
+class LyingDrafter final : public Drafter {
+ public:
+  explicit LyingDrafter(const std::vector<Asked>& all) : all_(all) {}
+  void propose(std::span<const DraftTask> tasks) override {
+    for (const DraftTask& task : tasks) {
+      Sequence& sequence = *task.sequence;
+      const Asked& asked = all_[sequence.request - 1];
+      const std::vector<int32_t> truth =
+          expected_tokens(asked.request, sequence.choice, kEndToken, 80, 260);
+      const auto at = static_cast<size_t>(sequence.num_tokens() - sequence.num_prompt);
+      for (size_t idx = at; idx < truth.size() && idx < at + static_cast<size_t>(task.num_wanted);
+           ++idx) {
+        const bool is_lie = rng_.next_below(3) == 0;
+        sequence.draft.push_back(is_lie ? static_cast<int32_t>(rng_.next_below(260)) : truth[idx]);
+      }
+    }
+  }
+  void forget(const Sequence&) override {}
+
+ private:
+  const std::vector<Asked>& all_;
+  Rng rng_ = Rng(4).fork("lies");
+};
+
+TEST_CASE("guesses, right or wrong, change how many passes it takes and nothing else") {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Rng rng = Rng(seed).fork("guessed requests");
+    const data::Tokenizer tokenizer = byte_tokenizer();
+    std::vector<Asked> all;
+    FakeRunner runner({.num_pages = 30, .context_length = 80});
+    BatchEngine engine(runner,
+                       tokenizer,
+                       {.scheduler = {.step_tokens = 32, .sequences_max = 6},
+                        .speculation = {.draft_max = 6, .rows_max = 20},
+                        .end_tokens = {kEndToken}},
+                       std::make_unique<LyingDrafter>(all));
+    for (RequestId id = 1; id <= 30; ++id) {
+      all.push_back({id, random_request(rng), std::make_shared<Answer>()});
+      engine.submit(id, all.back().request, collect(all.back().answer));
+    }
+    while (engine.step()) {
+    }
+    for (const Asked& asked : all) check_answer(asked, engine.context_length(), seed);
+    const EngineStats stats = engine.stats();
+    CHECK(stats.num_pages_used == 0);
+    CHECK(stats.draft_accepted > stats.draft_tokens / 4);
+    CHECK(stats.draft_accepted < stats.draft_tokens * 3 / 4);
+  }
+}
+
+TEST_CASE("a text that repeats itself is guessed from itself") {
+  EngineBench bench({.num_pages = 64});
+  GenerateRequest request = simple_request(8, 120);
+  // The bias leaves one token: the answer is a run of it.
+  request.sampling.logit_bias[65] = 100;
+  const auto answer = bench.ask(request);
+  bench.finish();
+  CHECK(answer->choices[0].text == std::string(120, 'A'));
+  CHECK(bench.runner.num_passes < 30);
+}
+
 }  // namespace
 }  // namespace pelago::serve

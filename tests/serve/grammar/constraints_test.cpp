@@ -104,7 +104,7 @@ TEST_CASE("a regex that cannot be kept is refused with the place and the reason"
 
 TEST_CASE("a regex whose table would explode costs bounded work") {
   const auto constraint = regex_constraint(byte_vocabulary(), "(a|b)*a(a|b){14}");
-  CHECK(matches(constraint, "abababbaabababbabb"));
+  CHECK(matches(constraint, "baa" + std::string(14, 'b')));
   const auto ambiguous = regex_constraint(byte_vocabulary(), "((a?){200}){200}");
   REQUIRE(ambiguous.has_value() == false);
   CHECK(ambiguous.error().message.find("ambiguous") != std::string::npos);
@@ -226,11 +226,12 @@ TEST_CASE("what a schema asks and cannot be kept is refused by name") {
 }
 
 TEST_CASE("a grammar's rules refer to each other, and one that begins with itself is refused") {
-  const auto sums = grammar_constraint(byte_vocabulary(), R"(
+  const auto sums = grammar_constraint(byte_vocabulary(), R"gbnf(
     # sums in brackets
     root ::= term (" + " term)*
-    term ::= [0-9]+ | "(" root ")") ");
-      CHECK(matches(sums, "1 + (22 + 3) + 4"));
+    term ::= [0-9]+ | "(" root ")"
+  )gbnf");
+  CHECK(matches(sums, "1 + (22 + 3) + 4"));
   CHECK_FALSE(matches(sums, "1 + (22 + 3"));
   const auto refusal = [](std::string_view grammar) {
     return refusal_of(grammar_constraint(byte_vocabulary(), grammar));
@@ -238,7 +239,7 @@ TEST_CASE("a grammar's rules refer to each other, and one that begins with itsel
   CHECK(refusal("root ::= root \"a\" | \"b\"").find("begins with itself") != std::string::npos);
   CHECK(refusal("root ::= other").find("\"other\" is used but not defined") != std::string::npos);
   CHECK(refusal("other ::= \"a\"") == "grammar: the rule \"root\" is missing");
-  CHECK(refusal("root ::= \"a\nroot ::= \"b\"").find("missing") != std::string::npos);
+  CHECK(refusal("root ::= \"a\nroot ::= \"b\"").find("too soon") != std::string::npos);
 }
 
 TEST_CASE("whatever a model draws, its answer fits") {
@@ -257,7 +258,7 @@ TEST_CASE("whatever a model draws, its answer fits") {
 
 TEST_CASE("an engine's answer fits its schema, whatever the model wants") {
   const data::Tokenizer tokenizer = byte_tokenizer();
-  FakeRunner runner({.num_pages = 64});
+  FakeRunner runner({.num_pages = 64, .max_batch_tokens = 600});
   BatchEngine engine(runner, tokenizer, {.end_tokens = {256}});
   const std::string schema = R"({"type":"object","properties":{"kind":{"enum":["x","yy"]},
     "n":{"type":"integer","minimum":-5,"maximum":12}},"required":["kind","n"]})";
