@@ -77,6 +77,7 @@ int run(int argc, char** argv) {
   add_status(app, globals);
   add_dashboard(app, globals);
   add_generate(app, globals);
+  add_serve(app, globals);
   add_export(app, globals);
   add_certs(app, globals);
   add_verify(app, globals);
