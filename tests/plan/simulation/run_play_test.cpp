@@ -217,6 +217,20 @@ TEST_CASE("a site that comes late or leaves early trains while it is there") {
   CHECK(outcome.sites[0].away_s == doctest::Approx(0));
 }
 
+TEST_CASE("who waits for a slower site and who for the line is told apart") {
+  const RunModel unlike = setting_of(std::string(kTwoLearners) +
+                                         "[[learner]]\nname=\"fast\"\n"
+                                         "[[learner]]\nname=\"slow\"\nstep_s=0.2\n",
+                                     {"line.bandwidth_mbit_s=1e7"});
+  const RunOutcome outcome = play_run(unlike, {.steps = 1001});
+  CHECK(outcome.sites[0].behind_s > 0.4 * outcome.played_s);
+  CHECK(outcome.sites[0].behind_s == doctest::Approx(outcome.sites[0].waiting_s).epsilon(0.01));
+  const RunModel thin = setting_of(kTwoLearners, {"line.bandwidth_mbit_s=1000"});
+  const RunOutcome waited = play_run(thin, {.steps = 1001});
+  CHECK(waited.sites[0].waiting_s > 0.4 * waited.played_s);
+  CHECK(waited.sites[0].behind_s < 0.01 * waited.played_s);
+}
+
 TEST_CASE("a line that is down longer than the grace does not stop its sites") {
   const RunModel model = setting_of(
       kTwoLearners, {"faults.line.mtbf_h=0.05", "faults.line.repair_h=0.2", "exchange.grace_s=5"});
@@ -237,6 +251,7 @@ TEST_CASE("a setting that cannot be is refused by name") {
   refused({"exchange.method=streaming", "exchange.fragment_layers=5"}, "must divide model.layers");
   refused({"exchange.method=streaming", "exchange.inner_steps=5"}, "too few for 9 fragments");
   refused({"line.bandwith_mbit_s=5"}, "bandwidth_mbit_s");
+  CHECK(contains(refusal([] { setting_of("[train]\nsteps=5\n"); }), "--fleet fleet.toml"));
   CHECK(contains(refusal([] { setting_of("[learners]\nstep_s=1\n"); }), "parameters is missing"));
   CHECK(contains(refusal([] {
                    setting_of(std::string(kTwoLearners) +

@@ -42,10 +42,11 @@ SiteRun random_site(Rng& rng) {
 
 SimulationReport play_example(const std::string& name,
                               const PlannedOptions& options,
-                              RunModel& model) {
+                              RunModel& model,
+                              const std::vector<std::string>& overrides = {}) {
   const std::filesystem::path examples =
       std::filesystem::path(__FILE__).parent_path() / "../../../examples";
-  const JobConfig job = read_job(examples / (name + ".job.toml"), {});
+  const JobConfig job = read_job(examples / (name + ".job.toml"), overrides);
   const Plan plan = make_plan(
       job, read_fleet(examples / (name + ".fleet.toml"), catalogue()), catalogue(), nullptr, 2);
   return play_plan(plan, job, options, model);
@@ -125,6 +126,16 @@ TEST_CASE("a plan of two sites, played, takes what the plan foretells") {
   CHECK(bytes > 0);
   REQUIRE(report.steps.size() == 2);
   CHECK(report.steps[0].compute > 0.2);
+}
+
+TEST_CASE("a pipeline over two sites, played, takes what the plan foretells") {
+  RunModel model;
+  PlannedOptions options;
+  options.run.steps = 5;
+  const SimulationReport report =
+      play_example("two-sites", options, model, {"sites.across=pipeline"});
+  REQUIRE(model.sites.size() == 1);
+  CHECK(report.outcome.tokens_s() == doctest::Approx(report.foretold.tokens_s).epsilon(0.05));
 }
 
 TEST_CASE("a plan's trace has every microbatch of the first steps, and the seed decides the rest") {
