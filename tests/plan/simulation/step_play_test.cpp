@@ -139,7 +139,7 @@ TEST_CASE("a pipeline over two sites, played, takes what the plan foretells") {
 }
 
 TEST_CASE("a plan's trace has every microbatch of the first steps, and the seed decides the rest") {
-  const auto course = [](uint64_t seed) {
+  const auto trace_of = [](uint64_t seed) {
     RunModel model;
     Trace trace;
     PlannedOptions options;
@@ -150,11 +150,11 @@ TEST_CASE("a plan's trace has every microbatch of the first steps, and the seed 
     play_example("one-site", options, model);
     return to_chrome_json(trace);
   };
-  const std::string trace = course(3);
+  const std::string trace = trace_of(3);
   CHECK(contains(trace, "\"name\":\"B0\",\"cat\":\"backward\""));
   CHECK(contains(trace, "\"name\":\"step 29\""));
-  CHECK(trace == course(3));
-  CHECK(trace != course(4));
+  CHECK(trace == trace_of(3));
+  CHECK(trace != trace_of(4));
 }
 
 TEST_CASE("a drawing has a row for each track, and stays small however many spans there are") {
