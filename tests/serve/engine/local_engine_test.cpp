@@ -208,19 +208,21 @@ void check_against_trainer(ModelRunner& runner, const TinyFolder& tiny, uint64_t
   std::vector<std::pair<GenerateRequest, std::shared_ptr<Answer>>> all;
   for (RequestId id = 1; id <= 16; ++id) {
     GenerateRequest request;
-    const uint64_t num_prompt = 1 + rng.next_below(70);
+    // Short ones that grow crowd the pages, long ones that begin alike share some.
+    const uint64_t num_prompt = id % 4 == 0 ? 40 + rng.next_below(20) : 1 + rng.next_below(12);
     for (uint64_t idx = 0; idx < num_prompt; ++idx) {
       request.prompt.push_back(static_cast<int32_t>(idx < 40 ? 3 * idx : rng.next_below(256)));
     }
-    request.max_new_tokens = 1 + static_cast<int64_t>(rng.next_below(30));
-    request.num_choices = 1 + static_cast<int>(rng.next_below(2));
+    request.max_new_tokens = 20 + static_cast<int64_t>(rng.next_below(30));
+    request.ignore_end = true;
+    request.num_choices = id == 5 ? 2 : 1;
     request.num_logprobs = 3;
     request.sampling.temperature = rng.next_below(2) == 0 ? 0 : 1;
     request.sampling.seed = rng.next_u64();
     all.emplace_back(request, std::make_shared<Answer>());
     engine.submit(id, request, collect(all.back().second));
-    for (uint64_t steps = rng.next_below(8); steps > 0; --steps) engine.step();
-    if (rng.next_below(5) == 0) engine.cancel(1 + rng.next_below(id));
+    for (uint64_t steps = rng.next_below(4); steps > 0; --steps) engine.step();
+    if (rng.next_below(6) == 0) engine.cancel(1 + rng.next_below(id));
   }
   while (engine.step()) {
   }
@@ -252,9 +254,7 @@ void check_against_trainer(ModelRunner& runner, const TinyFolder& tiny, uint64_t
 
 TEST_CASE("under batching, preemption, prefix hits and cancellations, logits are the trainer's") {
   const TinyFolder tiny(3);
-  for (uint64_t seed = 1; seed <= 2; ++seed) {
-    check_against_trainer(*f32_runner(tiny, 14), tiny, seed);
-  }
+  check_against_trainer(*f32_runner(tiny, 14), tiny, 1);
   const auto plain = open_transformer_runner(
       tiny.folder.path(),
       {.dtype = "f32", .page_tokens = 16, .num_pages = 14, .max_batch_tokens = 96});
