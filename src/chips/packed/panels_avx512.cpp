@@ -24,6 +24,12 @@ inline __m512i broadcast(const uint32_t* word) {
   return _mm512_set1_epi32(static_cast<int>(*word));
 }
 
+/// sums += four products a lane, of unsigned and signed bytes. By hand, since gcc 12 copies every
+/// accumulator of the intrinsic once a use: 590 GOP/s instead of 810 a core.
+inline void add_product(__m512i& sums, __m512i unsigned_bytes, __m512i signed_bytes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(unsigned_bytes), "v"(signed_bytes));
+}
+
 template <int kRows, int kPanels>
 inline void store(const PanelJob& job, const __m512 (&sums)[kRows][kPanels]) {
   PELAGO_UNROLL
@@ -138,8 +144,7 @@ void multiply_levels(const PanelJob& job) {
           const __m512i left = broadcast(x + row);
           PELAGO_UNROLL
           for (int panel = 0; panel < kPanels; ++panel) {
-            levels[row][panel] =
-                _mm512_dpbusd_epi32(levels[row][panel], columns[half][panel], left);
+            add_product(levels[row][panel], columns[half][panel], left);
           }
         }
       }
