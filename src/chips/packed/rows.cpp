@@ -175,7 +175,15 @@ void multiply_range(const PackedRows& x,
       job.num_words = std::min(block, weights.num_words() - word);
       job.c_stride = c_stride;
       job.adds = adds || word > 0;
+      const size_t next_word = word + block < weights.num_words() ? word + block : 0;
+      const size_t next_panel = next_word > 0 ? panel : panel + 2;
       for (size_t tile = 0; tile < tiling.num_tiles; ++tile) {
+        // The first two tiles fetch a panel each of the next block: else the first one would wait
+        // for memory, which has nothing to do while the others multiply.
+        job.ahead = tile < 2 && next_panel + tile < end
+                        ? weights.job(next_panel + tile).weights +
+                              next_word * panel_word_bytes(weights.format())
+                        : nullptr;
         x.point(job, tile, word);
         job.c = c + tiling.first_row(tile) * c_stride + (panel - begin) * kPanel;
         product(job, tiling.rows_of(tile), num_panels);
