@@ -102,9 +102,9 @@ ModelServer::ModelServer(ServeOptions options)
 
 ModelServer::~ModelServer() = default;
 
-std::shared_ptr<ServedModel> ModelServer::open() const {
+std::unique_ptr<ServedModel> ModelServer::open() const {
   auto engine = open_engine(folder_, options_.engine);
-  return std::make_shared<ServedModel>(
+  return std::make_unique<ServedModel>(
       ServedModel{.id = name_,
                   .created_s = static_cast<int64_t>(std::time(nullptr)),
                   .text = ChatText::read(folder_),
