@@ -78,6 +78,7 @@ int run(int argc, char** argv) {
   add_generate(app, globals);
   add_serve(app, globals);
   add_export(app, globals);
+  add_compress(app, globals);
   add_certs(app, globals);
   add_verify(app, globals);
   add_children(app, globals);

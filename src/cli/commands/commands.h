@@ -27,6 +27,7 @@ void add_dashboard(CLI::App& app, Globals& globals);
 void add_generate(CLI::App& app, Globals& globals);
 void add_serve(CLI::App& app, Globals& globals);
 void add_export(CLI::App& app, Globals& globals);
+void add_compress(CLI::App& app, Globals& globals);
 void add_certs(CLI::App& app, Globals& globals);
 void add_verify(CLI::App& app, Globals& globals);
 /// Hidden: processes that pelago starts itself.
