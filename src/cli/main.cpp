@@ -70,6 +70,7 @@ int run(int argc, char** argv) {
   add_data(app, globals);
   add_plan(app, globals);
   add_simulate(app, globals);
+  add_forecast(app, globals);
   add_train(app, globals);
   add_coordinator(app, globals);
   add_agent(app, globals);

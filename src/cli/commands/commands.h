@@ -19,6 +19,7 @@ void add_probe(CLI::App& app, Globals& globals);
 void add_data(CLI::App& app, Globals& globals);
 void add_plan(CLI::App& app, Globals& globals);
 void add_simulate(CLI::App& app, Globals& globals);
+void add_forecast(CLI::App& app, Globals& globals);
 void add_train(CLI::App& app, Globals& globals);
 void add_coordinator(CLI::App& app, Globals& globals);
 void add_agent(CLI::App& app, Globals& globals);
