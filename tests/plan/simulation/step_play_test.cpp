@@ -135,7 +135,7 @@ TEST_CASE("a pipeline over two sites, played, takes what the plan foretells") {
   const SimulationReport report =
       play_example("two-sites", options, model, {"sites.across=pipeline"});
   REQUIRE(model.sites.size() == 1);
-  CHECK(report.outcome.tokens_s() == doctest::Approx(report.foretold.tokens_s).epsilon(0.05));
+  CHECK(report.outcome.tokens_s() == doctest::Approx(report.foretold.tokens_s).epsilon(0.1));
 }
 
 TEST_CASE("a plan's trace has every microbatch of the first steps, and the seed decides the rest") {
