@@ -14,7 +14,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr double kGoOnS = 60;
+constexpr double kGoOnS = 120;
 constexpr double kHealS = 10;  // R18 of the goals: from the end of a partition to going on
 
 void let_pass(LiveRun& run, double seconds) {

@@ -15,7 +15,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr double kGoOnS = 40;
+constexpr double kGoOnS = 120;
 constexpr double kLookS = 0.002;
 
 /// Its last worker dies of this signal; the site goes on by itself.
@@ -41,7 +41,7 @@ void kill_worker(LiveRun& run, const std::string& site, int number, Outcome& out
 /// Just after a site has told of a step: the next one is in its first half.
 bool await_step(LiveRun& run, const std::string& site) {
   const int64_t last = run.records().last_step(site);
-  return run.wait_until([&] { return run.records().last_step(site) > last; }, 30, kLookS);
+  return run.wait_until([&] { return run.records().last_step(site) > last; }, 60, kLookS);
 }
 
 bool await_exchange(LiveRun& run, const std::string& site, int64_t& exchange) {

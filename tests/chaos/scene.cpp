@@ -9,7 +9,7 @@ namespace pelago::chaos {
 
 namespace {
 
-constexpr double kFireS = 1;  // in which a signal has done its work
+constexpr double kFireS = 10;  // in which a signal has done its work
 
 bool contains(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();

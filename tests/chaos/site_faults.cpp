@@ -12,7 +12,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr double kGoOnS = 60;
+constexpr double kGoOnS = 120;
 
 void let_pass(LiveRun& run, double seconds) {
   run.wait_until([] { return false; }, seconds);

@@ -21,11 +21,18 @@ TEST_CASE("the same seed, plan and chips give the same losses bit for bit, and a
   CHECK(std::stod(curve.back()) < std::stod(curve.front()));
   CHECK(fs::exists(run_dir / "model" / "model.safetensors"));
 
-  fs::remove_all(run_dir);
-  Program second(scratch.path(), train("one.toml"));
-  REQUIRE(second.wait_for([&] { return reached(run_dir, "room", 13); }, 120));
-  ::kill(-second.pid(), SIGKILL);
-  REQUIRE(second.wait().exit_code == 128 + SIGKILL);  // the fault fired
+  // Killed between a checkpoint and the end; on a busy machine the run may be over first.
+  const fs::path saved = run_dir / "sites" / "room" / "checkpoints" / "step-8" / "manifest.json";
+  int exit_code = 0;
+  for (int attempt = 0; attempt < 5 && exit_code == 0; ++attempt) {
+    fs::remove_all(run_dir);
+    Program second(scratch.path(), train("one.toml"));
+    REQUIRE(
+        second.wait_for([&] { return reached(run_dir, "room", 13) && fs::exists(saved); }, 120));
+    ::kill(-second.pid(), SIGKILL);
+    exit_code = second.wait().exit_code;
+  }
+  REQUIRE(exit_code == 128 + SIGKILL);  // the fault fired
   const Ended third = run(scratch.path(), train("one.toml", {"--resume"}));
   INFO(third.err);
   REQUIRE(third.exit_code == 0);
@@ -61,13 +68,17 @@ TEST_CASE("SIGTERM saves a checkpoint and leaves, and a resumed run ends with th
   REQUIRE(lingang.size() == 24);
   CHECK(fs::exists(run_dir / "model" / "model.safetensors"));
 
-  fs::remove_all(run_dir);
-  Program second(scratch.path(), train("two.toml"));
-  REQUIRE(second.wait_for([&] { return reached(run_dir, "lingang", 6); }, 120));
-  second.signal(SIGTERM);
-  const Ended stopped = second.wait();
+  Ended stopped;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    fs::remove_all(run_dir);
+    Program second(scratch.path(), train("two.toml"));
+    REQUIRE(second.wait_for([&] { return reached(run_dir, "lingang", 6); }, 120));
+    second.signal(SIGTERM);
+    stopped = second.wait();
+    CHECK(stopped.exit_code == 0);
+    if (loss_curve(run_dir, "lingang").size() < 24) break;  // else the run was over first
+  }
   INFO(stopped.err);
-  CHECK(stopped.exit_code == 0);
   CHECK(stopped.err.find("--resume") != std::string::npos);
   REQUIRE(loss_curve(run_dir, "lingang").size() < 24);  // it did stop on the way
   const Ended third = run(scratch.path(), train("two.toml", {"--resume"}));
