@@ -7,9 +7,9 @@
 #include <set>
 
 #include "base/error.h"
+#include "plan/cost/profile.h"
 #include "plan/plan.h"
 #include "plan/planner/across/joint_plan.h"
-#include "plan/planner/cost/profile.h"
 #include "plan/planner/limits.h"
 
 namespace pelago::plan {
@@ -93,7 +93,7 @@ SiteLayout must_find(const SiteProblem& problem, const std::string& site, const 
 std::vector<PlannedSite> plan_sites(const std::vector<std::vector<SiteDevice>>& devices,
                                     const FleetConfig& fleet,
                                     const JobConfig& job) {
-  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const ModelSizes sizes = sizes_of(job, job.data.sequence_length);
   const auto num_sites = static_cast<int64_t>(devices.size());
   const int64_t batch = job.train.batch_sequences;
   std::vector<PlannedSite> sites;
@@ -255,7 +255,7 @@ void refuse_small_batch(const BatchRange& range, size_t num_pipelines) {
 void fill_terms(const JobConfig& job, const FleetConfig& fleet, double host_cores, Plan& plan) {
   plan.job_name = job.name;
   plan.sequence_length = job.data.sequence_length;
-  plan.num_parameters = job.model.num_parameters();
+  plan.num_parameters = num_parameters(job);
   plan.num_blocks = job.model.num_hidden_layers;
   plan.links = fleet.links;
   plan.exchange = job.sites;

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <map>
 
-#include "plan/planner/cost/links.h"
-#include "plan/planner/cost/profile.h"
+#include "plan/cost/links.h"
+#include "plan/cost/profile.h"
 
 namespace pelago::plan {
 

@@ -16,30 +16,6 @@ namespace {
 // Moving blocks between processes costs a restart; shares alone cost nothing.
 constexpr double kWorthARestart = 1.1;
 
-std::vector<SiteDevice> devices_of(const Plan& plan,
-                                   const SitePlan& site,
-                                   std::span<const double> pace_factors) {
-  std::vector<SiteDevice> devices;
-  for (size_t rank = 0; rank < site.devices.size(); ++rank) {
-    const DevicePlan& from = site.devices[rank];
-    const auto found = plan.profiles.find(profile_name(from.device, from.cores.size()));
-    if (found == plan.profiles.end()) {
-      fail("the plan has no profile of {}: make the plan again", from.device);
-    }
-    SiteDevice device{from.device, from.node, found->second, from.memory_bytes};
-    const double factor = rank < pace_factors.size() ? pace_factors[rank] : 1;
-    DeviceProfile& profile = device.profile;
-    for (LinearCost* cost :
-         {&profile.block_forward, &profile.block_backward, &profile.embedding, &profile.head}) {
-      *cost = cost->times(factor);
-    }
-    profile.update_s *= factor;
-    profile.update_parameter_s *= factor;
-    devices.push_back(std::move(device));
-  }
-  return devices;
-}
-
 /// The site without the ranks that are lost; the factors likewise.
 std::vector<double> remove_lost(std::span<const size_t> lost,
                                 std::span<const double> pace_factors,
@@ -70,6 +46,30 @@ bool fill_with(const PlannedSite& planned, int64_t batch, int64_t sequence_lengt
 }
 
 }  // namespace
+
+std::vector<SiteDevice> devices_of(const Plan& plan,
+                                   const SitePlan& site,
+                                   std::span<const double> pace_factors) {
+  std::vector<SiteDevice> devices;
+  for (size_t rank = 0; rank < site.devices.size(); ++rank) {
+    const DevicePlan& from = site.devices[rank];
+    const auto found = plan.profiles.find(profile_name(from.device, from.cores.size()));
+    if (found == plan.profiles.end()) {
+      fail("the plan has no profile of {}: make the plan again", from.device);
+    }
+    SiteDevice device{from.device, from.node, found->second, from.memory_bytes};
+    const double factor = rank < pace_factors.size() ? pace_factors[rank] : 1;
+    DeviceProfile& profile = device.profile;
+    for (LinearCost* cost :
+         {&profile.block_forward, &profile.block_backward, &profile.embedding, &profile.head}) {
+      *cost = cost->times(factor);
+    }
+    profile.update_s *= factor;
+    profile.update_parameter_s *= factor;
+    devices.push_back(std::move(device));
+  }
+  return devices;
+}
 
 bool has_same_stages(const SitePlan& one, const SitePlan& other) {
   if (one.devices.size() != other.devices.size() || one.slice_optimizer != other.slice_optimizer ||
@@ -105,7 +105,7 @@ Plan share_batch(const Plan& plan,
       const auto factors = i == site_idx ? pace_factors : std::span<const double>();
       PlannedSite planned;
       planned.problem = make_problem(devices_of(plan, site, factors),
-                                     sizes_of(job.model, plan.sequence_length),
+                                     sizes_of(job, plan.sequence_length),
                                      job.train,
                                      sequences[i]);
       auto layout = keep_layout(planned.problem, site);
@@ -138,7 +138,7 @@ Plan replan_site(const Plan& plan,
   if (site.devices.empty()) fail("site \"{}\" has lost all its devices", site.name);
   PlannedSite planned;
   planned.problem = make_problem(
-      devices_of(plan, site, factors), sizes_of(job.model, plan.sequence_length), job.train, batch);
+      devices_of(plan, site, factors), sizes_of(job, plan.sequence_length), job.train, batch);
   SitePlan kept = site;
   bool keeps = false;
   if (lost.empty()) {

@@ -3,16 +3,17 @@
 #include <algorithm>
 #include <numeric>
 
-#include "plan/planner/cost/links.h"
-#include "plan/planner/cost/profile.h"
+#include "plan/cost/links.h"
+#include "plan/cost/profile.h"
 #include "plan/planner/search/split.h"
 
 namespace pelago::plan {
 
 namespace {
 
-// What the memory model may be wrong by, and an allocator loses between its blocks.
-constexpr double kMemoryShare = 0.97;
+double planned_memory(const SiteProblem& problem, const Kind& kind) {
+  return (1 - problem.train.memory_reserve) * kind.memory_bytes;
+}
 
 /// A rank gives and gets its part of [N,D] four times a pass: in front of each half of a block the
 /// ranks' tokens are gathered, behind it their sums are scattered.
@@ -51,7 +52,8 @@ StageLimits limits_of(const SiteProblem& problem,
                       std::vector<StageChoice>& stages,
                       size_t stage_idx,
                       int64_t microbatch,
-                      const SharedTraits& traits) {
+                      const SharedTraits& traits,
+                      BlockLimits& known) {
   StageChoice& stage = stages[stage_idx];
   const Kind& kind = problem.kinds[stage.kind_idx];
   const auto sequences = static_cast<double>(microbatch);
@@ -65,23 +67,9 @@ StageLimits limits_of(const SiteProblem& problem,
   if (stage.shape.has_head) {
     limits.fixed_s += cut(kind.profile.head, stage.shape.width).at(sequences);
   }
-  const auto fits_blocks = [&](int64_t num_blocks) {
-    stage.shape.num_blocks = num_blocks;
-    const double needed =
-        memory_of_stage(
-            problem, stages, stage_idx, microbatch, most_microbatches(problem, microbatch), traits)
-            .total();
-    return kind.memory_bytes <= 0 || needed <= kMemoryShare * kind.memory_bytes;
-  };
   const auto most_blocks = [&](bool recompute) {
     stage.shape.recompute = recompute;
-    if (fits_blocks(problem.sizes.num_blocks)) return problem.sizes.num_blocks;
-    int64_t enough = 0;
-    for (int64_t beyond = problem.sizes.num_blocks; beyond - enough > 1;) {
-      const int64_t middle = enough + (beyond - enough) / 2;
-      (fits_blocks(middle) ? enough : beyond) = middle;
-    }
-    return enough;
+    return known.most_blocks(problem, stages, stage_idx, microbatch, traits);
   };
   if (problem.train.recompute != "always") limits.blocks_max = most_blocks(false);
   // Where all blocks fit without, nobody asks.
@@ -187,7 +175,7 @@ bool fits(const SiteProblem& problem,
         memory_of_stage(
             problem, stages, i, microbatch, most_microbatches(problem, microbatch), traits)
             .total();
-    if (needed > kMemoryShare * has) return false;
+    if (needed > planned_memory(problem, problem.kinds[stages[i].kind_idx])) return false;
   }
   return true;
 }
@@ -195,11 +183,12 @@ bool fits(const SiteProblem& problem,
 std::optional<PipelineShape> make_shape(const SiteProblem& problem,
                                         const Composition& composition,
                                         const ShapeOptions& options,
-                                        int64_t microbatch) {
+                                        int64_t microbatch,
+                                        BlockLimits& known) {
   std::vector<StageChoice> stages = empty_stages(composition, options);
   std::vector<StageLimits> limits;
   for (size_t i = 0; i < stages.size(); ++i) {
-    limits.push_back(limits_of(problem, stages, i, microbatch, options.traits()));
+    limits.push_back(limits_of(problem, stages, i, microbatch, options.traits(), known));
     if (limits.back().most() == 0) return std::nullopt;
   }
   const auto blocks = split_blocks(limits, problem.sizes.num_blocks);
@@ -212,6 +201,41 @@ std::optional<PipelineShape> make_shape(const SiteProblem& problem,
   return finish_shape(problem, std::move(stages), microbatch, options.traits());
 }
 
+int64_t BlockLimits::most_blocks(const SiteProblem& problem,
+                                 std::vector<StageChoice>& stages,
+                                 size_t stage_idx,
+                                 int64_t microbatch,
+                                 const SharedTraits& traits) {
+  StageChoice& stage = stages[stage_idx];
+  const int64_t num_blocks = problem.sizes.num_blocks;
+  const int64_t num_microbatches = most_microbatches(problem, microbatch);
+  const auto behind = static_cast<int64_t>(stages.size() - stage_idx);
+  const int64_t role = (stage.shape.has_embedding ? 1 : 0) + (stage.shape.has_head ? 2 : 0) +
+                       (stage.shape.recompute ? 4 : 0);
+  const Key key{static_cast<int64_t>(stage.kind_idx) * 8 + role,
+                microbatch,
+                std::min(stage.in_flight > 0 ? stage.in_flight : behind, num_microbatches)};
+  const auto [found, is_new] = known_.try_emplace(key, 0);
+  if (!is_new) return found->second;
+  const Kind& kind = problem.kinds[stage.kind_idx];
+  const auto fits_blocks = [&](int64_t blocks) {
+    stage.shape.num_blocks = blocks;
+    const double needed =
+        memory_of_stage(problem, stages, stage_idx, microbatch, num_microbatches, traits).total();
+    return kind.memory_bytes <= 0 || needed <= planned_memory(problem, kind);
+  };
+  int64_t enough = 0;
+  if (fits_blocks(num_blocks)) {
+    enough = num_blocks;
+  } else {
+    for (int64_t beyond = num_blocks; beyond - enough > 1;) {
+      const int64_t middle = enough + (beyond - enough) / 2;
+      (fits_blocks(middle) ? enough : beyond) = middle;
+    }
+  }
+  return found->second = enough;
+}
+
 ShapeBook::ShapeBook(const SiteProblem& problem, ShapeOptions options)
     : problem_(&problem), options_(std::move(options)) {}
 
@@ -220,7 +244,7 @@ const std::vector<PipelineShape>& ShapeBook::shapes(const Composition& compositi
   if (!is_new) return found->second;
   std::vector<PipelineShape>& shapes = found->second;
   const auto make = [&](int64_t microbatch) {
-    return make_shape(*problem_, composition, options_, microbatch);
+    return make_shape(*problem_, composition, options_, microbatch, limits_);
   };
   // What fits with some microbatch fits with every smaller one.
   std::optional<PipelineShape> largest;

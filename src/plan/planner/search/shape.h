@@ -2,13 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <vector>
 
 #include "plan/pipeline_time.h"
-#include "plan/planner/cost/memory.h"
+#include "plan/cost/memory.h"
 #include "plan/planner/problem.h"
 #include "plan/planner/search/pace.h"
 
@@ -73,11 +74,29 @@ bool fits(const SiteProblem& problem,
           int64_t microbatch,
           const SharedTraits& traits);
 
+/// How many blocks fit a stage at most, by what that hangs on: kind, place, microbatch, microbatches
+/// under way. Compositions are many and stages alike, so what was found is kept. Of one problem and
+/// one ShapeOptions.
+class BlockLimits {
+ public:
+  /// Of stages[stage_idx], recomputing or not as it says; its num_blocks is changed.
+  int64_t most_blocks(const SiteProblem& problem,
+                      std::vector<StageChoice>& stages,
+                      size_t stage_idx,
+                      int64_t microbatch,
+                      const SharedTraits& traits);
+
+ private:
+  using Key = std::array<int64_t, 3>;
+  std::map<Key, int64_t> known_;
+};
+
 /// The best cut for microbatches of at most this many sequences; none if it does not fit.
 std::optional<PipelineShape> make_shape(const SiteProblem& problem,
                                         const Composition& composition,
                                         const ShapeOptions& options,
-                                        int64_t microbatch);
+                                        int64_t microbatch,
+                                        BlockLimits& known);
 
 /// Shapes of one composition for small and large microbatches: small ones leave room for more
 /// blocks and make shorter bubbles, large ones start fewer operators. Remembers what was asked.
@@ -93,6 +112,7 @@ class ShapeBook {
  private:
   const SiteProblem* problem_;
   ShapeOptions options_;
+  BlockLimits limits_;
   std::map<Composition, std::vector<PipelineShape>> known_;
 };
 

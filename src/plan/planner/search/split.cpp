@@ -8,14 +8,25 @@ namespace pelago::plan {
 
 namespace {
 
+int64_t whole_blocks(double seconds, double block_s, int64_t most) {
+  if (!(seconds >= 0)) return 0;
+  const double blocks = seconds / block_s;
+  return blocks >= static_cast<double>(most) ? most : static_cast<int64_t>(blocks);
+}
+
 /// The most blocks that a stage can take within this time.
 int64_t blocks_within(const StageLimits& stage, double seconds) {
-  int64_t enough = 0;
-  for (int64_t beyond = stage.most() + 1; beyond - enough > 1;) {
-    const int64_t middle = enough + (beyond - enough) / 2;
-    (stage.time_s(middle) <= seconds ? enough : beyond) = middle;
+  const double left_s = seconds - stage.fixed_s;
+  int64_t blocks = whole_blocks(left_s, stage.block_s, stage.blocks_max);
+  if (stage.recomputed_blocks_max > stage.blocks_max) {
+    const int64_t recomputed =
+        whole_blocks(left_s, stage.recomputed_block_s, stage.recomputed_blocks_max);
+    if (recomputed > stage.blocks_max) blocks = recomputed;
   }
-  return enough;
+  // The quotient is rounded; what counts is time_s() as it is.
+  while (blocks < stage.most() && stage.time_s(blocks + 1) <= seconds) ++blocks;
+  while (blocks > 0 && stage.time_s(blocks) > seconds) --blocks;
+  return blocks;
 }
 
 bool can_hold(const std::vector<StageLimits>& stages, int64_t num_blocks, double seconds) {
@@ -28,12 +39,43 @@ bool can_hold(const std::vector<StageLimits>& stages, int64_t num_blocks, double
   return sum >= num_blocks;
 }
 
-/// Every time that a stage can have, in order.
+bool has_same_times(const StageLimits& one, const StageLimits& other) {
+  return one.fixed_s == other.fixed_s && one.block_s == other.block_s &&
+         one.recomputed_block_s == other.recomputed_block_s;
+}
+
+/// Every time that a stage can have, in order. Stages of one kind have the same times, but for how
+/// many blocks fit, so each kind is listed once.
 std::vector<double> possible_times(const std::vector<StageLimits>& stages, int64_t num_blocks) {
-  std::vector<double> times;
+  struct Listed {
+    StageLimits stage;
+    int64_t whole_max = 0, recomputed_min = 0, recomputed_max = 0;
+  };
+  std::vector<Listed> kinds;
   for (const StageLimits& stage : stages) {
-    for (int64_t blocks = 1; blocks <= std::min(stage.most(), num_blocks); ++blocks) {
-      times.push_back(stage.time_s(blocks));
+    auto found = std::find_if(kinds.begin(), kinds.end(), [&](const Listed& kind) {
+      return has_same_times(kind.stage, stage);
+    });
+    if (found == kinds.end()) {
+      kinds.push_back({stage, 0, num_blocks + 1, 0});
+      found = kinds.end() - 1;
+    }
+    found->whole_max = std::max(found->whole_max, stage.blocks_max);
+    if (stage.recomputed_blocks_max > stage.blocks_max) {
+      found->recomputed_min = std::min(found->recomputed_min, stage.blocks_max + 1);
+      found->recomputed_max = std::max(found->recomputed_max, stage.recomputed_blocks_max);
+    }
+  }
+  std::vector<double> times;
+  const auto add = [&](const StageLimits& stage, int64_t blocks, double block_s) {
+    times.push_back(stage.fixed_s + static_cast<double>(blocks) * block_s);
+  };
+  for (const Listed& kind : kinds) {
+    const int64_t whole = std::min(kind.whole_max, num_blocks);
+    const int64_t recomputed = std::min(kind.recomputed_max, num_blocks);
+    for (int64_t k = 1; k <= whole; ++k) add(kind.stage, k, kind.stage.block_s);
+    for (int64_t k = kind.recomputed_min; k <= recomputed; ++k) {
+      add(kind.stage, k, kind.stage.recomputed_block_s);
     }
   }
   std::sort(times.begin(), times.end());

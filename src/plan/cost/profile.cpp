@@ -1,4 +1,4 @@
-#include "plan/planner/cost/profile.h"
+#include "plan/cost/profile.h"
 
 #include <unistd.h>
 
@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "plan/planner/cost/links.h"
-#include "plan/planner/cost/operators.h"
+#include "plan/cost/links.h"
+#include "plan/cost/operators.h"
 
 namespace pelago::plan {
 
@@ -69,7 +69,7 @@ DeviceProfile catalogue_profile(const FleetDevice& device,
                                 const chips::Chip* chip,
                                 double slowdown) {
   const DeviceRates rates = rates_of(device, job, chip);
-  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const ModelSizes sizes = sizes_of(job, job.data.sequence_length);
   const auto timed = [&](auto&& operators) {
     return fit(job.train.microbatch_sequences,
                [&](double sequences) { return operators(sizes, rates, sequences); })
@@ -83,7 +83,7 @@ DeviceProfile catalogue_profile(const FleetDevice& device,
   profile.embedding = timed(embedding_time);
   profile.head = timed(head_time);
   const auto blocks = static_cast<double>(sizes.num_blocks);
-  const auto parameters = static_cast<double>(job.model.num_parameters());
+  const auto parameters = static_cast<double>(num_parameters(job));
   profile.update_s = slowdown * update_time(rates, 0, blocks).total();
   profile.update_parameter_s =
       (slowdown * update_time(rates, parameters, blocks).total() - profile.update_s) / parameters;
@@ -168,7 +168,7 @@ std::string name_bound(const FleetDevice& device,
   const chips::Chip* chip = find_chip(device, catalogue);
   if (chip == nullptr) return "compute";
   const DeviceRates rates = rates_of(device, job, chip);
-  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const ModelSizes sizes = sizes_of(job, job.data.sequence_length);
   const auto sequences = static_cast<double>(microbatch);
   const OperatorTime forward = block_forward_time(sizes, rates, sequences);
   const OperatorTime backward = block_backward_time(sizes, rates, sequences);

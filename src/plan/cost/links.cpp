@@ -1,4 +1,4 @@
-#include "plan/planner/cost/links.h"
+#include "plan/cost/links.h"
 
 #include <algorithm>
 
