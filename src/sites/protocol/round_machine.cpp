@@ -207,7 +207,8 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   hear(site);
   record("site_joined", json{{"site", site.name}, {"address", hello.address}}.dump());
   answer_hello(site);
-  if (phase_ != RunPhase::kGathering) keep_site(site);
+  // Once the run is over nobody is taken in: the state keeps who was.
+  if (phase_ == RunPhase::kStarting || phase_ == RunPhase::kTraining) keep_site(site);
 }
 
 void RoundMachine::answer_hello(Site& site) {

@@ -59,8 +59,9 @@ void SimulatedCoordinator::start() {
   DurableState known = store_->state();
   RoundOptions options = options_;
   options.address = network_->address(endpoint_);
-  // As a person says --resume, or a stand-by that takes over.
-  options.resume = is_training(known) && (must_resume_ || rng_.next_uniform() < 0.5);
+  // As a stand-by that takes over always says, and a person may.
+  const bool says_resume = is_training(known) && (must_resume_ || rng_.next_uniform() < 0.5);
+  options.resume = says_resume || (is_training(known) && store_->is_shared());
   if (faulty_->coordinator_reads) faulty_->coordinator_reads(known);
   rounds_ = std::make_unique<RoundMachine>(options, known);
   for (const auto& [site, address] : rounds_->addresses()) transport_->set_address(site, address);

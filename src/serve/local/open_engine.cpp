@@ -1,0 +1,116 @@
+// Puts an engine together: which runner, how many pages, which tokens end a text.
+#include <algorithm>
+#include <limits>
+#include <random>
+
+#include "base/files.h"
+#include "base/text/json.h"
+#include "model/config.h"
+#include "serve/local/local_engine.h"
+#include "serve/runner/transformer_runner.h"
+
+namespace pelago::serve {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Whatever the folder says in one place or another: chat models end a turn with one token and a
+/// text with another.
+std::vector<int32_t> end_tokens_of(const fs::path& folder,
+                                   const model::ModelConfig& config,
+                                   const data::Tokenizer& tokenizer) {
+  std::vector<int32_t> tokens;
+  const auto add = [&](int64_t token) {
+    const auto id = static_cast<int32_t>(token);
+    if (token < 0 || token >= config.vocab_size) return;
+    if (std::ranges::find(tokens, id) == tokens.end()) tokens.push_back(id);
+  };
+  add(config.eos_token_id);
+  add(tokenizer.end_of_text());
+  const fs::path path = folder / "generation_config.json";
+  if (!fs::exists(path)) return tokens;
+  const nlohmann::json json = nlohmann::json::parse(read_text_file(path), nullptr, false);
+  if (!json.is_object()) fail("{}: not a JSON object", path.string());
+  if (!json.contains("eos_token_id")) return tokens;
+  const nlohmann::json& ends = json["eos_token_id"];
+  for (const nlohmann::json& token : ends.is_array() ? ends : nlohmann::json::array({ends})) {
+    if (token.is_number_integer()) add(token.get<int64_t>());
+  }
+  return tokens;
+}
+
+int64_t bytes_per_token(const model::ModelConfig& config, const std::string& dtype) {
+  const int64_t value_bytes = dtype == "f32" ? 4 : dtype == "int8" ? 1 : 2;
+  return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * value_bytes;
+}
+
+int64_t num_pages_for(const EngineOptions& options,
+                      const model::ModelConfig& config,
+                      const std::string& dtype) {
+  const double page_bytes =
+      static_cast<double>(bytes_per_token(config, dtype) * options.page_tokens);
+  const auto affordable = static_cast<int64_t>(options.kv_memory_gb * 1e9 / page_bytes);
+  const int64_t useful = 2 * options.scheduler.sequences_max *
+                         (config.max_position_embeddings / options.page_tokens + 1);
+  const int64_t num_pages =
+      std::min({affordable, useful, int64_t{std::numeric_limits<int32_t>::max()}});
+  if (num_pages < 2) {
+    fail_usage("kv_memory_gb is {}: two pages of this model take {:.3g} GB",
+               options.kv_memory_gb,
+               2 * page_bytes / 1e9);
+  }
+  return num_pages;
+}
+
+}  // namespace
+
+void EngineOptions::validate() const {
+  const auto check = [](const char* field, auto value, bool is_good, const char* allowed) {
+    if (!is_good) fail_usage("{} is {}: it must be {}", field, value, allowed);
+  };
+  check("dtype", dtype, dtype.empty() || dtype == "f32" || dtype == "bf16", "f32 or bf16");
+  check("kv_memory_gb", kv_memory_gb, kv_memory_gb > 0 && kv_memory_gb < 1e6, "above 0, in GB");
+  check("page_tokens",
+        page_tokens,
+        page_tokens >= 16 && page_tokens <= 1024 && page_tokens % 16 == 0,
+        "a multiple of 16 up to 1024");
+  check(
+      "context_tokens_max", context_tokens_max, context_tokens_max >= 0, "0 (the model's) or more");
+  check("sequences_max",
+        scheduler.sequences_max,
+        scheduler.sequences_max >= 1 && scheduler.sequences_max <= 4096,
+        "between 1 and 4096");
+  check("step_tokens",
+        scheduler.step_tokens,
+        scheduler.step_tokens >= 16 && scheduler.step_tokens <= 65536,
+        "between 16 and 65536");
+  check("waiting_max", waiting_max, waiting_max >= 1 && waiting_max <= 1'000'000, "1 to 1000000");
+}
+
+std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions& options) {
+  options.validate();
+  if (!fs::exists(folder / "config.json")) {
+    fail_usage("{}: not a model folder, it has no config.json", folder.string());
+  }
+  const model::ModelConfig config = model::read_model_config(folder / "config.json");
+  data::Tokenizer tokenizer = data::Tokenizer::read(folder / "tokenizer.json");
+  BatchOptions batch;
+  batch.scheduler = options.scheduler;
+  batch.context_tokens_max = options.context_tokens_max;
+  batch.waiting_max = options.waiting_max;
+  batch.end_tokens = end_tokens_of(folder, config, tokenizer);
+  batch.seed = options.seed ? *options.seed : std::random_device()();
+  const std::string dtype = options.dtype.empty() ? "bf16" : options.dtype;
+  auto runner = open_transformer_runner(
+      folder,
+      {.device = options.device,
+       .dtype = dtype,
+       .page_tokens = options.page_tokens,
+       .num_pages = num_pages_for(options, config, dtype),
+       .max_batch_tokens =
+           options.scheduler.step_tokens + options.scheduler.sequences_max + options.page_tokens});
+  return std::make_unique<LocalEngine>(std::move(runner), std::move(tokenizer), batch);
+}
+
+}  // namespace pelago::serve
