@@ -14,3 +14,31 @@ const std::string_view @symbol@ = R"embedded(@text@)embedded"sv;
 ]])
   target_sources(${target} PRIVATE ${source})
 endfunction()
+
+# pelago_embed_folder(TARGET FOLDER HEADER FUNCTION): compiles the text files of a folder into TARGET, as what
+# HEADER declares: `std::span<const EmbeddedFile> FUNCTION()` in its namespace. Without the folder there are none.
+function(pelago_embed_folder target folder header namespace function)
+  file(GLOB_RECURSE names RELATIVE ${folder} CONFIGURE_DEPENDS ${folder}/*)
+  set(entries "")
+  foreach(name ${names})
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${folder}/${name})
+    file(READ ${folder}/${name} text)
+    string(APPEND entries "    {\"${name}\", R\"embedded(${text})embedded\"sv},\n")
+  endforeach()
+  list(LENGTH names num_files)
+  set(source ${CMAKE_BINARY_DIR}/embedded/${function}.cpp)
+  file(CONFIGURE OUTPUT ${source} @ONLY CONTENT
+[[#include "@header@"
+
+#include <array>
+namespace @namespace@ {
+using namespace std::string_view_literals;  // the length is known without a run-time start-up
+namespace {
+constexpr std::array<EmbeddedFile, @num_files@> kFiles = {{
+@entries@}};
+}  // namespace
+std::span<const EmbeddedFile> @function@() { return kFiles; }
+}  // namespace @namespace@
+]])
+  target_sources(${target} PRIVATE ${source})
+endfunction()

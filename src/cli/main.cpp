@@ -73,6 +73,7 @@ int run(int argc, char** argv) {
   add_coordinator(app, globals);
   add_agent(app, globals);
   add_status(app, globals);
+  add_dashboard(app, globals);
   add_generate(app, globals);
   add_export(app, globals);
   add_certs(app, globals);

@@ -9,7 +9,7 @@
 namespace pelago::chips {
 namespace {
 
-std::string message_of(const Catalogue& catalogue, const std::string& wanted) {
+std::string refusal_to_find(const Catalogue& catalogue, const std::string& wanted) {
   try {
     catalogue.find(wanted);
   } catch (const Failure& failure) {
@@ -59,9 +59,9 @@ TEST_CASE("short names find the chip that people mean") {
 
 TEST_CASE("an unknown chip is wrong usage, and a slip is told the nearest name") {
   const Catalogue catalogue = Catalogue::built_in();
-  CHECK(message_of(catalogue, "a1000").find("did you mean a100?") != std::string::npos);
-  CHECK(message_of(catalogue, "huawei-910b22").find("huawei-910b2") != std::string::npos);
-  CHECK(message_of(catalogue, "abacus").find("no chip is called abacus") != std::string::npos);
+  CHECK(refusal_to_find(catalogue, "a1000").find("did you mean a100?") != std::string::npos);
+  CHECK(refusal_to_find(catalogue, "huawei-910b22").find("huawei-910b2") != std::string::npos);
+  CHECK(refusal_to_find(catalogue, "abacus").find("no chip is called abacus") != std::string::npos);
 }
 
 TEST_CASE(

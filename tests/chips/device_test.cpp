@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include "base/error.h"
+#include "chips/chips_support.h"
 #include "chips/cpu/device.h"
 #include "chips/cuda_shaped/device.h"
 #include "chips/torch.h"
@@ -24,10 +25,6 @@ Refusal refusal_of(const std::string& name, const EmulationOptions& options = {}
     return {failure.what(), failure.exit_code()};
   }
   return {};
-}
-
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 TEST_CASE("the cpu is a device with memory and a dtype that it has instructions for") {

@@ -7,10 +7,10 @@
 namespace pelago::chips {
 namespace {
 
-constexpr c10::ScalarType kDtypes[] = {at::kFloat, at::kBFloat16, at::kHalf};
+constexpr c10::ScalarType kLayerDtypes[] = {at::kFloat, at::kBFloat16, at::kHalf};
 
 TEST_CASE("rms_norm and its gradients equal their twin at every width and dtype") {
-  for (const auto dtype : kDtypes) {
+  for (const auto dtype : kLayerDtypes) {
     for (const int64_t width : {1, 3, 16, 31, 64, 257, 320}) {
       CAPTURE(width);
       CAPTURE(c10::toString(dtype));
@@ -32,7 +32,7 @@ TEST_CASE("rms_norm and its gradients equal their twin at every width and dtype"
 }
 
 TEST_CASE("add_rms_norm is the sum, then the norm, and sends both gradients down both branches") {
-  for (const auto dtype : kDtypes) {
+  for (const auto dtype : kLayerDtypes) {
     CAPTURE(c10::toString(dtype));
     const Tensor x = random_tensor({7, 96}, dtype, 1.0, 1).requires_grad_();
     const Tensor residual = random_tensor({7, 96}, dtype, 1.0, 2).requires_grad_();
@@ -90,7 +90,7 @@ TEST_CASE("rms_norm refuses a weight of another width by naming both shapes") {
 }
 
 TEST_CASE("apply_rope and its gradient equal their twin at every head width and dtype") {
-  for (const auto dtype : kDtypes) {
+  for (const auto dtype : kLayerDtypes) {
     for (const int64_t head_dim : {2, 6, 32, 64, 80, 128}) {
       CAPTURE(head_dim);
       CAPTURE(c10::toString(dtype));
@@ -122,7 +122,7 @@ TEST_CASE("apply_rope takes heads that are a slice of a wider matmul's output") 
 }
 
 TEST_CASE("swiglu and its gradient equal their twin, far out on both sides too") {
-  for (const auto dtype : kDtypes) {
+  for (const auto dtype : kLayerDtypes) {
     for (const int64_t width : {1, 7, 16, 48, 131}) {
       CAPTURE(width);
       CAPTURE(c10::toString(dtype));

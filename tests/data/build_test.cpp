@@ -52,7 +52,7 @@ std::vector<std::string> documents_of(const fs::path& dataset, const std::string
   return documents;
 }
 
-std::string message_of(const BuildOptions& options) {
+std::string refusal_to_build(const BuildOptions& options) {
   try {
     build_dataset(options);
   } catch (const Failure& failure) {
@@ -159,12 +159,14 @@ TEST_CASE("a JSONL file yields a document a line") {
   CHECK(documents[0].ends_with("\né"));
   options.replace = true;
   options.text_field = "text";
-  CHECK(message_of(options) == (folder / "c.jsonl").string() +
-                                   ":1: no field text; its fields are id, body (choose one with "
-                                   "--text-field)");
+  CHECK(refusal_to_build(options) ==
+        (folder / "c.jsonl").string() +
+            ":1: no field text; its fields are id, body (choose one with "
+            "--text-field)");
   write_plainly(folder / "c.jsonl", lines + "{\"body\": \n");
   options.text_field = "body";
-  CHECK(message_of(options).starts_with((folder / "c.jsonl").string() + ":61: not valid JSON: "));
+  CHECK(refusal_to_build(options).starts_with((folder / "c.jsonl").string() +
+                                              ":61: not valid JSON: "));
   CHECK(fs::exists(folder / "set" / "dataset.json"));  // the older dataset stands
 }
 
@@ -227,12 +229,13 @@ TEST_CASE("a folder that is missing, empty or without a match is named") {
   write_plainly(folder / "text" / "a.txt", "text");
   BuildOptions options = options_for(folder);
   options.from = {folder / "gone"};
-  CHECK(message_of(options) ==
+  CHECK(refusal_to_build(options) ==
         (folder / "gone").string() + ": no such file or folder; name one that exists with --from");
   options.from = {folder / "empty"};
-  CHECK(message_of(options) == (folder / "empty").string() + ": empty folder; name one with text");
+  CHECK(refusal_to_build(options) ==
+        (folder / "empty").string() + ": empty folder; name one with text");
   options.from = {folder / "text"};
-  CHECK(message_of(options) ==
+  CHECK(refusal_to_build(options) ==
         (folder / "text").string() +
             ": no file in it matches *.h,*.hpp; give other patterns with --glob");
   CHECK(num_entries(folder.path()) == 2);  // no temporary folder stays
@@ -246,14 +249,14 @@ TEST_CASE("a file that cannot be opened is skipped and counted, unless it was na
   CHECK(build_dataset(options).num_unreadable == 1);
   options.replace = true;
   options.from.push_back(folder / "text" / "dangling.h");
-  CHECK(message_of(options).starts_with((folder / "text" / "dangling.h").string()));
+  CHECK(refusal_to_build(options).starts_with((folder / "text" / "dangling.h").string()));
 }
 
 TEST_CASE("a corpus too small is refused with its size") {
   const TestFolder folder("small");
   fs::create_directories(folder / "text");
   write_plainly(folder / "text" / "a.h", "int a;");
-  CHECK(message_of(options_for(folder)) ==
+  CHECK(refusal_to_build(options_for(folder)) ==
         "corpus too small: 6 bytes of text in 1 documents, at least 4096 are needed");
 }
 
@@ -262,12 +265,12 @@ TEST_CASE("an older dataset is replaced only when asked, and nothing else ever i
   write_corpus(folder, 30);
   BuildOptions options = options_for(folder);
   build_dataset(options);
-  CHECK(message_of(options) ==
+  CHECK(refusal_to_build(options) ==
         (folder / "set").string() + ": exists; --fresh replaces it, or choose another --out");
   options.replace = true;
-  CHECK(message_of(options) == "no failure");
+  CHECK(refusal_to_build(options) == "no failure");
   options.out = folder / "text";
-  CHECK(message_of(options) ==
+  CHECK(refusal_to_build(options) ==
         (folder / "text").string() + ": exists and is not a dataset; choose another --out");
   CHECK(num_entries(folder.path()) == 2);
 }
@@ -289,10 +292,10 @@ TEST_CASE("an option out of range is named with its value") {
   const TestFolder folder("options");
   BuildOptions options = options_for(folder);
   options.heldout_ratio = 0.9;
-  CHECK(message_of(options) == "heldout_ratio = 0.9 must be 0 to 0.5");
+  CHECK(refusal_to_build(options) == "heldout_ratio = 0.9 must be 0 to 0.5");
   options.heldout_ratio = 0.1;
   options.num_threads = 0;
-  CHECK(message_of(options) == "num_threads = 0 must be at least 1");
+  CHECK(refusal_to_build(options) == "num_threads = 0 must be at least 1");
 }
 
 TEST_CASE("inspecting a dataset tells what was built") {

@@ -32,7 +32,7 @@ class SmallDataset {
   TestFolder folder_;
 };
 
-std::string message_of(const std::filesystem::path& dataset, bool verify) {
+std::string refusal_to_open(const std::filesystem::path& dataset, bool verify) {
   try {
     const TokenStream stream(dataset, "train", verify);
   } catch (const Failure& failure) {
@@ -60,18 +60,18 @@ TEST_CASE("a stream reads the same tokens across the borders of shards") {
 TEST_CASE("a shard that is missing is named") {
   const SmallDataset dataset("missing");
   std::filesystem::remove(dataset.path() / "train-00001.bin");
-  CHECK(message_of(dataset.path(), false) ==
+  CHECK(refusal_to_open(dataset.path(), false) ==
         (dataset.path() / "train-00001.bin").string() + ": cannot open: No such file or directory");
 }
 
 TEST_CASE("a truncated shard is named without reading it whole") {
   const SmallDataset dataset("truncated");
   std::filesystem::resize_file(dataset.path() / "train-00001.bin", 64 + 1998);
-  const std::string message = message_of(dataset.path(), false);
+  const std::string message = refusal_to_open(dataset.path(), false);
   CHECK(message.find("train-00001.bin: truncated: it holds 999 of 1000 tokens") !=
         std::string::npos);
   std::filesystem::resize_file(dataset.path() / "train-00001.bin", 10);
-  CHECK(message_of(dataset.path(), false).find("train-00001.bin: truncated: 10 bytes") !=
+  CHECK(refusal_to_open(dataset.path(), false).find("train-00001.bin: truncated: 10 bytes") !=
         std::string::npos);
 }
 
@@ -81,7 +81,7 @@ TEST_CASE("a shard with one bit changed is named when hashes are verified") {
   std::string content = read_text_file(path);
   content[500] = static_cast<char>(content[500] ^ 1);
   std::ofstream(path, std::ios::binary) << content;
-  CHECK(message_of(dataset.path(), true).find("train-00002.bin: corrupt: its hash is not") !=
+  CHECK(refusal_to_open(dataset.path(), true).find("train-00002.bin: corrupt: its hash is not") !=
         std::string::npos);
 }
 
@@ -91,14 +91,15 @@ TEST_CASE("a shard of another tokenizer is named") {
   std::string content = read_text_file(path);
   content[32] = content[32] == 'a' ? 'b' : 'a';
   std::ofstream(path, std::ios::binary) << content;
-  CHECK(message_of(dataset.path(), false).find("train-00000.bin: made with tokenizer") !=
+  CHECK(refusal_to_open(dataset.path(), false).find("train-00000.bin: made with tokenizer") !=
         std::string::npos);
 }
 
 TEST_CASE("a tokenizer.json that is not the dataset's is named") {
   const SmallDataset dataset("wrong-tokenizer");
   small_tokenizer().write(dataset.path());
-  CHECK(message_of(dataset.path(), true).find("tokenizer.json: is tokenizer") != std::string::npos);
+  CHECK(refusal_to_open(dataset.path(), true).find("tokenizer.json: is tokenizer") !=
+        std::string::npos);
 }
 
 TEST_CASE("a token outside the vocabulary is refused when it is read") {
@@ -115,7 +116,7 @@ TEST_CASE("a token outside the vocabulary is refused when it is read") {
 
 TEST_CASE("a folder without dataset.json is no dataset, and the remedy is named") {
   const TestFolder folder("none");
-  CHECK(message_of(folder.path(), false).find("not a dataset (no dataset.json)") !=
+  CHECK(refusal_to_open(folder.path(), false).find("not a dataset (no dataset.json)") !=
         std::string::npos);
 }
 
@@ -127,10 +128,10 @@ TEST_CASE("dataset.json with a part missing or wrong is a Failure that names it"
     std::string bad = good;
     bad.replace(bad.find(part), 2, "\"x");
     std::ofstream(path, std::ios::binary) << bad;
-    CHECK(message_of(dataset.path(), false).starts_with(path.string()));
+    CHECK(refusal_to_open(dataset.path(), false).starts_with(path.string()));
   }
   std::ofstream(path, std::ios::binary) << good.substr(0, good.size() / 2);
-  CHECK(message_of(dataset.path(), false).starts_with(path.string()));
+  CHECK(refusal_to_open(dataset.path(), false).starts_with(path.string()));
 }
 
 TEST_CASE("a vocabulary past 65536 is kept in four bytes a token") {

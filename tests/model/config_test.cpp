@@ -39,10 +39,6 @@ std::string refusal(const std::string& key, const Json& value) {
   return failure_of([&] { read(json); });
 }
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 TEST_CASE("published shapes have their published number of parameters") {
   CHECK(preset("8b").num_parameters() == 8'030'261'248);  // meta-llama/Meta-Llama-3-8B
   CHECK(preset("1b").num_parameters() == 1'100'048'384);  // TinyLlama/TinyLlama-1.1B

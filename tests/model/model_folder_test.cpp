@@ -41,10 +41,6 @@ struct SavedModel {
   Tensor flat;
 };
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 TEST_CASE("an exported folder has every field that the published format asks for") {
   const ScratchFolder folder, tokenizer;
   write_file(tokenizer.path() / "tokenizer.json", "{\"version\":\"1.0\"}");

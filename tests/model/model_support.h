@@ -1,13 +1,13 @@
 // Tiny models and folders that tests of this room share.
 #pragma once
 
-#include "chips/torch.h"
 #include <unistd.h>
 
 #include <filesystem>
 #include <string>
 
 #include "base/rng.h"
+#include "chips/torch.h"
 #include "model/transformer.h"
 
 namespace pelago::model {
@@ -73,6 +73,10 @@ class ScratchFolder {
  private:
   std::filesystem::path path_;
 };
+
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 /// The message of the Failure that action throws; "" if it throws none.
 template <typename Action>

@@ -24,7 +24,7 @@ std::string file_of(const std::string& header, size_t data_bytes) {
 }
 
 /// The Failure that reading this content throws, without the folder in front.
-std::string refusal(const std::string& content) {
+std::string refusal_to_read(const std::string& content) {
   const ScratchFolder folder;
   const auto path = folder.path() / "x.safetensors";
   write_file(path, content);
@@ -107,10 +107,10 @@ TEST_CASE("a truncated file is refused at every length") {
   const std::string whole = read_text_file(path);
   for (size_t length = 0; length < whole.size(); ++length) {
     CAPTURE(length);
-    CHECK_FALSE(refusal(whole.substr(0, length)).empty());
+    CHECK_FALSE(refusal_to_read(whole.substr(0, length)).empty());
   }
-  CHECK(refusal(whole).empty());
-  CHECK(refusal(whole + "x") ==
+  CHECK(refusal_to_read(whole).empty());
+  CHECK(refusal_to_read(whole + "x") ==
         "1 bytes after the last tensor belong to none; the file is corrupt");
 }
 
@@ -165,7 +165,7 @@ TEST_CASE("each kind of corrupt header is named") {
   };
   for (const Case& bad : cases) {
     CAPTURE(bad.header);
-    const std::string message = refusal(file_of(bad.header, bad.data_bytes));
+    const std::string message = refusal_to_read(file_of(bad.header, bad.data_bytes));
     CAPTURE(message);
     CHECK(message.starts_with(bad.wanted));
     CHECK(message.find('\n') == std::string::npos);
@@ -174,7 +174,7 @@ TEST_CASE("each kind of corrupt header is named") {
 
 TEST_CASE("a header that claims too much is refused before anything is allocated") {
   std::string file(8, '\xff');
-  CHECK(refusal(file).find("more than the 100000000 allowed") != std::string::npos);
+  CHECK(refusal_to_read(file).find("more than the 100000000 allowed") != std::string::npos);
 }
 
 TEST_CASE("bytes changed at random are refused or read, never more") {

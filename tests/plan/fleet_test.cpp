@@ -6,7 +6,7 @@
 namespace pelago::plan {
 namespace {
 
-constexpr const char* kTwoSites = R"(
+constexpr const char* kMixedSites = R"(
 [emulation]
 slowdown = 3000
 [[site]]
@@ -47,7 +47,7 @@ std::string refusal_of_device(const std::string& lines) {
 }
 
 TEST_CASE("two sites are read in order, with canonical chips, counted devices and their line") {
-  const FleetConfig fleet = fleet_from(kTwoSites);
+  const FleetConfig fleet = fleet_from(kMixedSites);
   REQUIRE(fleet.sites.size() == 2);
   CHECK(fleet.sites[0].name == "lingang");
   REQUIRE(fleet.sites[0].devices.size() == 2);
@@ -65,7 +65,7 @@ TEST_CASE("two sites are read in order, with canonical chips, counted devices an
 }
 
 TEST_CASE("the text that is kept reads back as the same fleet") {
-  const FleetConfig fleet = fleet_from(kTwoSites, {"emulation.memory_gib=2"});
+  const FleetConfig fleet = fleet_from(kMixedSites, {"emulation.memory_gib=2"});
   const FleetConfig again = fleet_from(fleet.source_toml);
   CHECK(again.sites.size() == 2);
   CHECK(again.emulation_memory_gib == 2.0);
@@ -74,7 +74,7 @@ TEST_CASE("the text that is kept reads back as the same fleet") {
 
 TEST_CASE("emulated devices of a site are dealt to the processors in turn, from the first") {
   const std::vector<int> allowed = allowed_cores();
-  const FleetConfig fleet = fleet_from(kTwoSites);
+  const FleetConfig fleet = fleet_from(kMixedSites);
   for (const FleetSite& site : fleet.sites) {
     for (size_t i = 0; i < site.devices.size(); ++i) {
       CHECK(site.devices[i].cores == std::vector<int>{allowed[i % allowed.size()]});
@@ -152,7 +152,7 @@ TEST_CASE("two sites of one name are refused") {
 TEST_CASE("a link to no site is refused with the nearest one") {
   contains(refusal_of(two_cpu_sites("ab", "[[link]]\nbetween = ['a', 'guizou']\n")),
            "link to \"guizou\", which is no site of this fleet; its sites are a, b");
-  std::string toml = kTwoSites;
+  std::string toml = kMixedSites;
   toml.replace(toml.rfind("guizhou"), 7, "guizou");
   contains(refusal_of(toml), "did you mean guizhou?");
 }

@@ -109,7 +109,7 @@ Plan fixed_plan() {
 }
 
 /// The refusal of the fixed plan after this change to its JSON.
-std::string refusal_after(auto&& change) {
+std::string refusal_of_json(auto&& change) {
   Json json = Json::parse(to_json(fixed_plan()));
   change(json);
   return refusal([&] { plan_from_json(json.dump(), "plan.json"); });
@@ -149,7 +149,7 @@ TEST_CASE("every field that is missing is named") {
     const Json::json_pointer pointer(place);
     for (const auto& [key, value] : whole.at(pointer).items()) {
       const std::string message =
-          refusal_after([&, name = key](Json& json) { json[pointer].erase(name); });
+          refusal_of_json([&, name = key](Json& json) { json[pointer].erase(name); });
       contains(message, "plan.json");
       contains(message, fmt::format("field {} is missing", key));
     }
@@ -157,59 +157,60 @@ TEST_CASE("every field that is missing is named") {
 }
 
 TEST_CASE("an unknown field is named with its place and the nearest one") {
-  contains(refusal_after([](Json& json) { json["stepz"] = 1; }),
+  contains(refusal_of_json([](Json& json) { json["stepz"] = 1; }),
            "plan.json: unknown field stepz; did you mean steps?");
-  contains(refusal_after([](Json& json) { json["sites"][0]["devices"][0]["corez"] = 1; }),
+  contains(refusal_of_json([](Json& json) { json["sites"][0]["devices"][0]["corez"] = 1; }),
            "plan.json: sites[0]: devices[0]: unknown field corez; did you mean cores?");
 }
 
 TEST_CASE("another version is refused") {
-  contains(refusal_after([](Json& json) { json["version"] = 9; }),
+  contains(refusal_of_json([](Json& json) { json["version"] = 9; }),
            "plan.json: version = 9, but this pelago reads version 2; make the file again");
 }
 
 TEST_CASE("a field of the wrong kind is named with its value") {
-  contains(refusal_after([](Json& json) { json["steps"] = -1; }),
+  contains(refusal_of_json([](Json& json) { json["steps"] = -1; }),
            "plan.json: steps = -1 must be a whole number, 0 or more");
-  contains(refusal_after([](Json& json) { json["steps"] = 1.5; }), "steps = 1.5 must be a whole");
-  contains(refusal_after([](Json& json) { json["steps"] = "many"; }), "steps = \"many\" must be");
-  contains(refusal_after([](Json& json) { json["job_name"] = 3; }),
+  contains(refusal_of_json([](Json& json) { json["steps"] = 1.5; }), "steps = 1.5 must be a whole");
+  contains(refusal_of_json([](Json& json) { json["steps"] = "many"; }), "steps = \"many\" must be");
+  contains(refusal_of_json([](Json& json) { json["job_name"] = 3; }),
            "job_name = 3 must be a string");
-  contains(refusal_after([](Json& json) { json["sites"] = 3; }), "sites = 3 must be a list");
-  contains(refusal_after([](Json& json) { json["sites"][0] = 3; }), "must be an object");
-  contains(refusal_after([](Json& json) { json["host_load"] = nullptr; }), "host_load = null must");
-  contains(refusal_after([](Json& json) { json["links"][0]["emulate"] = 1; }),
+  contains(refusal_of_json([](Json& json) { json["sites"] = 3; }), "sites = 3 must be a list");
+  contains(refusal_of_json([](Json& json) { json["sites"][0] = 3; }), "must be an object");
+  contains(refusal_of_json([](Json& json) { json["host_load"] = nullptr; }),
+           "host_load = null must");
+  contains(refusal_of_json([](Json& json) { json["links"][0]["emulate"] = 1; }),
            "emulate = 1 must be true or false");
 }
 
 TEST_CASE("shares that do not add up are refused with both sums") {
-  contains(refusal_after([](Json& json) { json["sites"][0]["pipelines"][0]["sequences"] = 2; }),
+  contains(refusal_of_json([](Json& json) { json["sites"][0]["pipelines"][0]["sequences"] = 2; }),
            "sites[0]: batch_sequences = 3, but the sequences of its pipelines add up to 2");
-  contains(refusal_after([](Json& json) { json["batch_sequences"] = 6; }),
+  contains(refusal_of_json([](Json& json) { json["batch_sequences"] = 6; }),
            "batch_sequences = 6, but its sites add up to 5");
-  contains(refusal_after([](Json& json) { json["sites"][1]["first_sequence"] = 0; }),
+  contains(refusal_of_json([](Json& json) { json["sites"][1]["first_sequence"] = 0; }),
            "sites[1]: first_sequence = 0 must be 3");
-  contains(refusal_after([](Json& json) { json["sites"][0]["pipelines"][0]["sequences"] = 0; }),
+  contains(refusal_of_json([](Json& json) { json["sites"][0]["pipelines"][0]["sequences"] = 0; }),
            "sequences = 0 must be between 1");
-  contains(refusal_after([](Json& json) { json["sites"][0]["pipelines"][0]["microbatch"] = 4; }),
+  contains(refusal_of_json([](Json& json) { json["sites"][0]["pipelines"][0]["microbatch"] = 4; }),
            "microbatch = 4 must be between 1 and sequences = 3");
 }
 
 TEST_CASE("a plan whose parts do not fit together is refused") {
-  contains(refusal_after([](Json& json) { json["sites"][1]["name"] = "a"; }),
+  contains(refusal_of_json([](Json& json) { json["sites"][1]["name"] = "a"; }),
            "a second site of the name \"a\"");
-  contains(refusal_after([](Json& json) { json["links"][0]["to"] = "c"; }),
+  contains(refusal_of_json([](Json& json) { json["links"][0]["to"] = "c"; }),
            "links[0]: \"c\" is no site of the plan");
-  contains(refusal_after([](Json& json) { json["sites"] = Json::array(); }), "sites is empty");
-  contains(refusal_after([](Json& json) { json["steps"] = 0; }), "steps = 0 must be 1 or more");
-  contains(refusal_after([](Json& json) { json["exchange"]["inner_steps"] = 23; }),
+  contains(refusal_of_json([](Json& json) { json["sites"] = Json::array(); }), "sites is empty");
+  contains(refusal_of_json([](Json& json) { json["steps"] = 0; }), "steps = 0 must be 1 or more");
+  contains(refusal_of_json([](Json& json) { json["exchange"]["inner_steps"] = 23; }),
            "inner_steps = 23 must be a multiple of fragments = 4");
-  contains(refusal_after([](Json& json) { json["exchange"]["fragments"] = 0; }), "fragments = 0");
-  contains(refusal_after([](Json& json) { json["exchange"]["overlap_steps"] = 6; }),
+  contains(refusal_of_json([](Json& json) { json["exchange"]["fragments"] = 0; }), "fragments = 0");
+  contains(refusal_of_json([](Json& json) { json["exchange"]["overlap_steps"] = 6; }),
            "overlap_steps = 6 must be between 0 and 5");
-  contains(refusal_after([](Json& json) { json["exchange"]["delta_bits"] = 3; }),
+  contains(refusal_of_json([](Json& json) { json["exchange"]["delta_bits"] = 3; }),
            "delta_bits = 3 must be 2, 4, 8 or 32");
-  contains(refusal_after([](Json& json) { json["exchange"]["combine"] = "median"; }),
+  contains(refusal_of_json([](Json& json) { json["exchange"]["combine"] = "median"; }),
            "combine = \"median\" must be mean or direction");
 }
 

@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 constexpr int64_t kNow = 1'800'000'000;
 
 /// A folder of this test alone.
-fs::path fresh_folder(const std::string& name) {
+fs::path fresh_join_folder(const std::string& name) {
   const fs::path folder = fs::temp_directory_path() / ("pelago-join-" + name);
   fs::remove_all(folder);
   fs::create_directories(folder);
@@ -31,7 +31,7 @@ JoinToken issued(TokenBook& book, const TokenTerms& terms) {
 }
 
 TEST_CASE("a token lets in one key, again and again, and no other") {
-  TokenBook book(fresh_folder("once"));
+  TokenBook book(fresh_join_folder("once"));
   const JoinToken token = issued(book, {});
   for (int start = 0; start < 3; ++start) {
     const auto site = book.admit(token.id, token.secret, "key1", kNow + start);
@@ -44,7 +44,7 @@ TEST_CASE("a token lets in one key, again and again, and no other") {
 }
 
 TEST_CASE("a token of three uses lets in three keys") {
-  TokenBook book(fresh_folder("thrice"));
+  TokenBook book(fresh_join_folder("thrice"));
   const JoinToken token = issued(book, {.valid_s = 60, .uses = 3});
   for (const char* key : {"a", "b", "c"}) CHECK(book.admit(token.id, token.secret, key, kNow));
   CHECK_FALSE(book.admit(token.id, token.secret, "d", kNow));
@@ -52,7 +52,7 @@ TEST_CASE("a token of three uses lets in three keys") {
 }
 
 TEST_CASE("an expired token lets in nobody new, but whoever it let in may come back") {
-  TokenBook book(fresh_folder("expired"));
+  TokenBook book(fresh_join_folder("expired"));
   const JoinToken token = issued(book, {.valid_s = 60, .uses = 2});
   CHECK(book.admit(token.id, token.secret, "key1", kNow + 59));
   CHECK_FALSE(book.admit(token.id, token.secret, "key2", kNow + 60));
@@ -60,7 +60,7 @@ TEST_CASE("an expired token lets in nobody new, but whoever it let in may come b
 }
 
 TEST_CASE("a wrong secret is refused, for a key that is in too") {
-  TokenBook book(fresh_folder("secret"));
+  TokenBook book(fresh_join_folder("secret"));
   const JoinToken token = issued(book, {});
   CHECK(book.admit(token.id, token.secret, "key1", kNow));
   CHECK_FALSE(book.admit(token.id, token.secret + "0", "key1", kNow));
@@ -69,7 +69,7 @@ TEST_CASE("a wrong secret is refused, for a key that is in too") {
 }
 
 TEST_CASE("what a book admitted outlives the process, and two books of one folder are one") {
-  const fs::path dir = fresh_folder("book");
+  const fs::path dir = fresh_join_folder("book");
   TokenBook first(dir);
   const JoinToken token = issued(first, {});
   CHECK(TokenBook(dir).admit(token.id, token.secret, "key1", kNow));
@@ -78,7 +78,7 @@ TEST_CASE("what a book admitted outlives the process, and two books of one folde
 
 TEST_CASE(
     "a token that let a site in is kept for its return, one that expired unused is replaced") {
-  TokenBook book(fresh_folder("ensure"));
+  TokenBook book(fresh_join_folder("ensure"));
   const JoinToken first = read_join_token(book.ensure("run", "s", "PEM", {.valid_s = 60}, kNow));
   CHECK(read_join_token(book.ensure("run", "s", "PEM", {}, kNow + 30)).id == first.id);
   const JoinToken second = read_join_token(book.ensure("run", "s", "PEM", {}, kNow + 61));
@@ -89,7 +89,7 @@ TEST_CASE(
 
 TEST_CASE(
     "tokens and their book can be read by their owner alone, and hold no secret but their own") {
-  const fs::path dir = fresh_folder("private") / "tokens";
+  const fs::path dir = fresh_join_folder("private") / "tokens";
   TokenBook book(dir);
   const JoinToken token = issued(book, {});
   struct stat info {};
@@ -99,7 +99,7 @@ TEST_CASE(
 }
 
 TEST_CASE("the door signs the key that asks under the token's name, whatever the request says") {
-  const fs::path dir = fresh_folder("door");
+  const fs::path dir = fresh_join_folder("door");
   make_certificates(dir / "certs", {});
   Door door(dir / "certs", dir / "tokens", {.job_toml = "j", .plan_json = "p", .config_json = ""});
   GrpcTransportOptions line;
@@ -136,7 +136,7 @@ TEST_CASE("the door signs the key that asks under the token's name, whatever the
 }
 
 TEST_CASE("renewed certificates are for the same keys and names") {
-  const fs::path dir = fresh_folder("renewed");
+  const fs::path dir = fresh_join_folder("renewed");
   make_certificates(dir, {"a", "b"}, /*valid_s=*/0);
   CHECK(problem_of_identity(dir, "a").find("expired") != std::string::npos);
   const std::string key = read_text_file(dir / "a.key");

@@ -12,6 +12,7 @@
 #include "base/files.h"
 #include "sites/grpc_transport.h"
 #include "sites/journal.h"
+#include "sites/next_frame.h"
 #include "sites/tls.h"
 #include "sites/transport/emulated_line.h"
 
@@ -52,16 +53,6 @@ int connect_to(const std::string& address) {
   const int connection = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   REQUIRE(::connect(connection, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0);
   return connection;
-}
-
-/// The next frame within 5 s; lost connections on the way are left out.
-std::optional<Frame> next_frame(Transport& end, double timeout_s = 5) {
-  const double deadline_s = steady_now_s() + timeout_s;
-  while (steady_now_s() < deadline_s) {
-    auto arrival = end.receive(deadline_s - steady_now_s());
-    if (arrival && arrival->frame) return std::move(arrival->frame);
-  }
-  return std::nullopt;
 }
 
 TEST_CASE("certificates that were made are good, and keys are their owner's alone") {

@@ -10,7 +10,7 @@
 namespace pelago::train {
 namespace {
 
-constexpr uint64_t kSeed = 20261122;
+constexpr uint64_t kGridSeed = 20261122;
 
 model::ModelConfig four_blocks(bool is_tied) {
   model::ModelConfig config = tiny_model();
@@ -18,10 +18,6 @@ model::ModelConfig four_blocks(bool is_tied) {
   config.num_key_value_heads = 2;
   config.tie_word_embeddings = is_tied;
   return config;
-}
-
-double relative_difference(const Tensor& a, const Tensor& b) {
-  return ((a - b).norm() / b.norm()).item<double>();
 }
 
 /// Any way to cut four blocks into stages, over at most `ranks_max` ranks.
@@ -103,10 +99,10 @@ Outcome train(const SiteShape& shape, const TokenSource& samples, int64_t num_st
 
 TEST_CASE("every grid gives the gradient of a single device") {
   const MemorySource samples = learnable_tokens(3000);
-  Rng rng(kSeed);
+  Rng rng(kGridSeed);
   for (int i = 0; i < 24; ++i) {
     const SiteShape shape = any_grid(rng, 7);
-    CAPTURE(kSeed);
+    CAPTURE(kGridSeed);
     CAPTURE(i);
     CAPTURE(describe(shape));
     const SiteShape alone{.sequences = {7}, .microbatch = 7, .model = shape.model};
@@ -120,7 +116,7 @@ TEST_CASE("every grid gives the gradient of a single device") {
 
 TEST_CASE("every grid follows the loss curve of a single device") {
   const MemorySource samples = learnable_tokens(3000);
-  Rng rng(kSeed + 1);
+  Rng rng(kGridSeed + 1);
   for (int i = 0; i < 3; ++i) {
     const SiteShape shape = any_grid(rng, 6);
     CAPTURE(describe(shape));
@@ -183,7 +179,7 @@ TEST_CASE("1F1B goes forward and backward with each microbatch once, and keeps f
 }
 
 TEST_CASE("buckets of a site hold every value that a rank has, once, in one order for all") {
-  Rng rng(kSeed + 2);
+  Rng rng(kGridSeed + 2);
   for (int i = 0; i < 40; ++i) {
     const SiteShape shape = any_grid(rng, 9);
     CAPTURE(describe(shape));

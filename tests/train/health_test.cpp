@@ -12,7 +12,7 @@
 namespace pelago::train {
 namespace {
 
-constexpr uint64_t kSeed = 20261122;
+constexpr uint64_t kHealthSeed = 20261122;
 
 enum class Phase { kForward, kBackward, kReduced, kMoments };
 
@@ -148,7 +148,7 @@ TEST_CASE(
   int num_fired = 0;
   for (size_t i = 0; i < 3; ++i) {
     const Sabotaged result =
-        sabotage(std::vector{alike, stages, sliced}[i], i == 0 ? 334 : 333, kSeed + i);
+        sabotage(std::vector{alike, stages, sliced}[i], i == 0 ? 334 : 333, kHealthSeed + i);
     INFO("grid ", i);
     CHECK(result.num_reached == 0);
     CHECK(result.num_skipped > 100);
@@ -159,7 +159,7 @@ TEST_CASE(
 
 TEST_CASE("gradients of ordinary training are let through, a thousandfold one is not") {
   GradientWatch watch;
-  Rng rng(kSeed);
+  Rng rng(kHealthSeed);
   double norm = 8;
   for (int step = 0; step < 500; ++step) {
     norm = std::max(0.05, norm * 0.98);
@@ -241,7 +241,7 @@ TEST_CASE("an audit in f32 finds each of 200 wrong elements, wherever it is") {
   shape.sequences = {1, 1};
   shape.microbatch = 1;
   shape.pipelines = {{{1}, {1}}, {{2}}};
-  Rng rng(kSeed);
+  Rng rng(kHealthSeed);
   uint64_t place = 0;
   size_t block = 0;
   bool is_forward = true;

@@ -35,6 +35,10 @@ class PlainDevice final : public chips::Device {
   std::string name_ = "cpu";
 };
 
+inline double relative_difference(const Tensor& a, const Tensor& b) {
+  return ((a - b).norm() / b.norm()).item<double>();
+}
+
 inline model::ModelConfig tiny_model() {
   model::ModelConfig config;
   config.vocab_size = 32;

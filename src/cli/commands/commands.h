@@ -22,6 +22,7 @@ void add_train(CLI::App& app, Globals& globals);
 void add_coordinator(CLI::App& app, Globals& globals);
 void add_agent(CLI::App& app, Globals& globals);
 void add_status(CLI::App& app, Globals& globals);
+void add_dashboard(CLI::App& app, Globals& globals);
 void add_generate(CLI::App& app, Globals& globals);
 void add_export(CLI::App& app, Globals& globals);
 void add_certs(CLI::App& app, Globals& globals);

@@ -6,18 +6,14 @@
 #include <cmath>
 #include <ctime>
 
+#include "chips/chips_support.h"
 #include "chips/emulated/faults.h"
 #include "chips/torch.h"
 
 namespace pelago::chips {
 namespace {
 
-const Catalogue& catalogue() {
-  static const Catalogue the_catalogue = Catalogue::built_in();
-  return the_catalogue;
-}
-
-std::unique_ptr<Device> open(const std::string& name) {
+std::unique_ptr<Device> open_for_answers(const std::string& name) {
   return open_device(name, catalogue(), {.slowdown = 1e-6});
 }
 
@@ -30,7 +26,7 @@ double process_cpu_s() {
 TEST_CASE("devices that compute right give every known answer, the same each time") {
   for (const char* name : {"cpu", "emulated:a100", "emulated:910b", "emulated:910a"}) {
     CAPTURE(name);
-    const auto device = open(name);
+    const auto device = open_for_answers(name);
     KnownAnswerTest test(*device);
     const std::vector<KnownAnswer> answers = test.run();
     const std::vector<KnownAnswer> again = test.run();
@@ -44,7 +40,7 @@ TEST_CASE("devices that compute right give every known answer, the same each tim
 }
 
 TEST_CASE("a single wrong element of a matmul is found, wherever it is") {
-  const auto device = open("emulated:a100");
+  const auto device = open_for_answers("emulated:a100");
   KnownAnswerTest test(*device);
   for (uint64_t seed = 0; seed < 20; ++seed) {
     CAPTURE(seed);
@@ -58,7 +54,7 @@ TEST_CASE("a single wrong element of a matmul is found, wherever it is") {
 }
 
 TEST_CASE("a run is cheap enough to make between two steps") {
-  const auto device = open("emulated:a100");
+  const auto device = open_for_answers("emulated:a100");
   KnownAnswerTest test(*device);
   test.run();
   double least_s = 1;
@@ -72,19 +68,19 @@ TEST_CASE("a run is cheap enough to make between two steps") {
 }
 
 TEST_CASE("the matmul is asked in every dtype of the chip, f32 and the training dtype get all") {
-  const auto has = [](const std::vector<KnownAnswer>& answers, const char* op, auto dtype) {
+  const auto is_asked = [](const std::vector<KnownAnswer>& answers, const char* op, auto dtype) {
     return std::ranges::any_of(answers, [&](const KnownAnswer& answer) {
       return answer.op == op && answer.dtype == dtype;
     });
   };
-  const auto a100 = open("emulated:a100");
+  const auto a100 = open_for_answers("emulated:a100");
   const std::vector<KnownAnswer> answers = KnownAnswerTest(*a100).run();
   for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
-    CHECK(has(answers, "matmul", dtype));
+    CHECK(is_asked(answers, "matmul", dtype));
   }
   for (const char* op : {"softmax", "sum", "rms_norm", "attention"}) {
-    CHECK(has(answers, op, at::kFloat));
-    CHECK(has(answers, op, at::kBFloat16));
+    CHECK(is_asked(answers, op, at::kFloat));
+    CHECK(is_asked(answers, op, at::kBFloat16));
   }
 }
 

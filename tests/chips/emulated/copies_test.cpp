@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "base/clock.h"
+#include "chips/chips_support.h"
 #include "chips/device.h"
 #include "chips/emulator/paced_clock.h"
 #include "chips/links.h"
@@ -70,11 +71,6 @@ TEST_CASE("copies in, copies out and work go on at once") {
   CHECK(clock.copy_out(0.0, 3.0) == 3.0);
   CHECK(clock.copy_in(0.0, 3.0) == 3.0);
   CHECK(clock.synchronize(0.0) == 3.0);
-}
-
-const Catalogue& catalogue() {
-  static const Catalogue the_catalogue = Catalogue::built_in();
-  return the_catalogue;
 }
 
 /// A slowdown at which copying num_bytes takes seconds.

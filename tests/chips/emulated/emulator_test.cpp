@@ -5,7 +5,9 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "chips/chips_support.h"
 #include "chips/device.h"
+#include "chips/emulated/error_of.h"
 #include "chips/emulator/paced_clock.h"
 #include "chips/kernels.h"
 #include "chips/tensor.h"
@@ -14,29 +16,11 @@
 namespace pelago::chips {
 namespace {
 
-const Catalogue& catalogue() {
-  static const Catalogue the_catalogue = Catalogue::built_in();
-  return the_catalogue;
-}
-
 /// An emulated chip so fast that its pace is never felt.
 std::unique_ptr<Device> open_unpaced(const std::string& chip,
                                      std::optional<double> memory_bytes = {}) {
   return open_device(
       "emulated:" + chip, catalogue(), {.slowdown = 1e-6, .memory_bytes = memory_bytes});
-}
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "";
-}
-
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 /// A small network's loss and gradients on a device.

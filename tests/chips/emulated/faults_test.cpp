@@ -9,34 +9,18 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "chips/chips_support.h"
 #include "chips/device.h"
+#include "chips/emulated/error_of.h"
 #include "chips/torch.h"
 
 namespace pelago::chips {
 namespace {
 
-const Catalogue& catalogue() {
-  static const Catalogue the_catalogue = Catalogue::built_in();
-  return the_catalogue;
-}
-
 std::unique_ptr<Device> open_with(const std::vector<std::string>& faults, double slowdown = 1e-6) {
   EmulationOptions options{.slowdown = slowdown};
   for (const std::string& text : faults) options.faults.push_back(parse_fault(text));
   return open_device("emulated:a100", catalogue(), options);
-}
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "";
-}
-
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 /// Indices at which found differs from expected.

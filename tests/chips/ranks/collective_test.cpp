@@ -15,7 +15,7 @@ namespace {
 
 /// Values over nine powers of ten, so that another order of adding gives other bits.
 template <typename T>
-std::vector<T> values_of(int rank, size_t num_values) {
+std::vector<T> drawn_numbers(int rank, size_t num_values) {
   Rng rng = Rng(7).fork("values", static_cast<uint64_t>(rank));
   std::vector<T> values(num_values);
   for (T& value : values) {
@@ -25,10 +25,10 @@ std::vector<T> values_of(int rank, size_t num_values) {
 }
 
 template <typename T>
-std::vector<T> sum_in_turn(int num_ranks, size_t num_values) {
-  std::vector<T> sum = values_of<T>(0, num_values);
+std::vector<T> numbers_in_turn(int num_ranks, size_t num_values) {
+  std::vector<T> sum = drawn_numbers<T>(0, num_values);
   for (int rank = 1; rank < num_ranks; ++rank) {
-    const std::vector<T> values = values_of<T>(rank, num_values);
+    const std::vector<T> values = drawn_numbers<T>(rank, num_values);
     for (size_t i = 0; i < num_values; ++i) sum[i] += values[i];
   }
   return sum;
@@ -39,14 +39,14 @@ void check_sum(int num_ranks, const std::vector<size_t>& lengths) {
   std::vector<std::vector<std::vector<T>>> results(static_cast<size_t>(num_ranks));
   check_no_failure(run_ranks(num_ranks, [&](Collective& collective) {
     for (const size_t num_values : lengths) {
-      std::vector<T> values = values_of<T>(collective.rank(), num_values);
+      std::vector<T> values = drawn_numbers<T>(collective.rank(), num_values);
       collective.all_reduce_sum(std::span<T>(values));
       results[static_cast<size_t>(collective.rank())].push_back(std::move(values));
     }
   }));
   for (size_t i = 0; i < lengths.size(); ++i) {
     CAPTURE(lengths[i]);
-    const std::vector<T> expected = sum_in_turn<T>(num_ranks, lengths[i]);
+    const std::vector<T> expected = numbers_in_turn<T>(num_ranks, lengths[i]);
     for (const auto& result : results) CHECK(result.at(i) == expected);
   }
 }

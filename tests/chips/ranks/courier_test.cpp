@@ -6,16 +6,12 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
+#include "chips/chips_support.h"
 #include "chips/ranks/ranks_support.h"
 #include "chips/torch.h"
 
 namespace pelago::chips {
 namespace {
-
-const Catalogue& catalogue() {
-  static const Catalogue the_catalogue = Catalogue::built_in();
-  return the_catalogue;
-}
 
 std::vector<std::string> run_couriers(int num_ranks,
                                       const std::function<void(Courier&, int)>& body,
@@ -30,7 +26,7 @@ std::vector<std::string> run_couriers(int num_ranks,
   return run_ranks(num_ranks, std::function<void(const CollectiveOptions&)>(open), timeout_s);
 }
 
-Tensor message_of(int from_rank, uint32_t tag, int64_t message_idx, at::IntArrayRef shape) {
+Tensor numbered_message(int from_rank, uint32_t tag, int64_t message_idx, at::IntArrayRef shape) {
   return torch::full(shape, from_rank * 1000 + static_cast<int64_t>(tag) * 100 + message_idx)
       .to(torch::kFloat32);
 }
@@ -45,13 +41,13 @@ TEST_CASE("messages arrive whole, with their shape and dtype, in the order of th
     }
     for (size_t i = 0; i < shapes.size(); ++i) {
       for (const uint32_t tag : {0U, 7U}) {
-        courier.send(message_of(rank, tag, static_cast<int64_t>(i), shapes[i]), peer, tag);
+        courier.send(numbered_message(rank, tag, static_cast<int64_t>(i), shapes[i]), peer, tag);
       }
     }
     for (const uint32_t tag : {7U, 0U}) {  // taken in another order than sent
       for (size_t i = 0; i < shapes.size(); ++i) {
         const Tensor found = courier.take(peer, tag);
-        const Tensor expected = message_of(peer, tag, static_cast<int64_t>(i), shapes[i]);
+        const Tensor expected = numbered_message(peer, tag, static_cast<int64_t>(i), shapes[i]);
         if (!found.equal(expected)) fail("message {} of tag {} differs", i, tag);
       }
     }
@@ -64,13 +60,13 @@ TEST_CASE("messages sent before they are expected arrive in order") {
     constexpr int kMessages = 50;
     if (rank == 0) {
       for (int i = 0; i < kMessages; ++i) {
-        courier.send(message_of(0, 3, i, {i % 2 == 0 ? 10 : 40'000}), 1, 3);
+        courier.send(numbered_message(0, 3, i, {i % 2 == 0 ? 10 : 40'000}), 1, 3);
       }
       courier.flush();
     } else {
       for (int i = 0; i < kMessages; ++i) {
         courier.expect({i % 2 == 0 ? 10 : 40'000}, torch::kFloat32, 0, 3);
-        const Tensor expected = message_of(0, 3, i, {i % 2 == 0 ? 10 : 40'000});
+        const Tensor expected = numbered_message(0, 3, i, {i % 2 == 0 ? 10 : 40'000});
         if (!courier.take(0, 3).equal(expected)) fail("message {} is another", i);
       }
     }
@@ -79,12 +75,12 @@ TEST_CASE("messages sent before they are expected arrive in order") {
 
 TEST_CASE("three ranks exchange random messages of every dtype without mixing them up") {
   check_no_failure(run_couriers(3, [](Courier& courier, int rank) {
-    constexpr c10::ScalarType kDtypes[] = {torch::kFloat32, torch::kBFloat16, torch::kLong};
+    constexpr c10::ScalarType kSentDtypes[] = {torch::kFloat32, torch::kBFloat16, torch::kLong};
     const auto message = [&](int from, int to, int i) {
       Rng rng = Rng(5).fork("message", static_cast<uint64_t>(from * 1000 + to * 100 + i));
       const auto length = static_cast<int64_t>(rng.next_below(5000));
       const auto first = static_cast<int64_t>(rng.next_below(100));
-      return torch::arange(first, first + length).to(kDtypes[rng.next_below(3)]);
+      return torch::arange(first, first + length).to(kSentDtypes[rng.next_below(3)]);
     };
     for (int i = 0; i < 20; ++i) {
       for (const int peer : {(rank + 1) % 3, (rank + 2) % 3}) {

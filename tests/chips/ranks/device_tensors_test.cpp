@@ -35,7 +35,7 @@ void run_on_chips(int num_ranks,
   for (Child& child : children) CHECK(child.wait() == "");
 }
 
-Tensor part_of(int rank, int64_t num_values, c10::ScalarType dtype) {
+Tensor device_part(int rank, int64_t num_values, c10::ScalarType dtype) {
   Rng rng = Rng(3).fork("part", static_cast<uint64_t>(rank));
   Tensor values = torch::empty({num_values}, torch::kFloat32);  // [N]
   auto* const data = values.data_ptr<float>();
@@ -49,12 +49,12 @@ Tensor part_of(int rank, int64_t num_values, c10::ScalarType dtype) {
 
 void check_collectives(Device& device, Collective& collective, c10::ScalarType dtype) {
   constexpr int64_t kValues = 3'000'001;  // several pieces, the last one odd
-  Tensor sum = part_of(0, kValues, dtype).to(torch::kFloat32);
+  Tensor sum = device_part(0, kValues, dtype).to(torch::kFloat32);
   for (int rank = 1; rank < collective.num_ranks(); ++rank) {
-    sum += part_of(rank, kValues, dtype).to(torch::kFloat32);
+    sum += device_part(rank, kValues, dtype).to(torch::kFloat32);
   }
   sum = sum.to(dtype);  // [N]
-  const Tensor own = part_of(collective.rank(), kValues, dtype);
+  const Tensor own = device_part(collective.rank(), kValues, dtype);
   const auto slice = collective.own_slice(kValues);
 
   Tensor on_chip = own.to(device.torch_device());
@@ -72,7 +72,7 @@ void check_collectives(Device& device, Collective& collective, c10::ScalarType d
 
   Tensor copied = own.to(device.torch_device());
   collective.broadcast(copied, /*from_rank=*/1);
-  if (!copied.cpu().equal(part_of(1, kValues, dtype))) fail("broadcast differs");
+  if (!copied.cpu().equal(device_part(1, kValues, dtype))) fail("broadcast differs");
 }
 
 TEST_CASE("tensors of unlike chips are summed, scattered, gathered and broadcast bit for bit") {
@@ -92,7 +92,7 @@ TEST_CASE("couriers carry tensors from chip to chip") {
     const int peer = 1 - options.rank;
     for (int i = 0; i < 3; ++i) courier->expect({300, 40 + i}, torch::kBFloat16, peer, 5);
     const auto message = [](int from, int i) {
-      return part_of(from + 10 * i, 300 * (40 + i), torch::kBFloat16).view({300, 40 + i});
+      return device_part(from + 10 * i, 300 * (40 + i), torch::kBFloat16).view({300, 40 + i});
     };
     for (int i = 0; i < 3; ++i) {
       courier->send(message(options.rank, i).to(device.torch_device()), peer, 5);

@@ -11,27 +11,17 @@
 #include "chips/hierarchical/host_share.h"
 #include "chips/hierarchical/vendor_groups.h"
 #include "chips/ranks/child.h"
+#include "chips/ranks/rank_values.h"
 #include "chips/ranks/ranks_support.h"
 #include "chips/torch.h"
 
 namespace pelago::chips {
 namespace {
 
-/// Values over nine powers of ten, so that another order of adding gives other bits.
-Tensor values_of(int rank, int64_t num_values, c10::ScalarType dtype) {
-  Rng rng = Rng(13).fork("values", static_cast<uint64_t>(rank));
-  Tensor values = torch::empty({num_values});
-  for (int64_t i = 0; i < num_values; ++i) {
-    const double scale = dtype == torch::kHalf ? rng.next_uniform() * 4 : rng.next_uniform() * 9;
-    values.data_ptr<float>()[i] = static_cast<float>(rng.next_normal() * std::pow(10.0, scale - 4));
-  }
-  return values.to(dtype);
-}
-
 Tensor sum_of_ranks(const std::vector<int>& ranks, int64_t num_values, c10::ScalarType dtype) {
-  Tensor sum = values_of(ranks[0], num_values, dtype).to(torch::kFloat32);
+  Tensor sum = rank_values(ranks[0], num_values, dtype).to(torch::kFloat32);
   for (size_t i = 1; i < ranks.size(); ++i) {
-    sum += values_of(ranks[i], num_values, dtype).to(torch::kFloat32);
+    sum += rank_values(ranks[i], num_values, dtype).to(torch::kFloat32);
   }
   return sum;
 }
@@ -66,11 +56,6 @@ Tensor expected_sum(const std::vector<int>& groups, int64_t num_values, c10::Sca
   return sum.to(dtype);
 }
 
-bool has_bits_of(const Tensor& left, const Tensor& right) {
-  return left.nbytes() == right.nbytes() &&
-         std::memcmp(left.data_ptr(), right.data_ptr(), left.nbytes()) == 0;
-}
-
 /// Runs body as every rank over collectives between CPU devices in these vendor groups.
 std::vector<std::string> run_devices(const std::vector<int>& groups,
                                      const std::function<void(Collective&)>& body,
@@ -89,15 +74,15 @@ std::vector<std::string> run_devices(const std::vector<int>& groups,
       /*timeout_s=*/20);
 }
 
-void check_sums(const std::vector<int>& groups,
-                c10::ScalarType dtype,
-                const std::vector<int64_t>& lengths) {
+void check_ranks_sums(const std::vector<int>& groups,
+                      c10::ScalarType dtype,
+                      const std::vector<int64_t>& lengths) {
   std::vector<Tensor> expected;
   std::vector<std::vector<Tensor>> values(groups.size());  // by rank and length
   for (const int64_t num_values : lengths) {
     expected.push_back(expected_sum(groups, num_values, dtype));
     for (size_t rank = 0; rank < groups.size(); ++rank) {
-      values[rank].push_back(values_of(static_cast<int>(rank), num_values, dtype));
+      values[rank].push_back(rank_values(static_cast<int>(rank), num_values, dtype));
     }
   }
   check_no_failure(run_devices(groups, [&](Collective& collective) {
@@ -111,23 +96,23 @@ void check_sums(const std::vector<int>& groups,
 
 TEST_CASE("a vendor group adds in rank order, whatever the length and dtype") {
   for (const auto dtype : {torch::kFloat32, torch::kBFloat16, torch::kHalf}) {
-    check_sums({0, 0}, dtype, {0, 1, 5, 40'001});
-    check_sums({4, 4, 4}, dtype, {1, 2, 30'000});
+    check_ranks_sums({0, 0}, dtype, {0, 1, 5, 40'001});
+    check_ranks_sums({4, 4, 4}, dtype, {1, 2, 30'000});
   }
 }
 
 TEST_CASE("two groups of two add their sums, and every rank has the same bits") {
-  check_sums({0, 0, 1, 1},
-             torch::kFloat32,
-             {0, 3, kShortValues - 1, kShortValues, kShortValues + 1, kChunkValues + 77'777});
-  check_sums({0, 0, 1, 1}, torch::kBFloat16, {7, 2 * kShortValues + 1});
-  check_sums({0, 0, 1, 1}, torch::kHalf, {7, 2 * kShortValues + 3});
+  check_ranks_sums({0, 0, 1, 1},
+                   torch::kFloat32,
+                   {0, 3, kShortValues - 1, kShortValues, kShortValues + 1, kChunkValues + 77'777});
+  check_ranks_sums({0, 0, 1, 1}, torch::kBFloat16, {7, 2 * kShortValues + 1});
+  check_ranks_sums({0, 0, 1, 1}, torch::kHalf, {7, 2 * kShortValues + 3});
 }
 
 TEST_CASE("groups of unlike sizes, in any order of ranks, add in the order of their first ranks") {
-  check_sums({7, 3, 3}, torch::kFloat32, {kShortValues + 1, 50'003});
-  check_sums({1, 0, 1, 0, 1}, torch::kFloat32, {kShortValues + 5, 100'003});
-  check_sums({0, 0, 0, 1, 1, 2}, torch::kFloat32, {kShortValues + 11});
+  check_ranks_sums({7, 3, 3}, torch::kFloat32, {kShortValues + 1, 50'003});
+  check_ranks_sums({1, 0, 1, 0, 1}, torch::kFloat32, {kShortValues + 5, 100'003});
+  check_ranks_sums({0, 0, 0, 1, 1, 2}, torch::kFloat32, {kShortValues + 11});
 }
 
 TEST_CASE("random groups and lengths give the documented sum") {
@@ -136,7 +121,7 @@ TEST_CASE("random groups and lengths give the documented sum") {
     std::vector<int> groups(2 + rng.next_below(4));
     for (int& group : groups) group = static_cast<int>(rng.next_below(3));
     CAPTURE(round);
-    check_sums(
+    check_ranks_sums(
         groups,
         torch::kFloat32,
         {static_cast<int64_t>(rng.next_below(100)), static_cast<int64_t>(rng.next_below(120'000))});
@@ -148,7 +133,7 @@ TEST_CASE("slices are reduced and gathered alike over the hosts and the chips' l
        std::vector<std::vector<int>>{{0, 0, 0}, {0, 0, 1, 1}, {0, 1, 1}, {0, 1}}) {
     check_no_failure(run_devices(groups, [&](Collective& collective) {
       for (const int64_t num_values : {int64_t{1}, int64_t{10}, kShortValues + 3}) {
-        Tensor values = values_of(collective.rank(), num_values, torch::kFloat32);
+        Tensor values = rank_values(collective.rank(), num_values, torch::kFloat32);
         collective.reduce_scatter_sum(values);
         const Tensor expected = expected_sum(groups, num_values, torch::kFloat32);
         const auto own = collective.own_slice(num_values);
@@ -184,7 +169,7 @@ TEST_CASE("a group of some ranks keeps their vendors, and host calls work beside
     const int rank = collective.rank();
     if (rank != 3) {
       const auto three = collective.group({0, 1, 2});  // a vendor group of two, and one of one
-      Tensor values = values_of(three->rank(), 60'001, torch::kFloat32);
+      Tensor values = rank_values(three->rank(), 60'001, torch::kFloat32);
       three->all_reduce_sum(values);
       if (!has_bits_of(values, expected_sum({0, 0, 1}, 60'001, torch::kFloat32))) {
         fail("rank {}: the sum of three", rank);
@@ -192,7 +177,7 @@ TEST_CASE("a group of some ranks keeps their vendors, and host calls work beside
     }
     if (rank >= 2) {
       const auto pair = collective.group({3, 2});  // one vendor
-      Tensor values = values_of(pair->rank(), 30'001, torch::kFloat32);
+      Tensor values = rank_values(pair->rank(), 30'001, torch::kFloat32);
       pair->all_reduce_sum(values);
       if (!has_bits_of(values, expected_sum({0, 0}, 30'001, torch::kFloat32))) {
         fail("rank {}: the sum of a pair", rank);
@@ -243,7 +228,7 @@ TEST_CASE("with slow links a long vector goes over the hosts, in rank order") {
   check_no_failure(run_devices(
       groups,
       [&](Collective& collective) {
-        Tensor values = values_of(collective.rank(), kShortValues * 2, torch::kFloat32);
+        Tensor values = rank_values(collective.rank(), kShortValues * 2, torch::kFloat32);
         collective.all_reduce_sum(values);
         const Tensor in_turn = sum_of_ranks(all_ranks(4), kShortValues * 2, torch::kFloat32);
         if (!has_bits_of(values, in_turn)) fail("another order of adding");
@@ -265,7 +250,7 @@ TEST_CASE("emulated chips are charged what their links take, when somebody waits
                                              .device = device.get(),
                                              .native_library = "emuccl",
                                              .links = {.group_bytes_per_s = 1e9, .latency_s = 0}});
-    const Tensor host = values_of(rank, 1'000'000, torch::kFloat32);
+    const Tensor host = rank_values(rank, 1'000'000, torch::kFloat32);
     Tensor values = host.to(device->torch_device());
     device->synchronize();
     collective->barrier();

@@ -11,6 +11,7 @@
 #include "chips/collective.h"
 #include "chips/native/library.h"
 #include "chips/ranks/child.h"
+#include "chips/ranks/rank_values.h"
 #include "chips/ranks/ranks_support.h"
 #include "chips/torch.h"
 
@@ -26,29 +27,12 @@ std::string failure_of(const std::function<void()>& action) {
   return "";
 }
 
-/// Values over nine powers of ten, so that another order of adding gives other bits.
-Tensor values_of(int rank, int64_t num_values, c10::ScalarType dtype) {
-  Rng rng = Rng(11).fork("values", static_cast<uint64_t>(rank));
-  Tensor values = torch::empty({num_values}, torch::kFloat64);
-  for (int64_t i = 0; i < num_values; ++i) {
-    const double scale = dtype == torch::kHalf ? rng.next_uniform() * 4 : rng.next_uniform() * 9;
-    values.data_ptr<double>()[i] = rng.next_normal() * std::pow(10.0, scale - 4);
-  }
-  return values.to(dtype);
-}
-
 /// Added in f32 (f64 for f64) in rank order and rounded once.
-Tensor sum_in_turn(int num_ranks, int64_t num_values, c10::ScalarType dtype) {
+Tensor sum_in_rank_order(int num_ranks, int64_t num_values, c10::ScalarType dtype) {
   const c10::ScalarType wide = dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
-  Tensor sum = values_of(0, num_values, dtype).to(wide);
-  for (int rank = 1; rank < num_ranks; ++rank) sum += values_of(rank, num_values, dtype).to(wide);
+  Tensor sum = rank_values(0, num_values, dtype).to(wide);
+  for (int rank = 1; rank < num_ranks; ++rank) sum += rank_values(rank, num_values, dtype).to(wide);
   return sum.to(dtype);
-}
-
-/// Bits, so that NaN equals itself and zeros of two signs differ.
-bool has_bits_of(const Tensor& left, const Tensor& right) {
-  return left.nbytes() == right.nbytes() &&
-         std::memcmp(left.data_ptr(), right.data_ptr(), left.nbytes()) == 0;
 }
 
 ValueType type_of(c10::ScalarType dtype) {
@@ -75,10 +59,10 @@ TEST_CASE("sums over any number of ranks have the bits of adding in turn, whatev
     check_no_failure(run_ranks(num_ranks, [&](Communicator& communicator, int rank) {
       for (const auto dtype : {torch::kFloat32, torch::kBFloat16, torch::kHalf, torch::kFloat64}) {
         for (const int64_t count : {0, 1, 3, 1000, 70'001}) {
-          Tensor values = values_of(rank, count, dtype);
+          Tensor values = rank_values(rank, count, dtype);
           communicator.all_reduce_sum(
               values.data_ptr(), values.data_ptr(), static_cast<size_t>(count), type_of(dtype));
-          if (!has_bits_of(values, sum_in_turn(num_ranks, count, dtype))) {
+          if (!has_bits_of(values, sum_in_rank_order(num_ranks, count, dtype))) {
             fail("{} values of {}", count, c10::toString(dtype));
           }
         }
@@ -108,10 +92,10 @@ TEST_CASE("16-bit sums of special values are those of libtorch") {
 TEST_CASE("reduce-scatter, all-gather, broadcast and swapped messages reach every rank") {
   check_no_failure(run_ranks(3, [](Communicator& communicator, int rank) {
     constexpr int64_t kCount = 4097;
-    Tensor rows = values_of(rank, 3 * kCount, torch::kFloat32);
+    Tensor rows = rank_values(rank, 3 * kCount, torch::kFloat32);
     float* const own = rows.data_ptr<float>() + rank * kCount;
     communicator.reduce_scatter_sum(rows.data_ptr(), own, kCount, ValueType::kF32);
-    const Tensor sum = sum_in_turn(3, 3 * kCount, torch::kFloat32);
+    const Tensor sum = sum_in_rank_order(3, 3 * kCount, torch::kFloat32);
     if (!rows.narrow(0, rank * kCount, kCount).equal(sum.narrow(0, rank * kCount, kCount))) {
       fail("rank {}: reduce-scatter", rank);
     }

@@ -53,11 +53,11 @@ std::vector<int> first_ranks(int num_ranks) {
   return ranks;
 }
 
-constexpr c10::ScalarType kDtypes[] = {
+constexpr c10::ScalarType kSummedDtypes[] = {
     torch::kFloat32, torch::kBFloat16, torch::kHalf, torch::kFloat64};
 
 // Empty, fewer than ranks, gathered whole, one chunk, uneven slices, several windows.
-constexpr int64_t kLengths[] = {0, 1, 2, 7, 1000, 8193, 300'007, kLongest};
+constexpr int64_t kTensorLengths[] = {0, 1, 2, 7, 1000, 8193, 300'007, kLongest};
 
 void check_sums(Collective& collective, int64_t num_values, c10::ScalarType dtype) {
   const Tensor expected =
@@ -81,8 +81,8 @@ void check_sums(Collective& collective, int64_t num_values, c10::ScalarType dtyp
 TEST_CASE("tensor sums have the bits of a plain sum in rank order, whatever length and dtype") {
   for (const int num_ranks : {2, 3}) {
     check_no_failure(run_ranks(num_ranks, [](Collective& collective) {
-      for (const int64_t num_values : kLengths) {
-        for (const c10::ScalarType dtype : kDtypes) check_sums(collective, num_values, dtype);
+      for (const int64_t num_values : kTensorLengths) {
+        for (const c10::ScalarType dtype : kSummedDtypes) check_sums(collective, num_values, dtype);
       }
     }));
   }
@@ -143,7 +143,7 @@ void check_group(Collective& group, const std::vector<int>& ranks, uint64_t call
   const int own = ranks[static_cast<size_t>(group.rank())];
   const auto num_values =
       static_cast<int64_t>(rng.next_below(2) == 0 ? rng.next_below(9) : rng.next_below(60'000));
-  const c10::ScalarType dtype = kDtypes[rng.next_below(4)];
+  const c10::ScalarType dtype = kSummedDtypes[rng.next_below(4)];
   Tensor sum = part_of(own, num_values, dtype, call_idx);
   group.all_reduce_sum(sum);
   if (!sum.equal(sum_in_turn(ranks, num_values, dtype, call_idx))) {

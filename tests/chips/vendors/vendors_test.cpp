@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "chips/checks/checks.h"
+#include "chips/chips_support.h"
 #include "chips/native/facts.h"
 #include "chips/torch.h"  // precompiled, so its CHECK gives way to doctest's
 #include "chips/vendor/search.h"
@@ -29,7 +30,7 @@ struct Ended {
 };
 
 /// Opens devices where the vendors' variables say that their plug-ins are in these folders.
-Ended open(const std::string& npu_case, const std::string& devices) {
+Ended run_open_devices(const std::string& npu_case, const std::string& devices) {
   const std::string command = fmt::format(
       "TORCH_NPU_INSTALL_PREFIX={0}/{1} TORCH_MLU_HOME={0}/first_use OMP_NUM_THREADS=1 {2} {3}",
       FAKE_PLUGINS,
@@ -44,12 +45,8 @@ Ended open(const std::string& npu_case, const std::string& devices) {
   return ended;
 }
 
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 TEST_CASE("a plug-in is loaded, initialised, computes right and is finished") {
-  const Ended ended = open("good", "npu:0");
+  const Ended ended = run_open_devices("good", "npu:0");
   CAPTURE(ended.words);
   CHECK(ended.exit_code == 0);
   CHECK(has(ended.words, "init npu:0\n"));
@@ -58,7 +55,7 @@ TEST_CASE("a plug-in is loaded, initialised, computes right and is finished") {
 }
 
 TEST_CASE("a plug-in that initialises on first use needs no call") {
-  const Ended ended = open("good", "mlu");
+  const Ended ended = run_open_devices("good", "mlu");
   CAPTURE(ended.words);
   CHECK(ended.exit_code == 0);
   CHECK(has(ended.words, "open mlu trains in BFloat16, known answers: \n"));
@@ -73,7 +70,7 @@ TEST_CASE("what is wrong with a plug-in is said in one line that names it and th
            std::tuple("other_libtorch", "c10::of_another_version()", "build pelago against"),
            std::tuple("no_device", "registers no device", "build_libtorch_npu.py"),
        }) {
-    const Ended ended = open(npu_case, "npu:0");
+    const Ended ended = run_open_devices(npu_case, "npu:0");
     CAPTURE(ended.words);
     CHECK(ended.exit_code == kExitFailed);
     CHECK(has(ended.words, what));
@@ -88,7 +85,7 @@ TEST_CASE("a vendor's plug-in that is not here is named with what to install") {
   for (const auto& [device, library, package] :
        {std::tuple("musa:1", "libmusa_python.so", "torch_musa"),
         std::tuple("gcu", "libtorch_gcu.so", "torch_gcu")}) {
-    const Ended ended = open("good", device);
+    const Ended ended = run_open_devices("good", device);
     CAPTURE(ended.words);
     CHECK(ended.exit_code == kExitFailed);
     CHECK(has(ended.words, library));
@@ -97,14 +94,14 @@ TEST_CASE("a vendor's plug-in that is not here is named with what to install") {
 }
 
 TEST_CASE("a device's number beyond those there is wrong usage") {
-  const Ended ended = open("good", "npu:3");
+  const Ended ended = run_open_devices("good", "npu:3");
   CHECK(ended.exit_code == kExitUsage);
   CHECK(has(ended.words, "1 such devices"));
 }
 
 TEST_CASE("two vendors in one process are refused, whoever comes first") {
   for (const char* devices : {"npu:0 mlu:0", "mlu:0 emulated:a100", "emulated:a100 npu:0"}) {
-    const Ended ended = open("good", devices);
+    const Ended ended = run_open_devices("good", devices);
     CAPTURE(ended.words);
     CHECK(ended.exit_code == kExitFailed);
     CHECK(has(ended.words, "one process drives one vendor"));

@@ -10,7 +10,7 @@
 namespace pelago::plan {
 namespace {
 
-constexpr const char* kTwoSites = R"(
+constexpr const char* kFourChips = R"(
 [emulation]
 slowdown = 3000
 [[site]]
@@ -32,7 +32,7 @@ rtt_ms = 20
 Plan plan_across(const std::string& across, const std::vector<std::string>& overrides = {}) {
   JobConfig job = job_of_batch(40);
   job.sites.across = across;
-  return make_plan(job, fleet_from(kTwoSites, overrides), catalogue(), nullptr, 2);
+  return make_plan(job, fleet_from(kFourChips, overrides), catalogue(), nullptr, 2);
 }
 
 TEST_CASE("a pipeline over two sites crosses the line once and has every device in one stage") {
@@ -63,7 +63,7 @@ TEST_CASE("the longer the line, the more microbatches are under way in front of 
     job.sites.across = "pipeline";
     job.train.stages = 4;
     job.train.microbatch_sequences = 1;
-    FleetConfig fleet = fleet_from(kTwoSites);
+    FleetConfig fleet = fleet_from(kFourChips);
     fleet.emulation_slowdown = 100;
     fleet.links[0].rtt_ms = std::stod(rtt);
     const Plan plan = make_plan(job, fleet, catalogue(), nullptr, 1e9);
@@ -91,7 +91,7 @@ TEST_CASE("sites that hold the model train by rounds unless asked, those that do
 TEST_CASE("a line too thin for activations is warned of, and the table shows the stages") {
   JobConfig job = job_of_batch(40);
   job.sites.across = "pipeline";
-  FleetConfig fleet = fleet_from(kTwoSites);
+  FleetConfig fleet = fleet_from(kFourChips);
   fleet.links[0].bandwidth_mbit_s = 0.1;
   const Plan plan = make_plan(job, fleet, catalogue(), nullptr, 2);
   CHECK(std::any_of(plan.warnings.begin(), plan.warnings.end(), [](const std::string& warning) {
@@ -109,7 +109,7 @@ TEST_CASE("settings of exchanges are named as without meaning where there are no
   job.sites.across = "pipeline";
   job.sites.inner_steps = 48;
   job.sites.delta_bits = 8;
-  const Plan plan = make_plan(job, fleet_from(kTwoSites), catalogue(), nullptr, 2);
+  const Plan plan = make_plan(job, fleet_from(kFourChips), catalogue(), nullptr, 2);
   CHECK(std::any_of(plan.warnings.begin(), plan.warnings.end(), [](const std::string& warning) {
     return warning.find("here: sites.inner_steps, sites.delta_bits") != std::string::npos;
   }));

@@ -43,9 +43,9 @@ std::string random_bytes(size_t num_bytes, uint64_t seed) {
 }
 
 /// A site's checkpoint folders, filled with bytes instead of weights.
-class Site {
+class SiteFolders {
  public:
-  explicit Site(const std::string& name) : scratch_("copies-" + name) {}
+  explicit SiteFolders(const std::string& name) : scratch_("copies-" + name) {}
   const fs::path& checkpoints() const { return scratch_.path(); }
 
   void save(int64_t step, size_t num_bytes = 10'000) const {
@@ -64,7 +64,7 @@ class Site {
   train::ScratchFolder scratch_;
 };
 
-CopierOptions copier_of(const S3Server& server, const Site& site, int64_t start_step = 0) {
+CopierOptions copier_of(const S3Server& server, const SiteFolders& site, int64_t start_step = 0) {
   return {.store = store_at(server),
           .run = "job 1",
           .site = "lingang",
@@ -94,7 +94,7 @@ std::string copy(CheckpointCopier& copier, int64_t step) {
 
 TEST_CASE("what was copied comes back bit for bit on a machine that has nothing") {
   S3Server server;
-  const Site here("here"), elsewhere("elsewhere");
+  const SiteFolders here("here"), elsewhere("elsewhere");
   here.save(8);
   CheckpointCopier copier(copier_of(server, here));
   CHECK(copy(copier, 8) == "checkpoint_copied ");
@@ -111,7 +111,7 @@ TEST_CASE("what was copied comes back bit for bit on a machine that has nothing"
 
 TEST_CASE("large files go up in parts, and no upload is left open") {
   S3Server server;
-  const Site site("parts");
+  const SiteFolders site("parts");
   site.save(8, 40'000);  // ten parts
   CheckpointCopier copier(copier_of(server, site));
   server.refuse_503 = 3;
@@ -124,7 +124,7 @@ TEST_CASE("large files go up in parts, and no upload is left open") {
 
 TEST_CASE("an upload whose completion was carried out and not answered is done") {
   S3Server server;
-  const Site site("completion");
+  const SiteFolders site("completion");
   site.save(8, 40'000);
   CheckpointCopier copier(copier_of(server, site));
   server.lose_completion = 1;
@@ -135,7 +135,7 @@ TEST_CASE("an upload whose completion was carried out and not answered is done")
 
 TEST_CASE("503, broken connections and lost answers are tried again until it is done") {
   S3Server server;
-  const Site site("faults");
+  const SiteFolders site("faults");
   site.save(8, 20'000);
   CheckpointCopier copier(copier_of(server, site));
   server.refuse_503 = 2;
@@ -152,7 +152,7 @@ TEST_CASE("503, broken connections and lost answers are tried again until it is 
   CHECK(copy(copier, 16) == "checkpoint_copied ");
   CHECK(steps_in(copier_of(server, site)) == std::vector<int64_t>{8, 16});
 
-  const Site elsewhere("faults-elsewhere");
+  const SiteFolders elsewhere("faults-elsewhere");
   server.break_answers = 3;
   REQUIRE(fetch_copy(copier_of(server, elsewhere), 16));
   CHECK((elsewhere.weights(16) == site.weights(16)));
@@ -160,7 +160,7 @@ TEST_CASE("503, broken connections and lost answers are tried again until it is 
 
 TEST_CASE("an answer that gets lost when latest has moved does not move it twice or back") {
   S3Server server;
-  const Site site("lost-answer");
+  const SiteFolders site("lost-answer");
   site.save(8);
   CheckpointCopier copier(copier_of(server, site));
   server.before_condition([&] { server.break_after = 1; });
@@ -171,7 +171,7 @@ TEST_CASE("an answer that gets lost when latest has moved does not move it twice
 
 TEST_CASE("a store that stays down costs one warning, and the next checkpoint is tried again") {
   S3Server server;
-  const Site site("down");
+  const SiteFolders site("down");
   for (const int64_t step : {8, 16, 24}) site.save(step);
   CheckpointCopier copier(copier_of(server, site));
   server.is_down = true;
@@ -184,7 +184,7 @@ TEST_CASE("a store that stays down costs one warning, and the next checkpoint is
 
 TEST_CASE("a store that answers nothing is given up, and whoever ends does not wait for it") {
   S3Server server;
-  const Site site("silent");
+  const SiteFolders site("silent");
   site.save(8);
   server.is_silent = true;
   const double begin_s = steady_now_s();
@@ -198,7 +198,7 @@ TEST_CASE("a store that answers nothing is given up, and whoever ends does not w
 
 TEST_CASE("a race that is lost never moves latest back") {
   S3Server server;
-  const Site site("race"), other_site("race-other");
+  const SiteFolders site("race"), other_site("race-other");
   site.save(8);
   other_site.save(16);
   CheckpointCopier slow(copier_of(server, site));
@@ -216,7 +216,7 @@ TEST_CASE("a race that is lost never moves latest back") {
 TEST_CASE(
     "a run that went back is a new course: its steps replace later ones, and not vice versa") {
   S3Server server;
-  const Site site("course");
+  const SiteFolders site("course");
   for (const int64_t step : {80, 90}) site.save(step);
   CheckpointCopier first(copier_of(server, site));
   CHECK(copy(first, 80) == "checkpoint_copied ");
@@ -226,7 +226,7 @@ TEST_CASE(
   CHECK(copy(goes_on, 100) == "checkpoint_copied ");
   CHECK(steps_in(copier_of(server, site)) == std::vector<int64_t>{80, 90, 100});
 
-  const Site again("course-again");
+  const SiteFolders again("course-again");
   again.save(10);
   CheckpointCopier second(copier_of(server, again, /*start_step=*/0));
   CHECK(copy(second, 10) == "checkpoint_copied ");
@@ -240,7 +240,7 @@ TEST_CASE(
 
 TEST_CASE("as many copies stay as are kept") {
   S3Server server;
-  const Site site("keep");
+  const SiteFolders site("keep");
   CheckpointCopier copier(copier_of(server, site));
   for (int64_t step = 8; step <= 40; step += 8) {
     site.save(step);
@@ -253,7 +253,7 @@ TEST_CASE("as many copies stay as are kept") {
 
 TEST_CASE("wrong credentials are refused once, with the store's word and without the secret") {
   S3Server server;
-  const Site site("credentials");
+  const SiteFolders site("credentials");
   site.save(8);
   CopierOptions options = copier_of(server, site);
   options.store.account.secret_key = "guessed";
@@ -269,7 +269,7 @@ TEST_CASE("wrong credentials are refused once, with the store's word and without
 
 TEST_CASE("a damaged copy, a manifest that names a path, and no index are refused by name") {
   S3Server server;
-  const Site site("damaged"), elsewhere("damaged-elsewhere");
+  const SiteFolders site("damaged"), elsewhere("damaged-elsewhere");
   site.save(8);
   CheckpointCopier copier(copier_of(server, site));
   REQUIRE(copy(copier, 8) == "checkpoint_copied ");
@@ -308,8 +308,7 @@ TEST_CASE("a place that cannot be one is refused by name") {
                             "s3://bucket/../other",
                             "s3://bucket/%2e"}) {
     CAPTURE(wrong);
-    CHECK_THROWS_WITH_AS(
-        parse_s3_place(wrong), doctest::Contains("checkpoint.copy_to"), Failure);
+    CHECK_THROWS_WITH_AS(parse_s3_place(wrong), doctest::Contains("checkpoint.copy_to"), Failure);
   }
 }
 

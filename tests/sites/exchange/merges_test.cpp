@@ -10,13 +10,13 @@
 namespace pelago::sites {
 namespace {
 
-constexpr size_t kNumValues = 512;
+constexpr size_t kMergedValues = 512;
 const std::vector<MemberShare> kAlone{{.site = "me", .address = "me", .tokens = 400}};
-const std::vector<MemberShare> kOthers{{.site = "other", .address = "other", .tokens = 400}};
+const std::vector<MemberShare> kOtherAlone{{.site = "other", .address = "other", .tokens = 400}};
 
-struct Site {
-  explicit Site(int bits, int64_t overlap_steps = 1)
-      : state(std::vector<float>(kNumValues, 1.0F), {{0, kNumValues}}) {
+struct LoneMember {
+  explicit LoneMember(int bits, int64_t overlap_steps = 1)
+      : state(std::vector<float>(kMergedValues, 1.0F), {{0, kMergedValues}}) {
     MemberOptions options;
     options.site = "me";
     options.schedule = {.inner_steps = 4,
@@ -68,13 +68,13 @@ struct Site {
 
 /// One large change, many small ones: the thin form sends the large one.
 std::vector<float> trained() {
-  std::vector<float> local(kNumValues, 1.0F);
-  for (size_t i = 0; i < kNumValues; ++i) local[i] += i % 37 == 0 ? 0.5F : 0.001F;
+  std::vector<float> local(kMergedValues, 1.0F);
+  for (size_t i = 0; i < kMergedValues; ++i) local[i] += i % 37 == 0 ? 0.5F : 0.001F;
   return local;
 }
 
 TEST_CASE("an overlapped merge moves local weights by what the others add, and no step is lost") {
-  Site site(32);
+  LoneMember site(32);
   site.begin(0, trained());
   site.commit(0);
   REQUIRE(site.given);
@@ -83,7 +83,7 @@ TEST_CASE("an overlapped merge moves local weights by what the others add, and n
 }
 
 TEST_CASE("a merge that is waited for gives the global weights, bit for bit") {
-  Site site(32, /*overlap_steps=*/0);
+  LoneMember site(32, /*overlap_steps=*/0);
   site.begin(0, trained());
   site.commit(0);
   REQUIRE(site.given);
@@ -91,7 +91,7 @@ TEST_CASE("a merge that is waited for gives the global weights, bit for bit") {
 }
 
 TEST_CASE("what a thin delta leaves out stays in the local weights") {
-  Site site(2);
+  LoneMember site(2);
   site.begin(0, trained());
   site.commit(0);
   REQUIRE(site.given);
@@ -102,12 +102,12 @@ TEST_CASE("what a thin delta leaves out stays in the local weights") {
 }
 
 TEST_CASE("after the last step a thin site gives all it has, and takes the global weights whole") {
-  Site site(2);
+  LoneMember site(2);
   site.begin(2, trained());
   site.commit(2);
   REQUIRE(site.given);
   CHECK(hash_fragment(*site.given, {}) == hash_fragment(site.state.global(), {}));
-  for (size_t i = 0; i < kNumValues; ++i) {
+  for (size_t i = 0; i < kMergedValues; ++i) {
     REQUIRE((*site.given)[i] == doctest::Approx(trained()[i]).epsilon(0.05));
   }
 }
@@ -115,15 +115,15 @@ TEST_CASE("after the last step a thin site gives all it has, and takes the globa
 TEST_CASE("a site that an exchange left out keeps all it learned, and adds what the others did") {
   for (const int bits : {2, 4, 32}) {
     CAPTURE(bits);
-    Site site(bits);
+    LoneMember site(bits);
     site.snapshot = trained();
     site.note(site.member->on_snapshot(0, site.snapshot, 0));
-    GlobalState other(std::vector<float>(kNumValues, 1.0F), {{0, kNumValues}});
-    other.apply(0, 0, other.outer_step(0, std::vector<float>(kNumValues, 0.25F), {.lr = 1}));
+    GlobalState other(std::vector<float>(kMergedValues, 1.0F), {{0, kMergedValues}});
+    other.apply(0, 0, other.outer_step(0, std::vector<float>(kMergedValues, 0.25F), {.lr = 1}));
     site.hear(kCoordinatorName,
               Commit{.exchange = 0,
                      .epoch = 1,
-                     .members = kOthers,
+                     .members = kOtherAlone,
                      .hash = other.fragment_hash(0),
                      .donors = {{.site = "other", .address = "other"}}});
     give_fragment(other, 0, [&](const Message& message) { site.hear("other", message); });
@@ -135,7 +135,7 @@ TEST_CASE("a site that an exchange left out keeps all it learned, and adds what 
 
 TEST_CASE(
     "slices of no epoch and of no part are refused and counted, and so are requests for them") {
-  Site site(32);
+  LoneMember site(32);
   const auto refused = [&](const Message& message) {
     const int64_t before = site.member->status().num_refused;
     site.hear("other", message);
@@ -145,7 +145,7 @@ TEST_CASE(
   std::vector<float> local = trained();
   site.member->on_snapshot(0, local, 0);
   std::vector<MemberShare> both = kAlone;
-  both.insert(both.end(), kOthers.begin(), kOthers.end());
+  both.insert(both.end(), kOtherAlone.begin(), kOtherAlone.end());
   site.hear(kCoordinatorName, Begin{.exchange = 0, .epoch = 1, .members = both});
   for (const int64_t part : {int64_t{-1}, int64_t{1}, int64_t{1} << 62}) {
     CAPTURE(part);

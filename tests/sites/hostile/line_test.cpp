@@ -15,20 +15,12 @@
 #include "base/rng.h"
 #include "sites/hostile/certificates.h"
 #include "sites/join/grpc_credentials.h"
+#include "sites/next_frame.h"
 #include "sites/transport/frame_assembly.h"
 #include "wire.grpc.pb.h"
 
 namespace pelago::sites {
 namespace {
-
-std::optional<Frame> next_frame(Transport& end, double timeout_s = 5) {
-  const double deadline_s = steady_now_s() + timeout_s;
-  while (steady_now_s() < deadline_s) {
-    auto arrival = end.receive(deadline_s - steady_now_s());
-    if (arrival && arrival->frame) return std::move(arrival->frame);
-  }
-  return std::nullopt;
-}
 
 /// Speaks the line's protocol by hand.
 class HostilePeer {

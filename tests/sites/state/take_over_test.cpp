@@ -66,9 +66,9 @@ TEST_CASE(
 }
 
 /// A site's side, and the last address that it was told to find the coordinator at.
-class Site {
+class FollowingSite {
  public:
-  explicit Site(std::vector<std::string> coordinators)
+  explicit FollowingSite(std::vector<std::string> coordinators)
       : state_({0.0F, 0.0F}, {{.begin = 0, .end = 1}, {.begin = 1, .end = 2}}),
         member_(options(std::move(coordinators)), state_) {}
   void hear(int64_t term, const std::string& address, double now_s) {
@@ -100,7 +100,7 @@ class Site {
 
 TEST_CASE(
     "a site follows the newest coordinator, and not one that was replaced and does not know") {
-  Site site({});
+  FollowingSite site({});
   site.hear(1, "second:1", 0.1);
   CHECK(site.coordinator() == "second:1");
   site.hear(0, "first:1", 0.2);
@@ -112,7 +112,7 @@ TEST_CASE(
 }
 
 TEST_CASE("a site whose coordinator is silent seeks it at each address in turn") {
-  Site site({"first:1", "second:1", "third:1"});
+  FollowingSite site({"first:1", "second:1", "third:1"});
   site.pass(0);
   for (double now_s = 0.5; now_s < 7.9; now_s += 0.5) {
     site.pass(now_s);

@@ -13,7 +13,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void save(const fs::path& checkpoints, int64_t step, int64_t keep = 3) {
+void save_or_fail(const fs::path& checkpoints, int64_t step, int64_t keep = 3) {
   const fs::path dir = begin_checkpoint(checkpoints, step);
   write_file(dir / "weights.safetensors", "weights of step " + std::to_string(step));
   TrainState state;
@@ -45,7 +45,7 @@ class FullDisk {
 
 TEST_CASE("a checkpoint that was finished is good and its state comes back") {
   const ScratchFolder scratch("checkpoint-good");
-  save(scratch.path(), 50);
+  save_or_fail(scratch.path(), 50);
   CHECK(verify_checkpoint(checkpoint_path(scratch.path(), 50)).empty());
   CHECK(good_checkpoints(scratch.path()) == std::vector<int64_t>{50});
   TrainState state;
@@ -62,7 +62,7 @@ TEST_CASE("a checkpoint that was finished is good and its state comes back") {
 
 TEST_CASE("a checkpoint that was begun and not finished is never listed") {
   const ScratchFolder scratch("checkpoint-half");
-  save(scratch.path(), 50);
+  save_or_fail(scratch.path(), 50);
   const fs::path half = begin_checkpoint(scratch.path(), 100);
   write_file(half / "weights.safetensors", "half");
   CHECK(good_checkpoints(scratch.path()) == std::vector<int64_t>{50});
@@ -70,7 +70,7 @@ TEST_CASE("a checkpoint that was begun and not finished is never listed") {
 
 TEST_CASE("a damaged, shortened or missing file is named and the checkpoint passed over") {
   const ScratchFolder scratch("checkpoint-bad");
-  for (const int64_t step : {10, 20, 30, 40}) save(scratch.path(), step, 9);
+  for (const int64_t step : {10, 20, 30, 40}) save_or_fail(scratch.path(), step, 9);
   const auto at = [&](int64_t step) { return checkpoint_path(scratch.path(), step); };
   write_file(at(20) / "weights.safetensors", "Weights of step 20");  // one letter
   fs::resize_file(at(30) / "state.json", 5);
@@ -85,28 +85,28 @@ TEST_CASE("a damaged, shortened or missing file is named and the checkpoint pass
 
 TEST_CASE("only the newest checkpoints stay, and always the one just saved") {
   const ScratchFolder scratch("checkpoint-keep");
-  for (const int64_t step : {10, 20, 30, 40}) save(scratch.path(), step, 2);
+  for (const int64_t step : {10, 20, 30, 40}) save_or_fail(scratch.path(), step, 2);
   CHECK(good_checkpoints(scratch.path()) == std::vector<int64_t>{30, 40});
   // The newest is damaged, the run goes back to 30 and saves 35 under keep = 1: were the damaged 40
   // counted as the newest, the only good one would go.
   write_file(checkpoint_path(scratch.path(), 40) / "state.json", "damaged");
-  save(scratch.path(), 35, 1);
+  save_or_fail(scratch.path(), 35, 1);
   CHECK(good_checkpoints(scratch.path()) == std::vector<int64_t>{35});
   CHECK_FALSE(fs::exists(checkpoint_path(scratch.path(), 40)));
 }
 
 TEST_CASE("a step that is saved again replaces the older folder of its name") {
   const ScratchFolder scratch("checkpoint-again");
-  save(scratch.path(), 10);
+  save_or_fail(scratch.path(), 10);
   write_file(checkpoint_path(scratch.path(), 10) / "state.json", "damaged");
-  save(scratch.path(), 10);
+  save_or_fail(scratch.path(), 10);
   CHECK(good_checkpoints(scratch.path()) == std::vector<int64_t>{10});
   CHECK(std::distance(fs::directory_iterator(scratch.path()), {}) == 1);
 }
 
 TEST_CASE("a full disk leaves the older checkpoint whole and no half one behind") {
   const ScratchFolder scratch("checkpoint-full");
-  save(scratch.path(), 10);
+  save_or_fail(scratch.path(), 10);
   const fs::path dir = begin_checkpoint(scratch.path(), 20);
   for (int i = 0; i < 60; ++i) {  // their manifest is longer than 4 KB
     write_file(dir / (std::to_string(i) + ".safetensors"), "x");
@@ -127,7 +127,7 @@ TEST_CASE("a real file system without space says so and keeps what it has") {
     MESSAGE("skipped: mounting a small tmpfs needs root");
     return;
   }
-  save(scratch.path(), 10);
+  save_or_fail(scratch.path(), 10);
   const fs::path dir = begin_checkpoint(scratch.path(), 20);
   std::string chunk(4096, 'x');
   int written = 0;

@@ -1,0 +1,1 @@
+import{i as e}from"./theme.js";e();

@@ -1,0 +1,4 @@
+import '../shared/theme.css';
+import { startTheme } from '../shared/theme';
+
+startTheme();
