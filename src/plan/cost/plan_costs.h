@@ -1,7 +1,7 @@
 // The cost model's door for whoever has a Plan and wants its seconds: a simulator, a forecast, a
 // comparison with what was measured. A plan holds the profiles of its devices, so nothing else is
-// asked. The parts: profile.h (a device by operators or by a probe), memory.h (a stage's bytes),
-// links.h (chips' links, hosts), lines.h (between sites, and exchanges).
+// asked. The parts: device/profile.h (a device by operators or by a probe), memory.h (a stage's
+// bytes), device/links.h (chips' links, hosts), lines.h (between sites, and exchanges).
 #pragma once
 
 #include "plan/cost/lines.h"

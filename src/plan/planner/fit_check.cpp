@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "plan/across/joint.h"
-#include "plan/cost/profile.h"
+#include "plan/cost/device/profile.h"
 #include "plan/planner/planner.h"
 
 namespace pelago::plan {

@@ -6,9 +6,9 @@
 
 #include "base/error.h"
 #include "plan/across/joint.h"
+#include "plan/cost/device/profile.h"
 #include "plan/cost/lines.h"
 #include "plan/cost/memory.h"
-#include "plan/cost/profile.h"
 #include "plan/planner/search/layout.h"
 
 namespace pelago::plan {

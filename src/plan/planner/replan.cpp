@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "plan/planner/planner.h"
+#include "plan/planner/search/play/play_through.h"
 #include "plan/planner/sharing/share_batch.h"
 
 namespace pelago::plan {
@@ -34,9 +35,10 @@ std::vector<double> remove_lost(std::span<const size_t> lost,
 
 /// Fills the site from a layout, with the batch that it has. False if the batch is too small for
 /// so many pipelines.
-bool fill_with(const PlannedSite& planned, int64_t batch, int64_t sequence_length, SitePlan& site) {
+bool fill_with(PlannedSite& planned, int64_t batch, int64_t sequence_length, SitePlan& site) {
   if (static_cast<int64_t>(planned.layout.pipelines.size()) > batch) return false;
-  const Balance balance = balance_batch(planned.paces(), {.asked = batch, .is_fixed = true});
+  Balance balance = balance_batch(planned.paces(), {.asked = batch, .is_fixed = true});
+  settle_shares(planned.problem, planned.layout, balance.sequences);
   const SiteTime time =
       fill_site(planned.problem, planned.layout, balance.sequences, sequence_length, site);
   const SlowestStage slowest = find_slowest(site, time);

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "plan/cost/device/profile.h"
 #include "plan/cost/lines.h"
-#include "plan/cost/profile.h"
 #include "plan/planner/site_run.h"
 
 namespace pelago::plan {
@@ -23,10 +23,8 @@ SiteProblem join_problems(const std::vector<std::vector<SiteDevice>>& sites,
   SiteProblem joint;
   int first_rank = 0;
   for (size_t i = 0; i < sites.size(); ++i) {
-    SiteProblem own = make_problem(sites[i],
-                                   sizes_of(job, job.data.sequence_length),
-                                   job.train,
-                                   job.train.batch_sequences);
+    SiteProblem own = make_problem(
+        sites[i], sizes_of(job, job.data.sequence_length), job.train, job.train.batch_sequences);
     for (Kind& kind : own.kinds) {
       for (std::vector<int>& node : kind.nodes) {
         for (int& rank : node) rank += first_rank;
@@ -104,7 +102,8 @@ class JointSearch {
                              (i < problem_.batch % num_pipelines ? 1 : 0));
     }
     // Nobody is to choose another microbatch than the one whose depths these are.
-    shape->pace = {.latency = {}, .periods = {{.fixed_s = 1}}, .microbatch_max = microbatch};
+    shape->pace = {
+        .latency = {}, .periods = {{.fixed_s = 1}}, .microbatch_max = microbatch, .played = {}};
     const SiteLayout near = lay_out(*shape, sets, composition, num_pipelines);
     add_lines(*shape);
     if (!choose_depths(*shape, microbatch, found.shares.front(), options.traits())) return;

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "plan/cost/links.h"
-#include "plan/cost/profile.h"
+#include "plan/cost/device/links.h"
+#include "plan/cost/device/profile.h"
+#include "plan/planner/search/few/variants.h"
 #include "plan/planner/search/split.h"
 
 namespace pelago::plan {
@@ -80,15 +81,40 @@ StageLimits limits_of(const SiteProblem& problem,
 }
 
 std::vector<StageChoice> empty_stages(const Composition& composition, const ShapeOptions& options) {
-  std::vector<StageChoice> stages;
+  std::vector<size_t> kinds;
   for (size_t kind_idx = 0; kind_idx < composition.size(); ++kind_idx) {
-    for (int64_t i = 0; i < composition[kind_idx]; ++i) {
-      stages.push_back({kind_idx, {.width = options.widths[kind_idx]}});
-    }
+    kinds.insert(kinds.end(), static_cast<size_t>(composition[kind_idx]), kind_idx);
   }
-  stages.front().shape.has_embedding = true;
-  stages.back().shape.has_head = true;
-  return stages;
+  return stages_in_order(kinds, options);
+}
+
+/// Limits of all stages; empty if one of them cannot hold a block.
+std::vector<StageLimits> all_limits(const SiteProblem& problem,
+                                    std::vector<StageChoice>& stages,
+                                    const ShapeOptions& options,
+                                    int64_t microbatch,
+                                    BlockLimits& known) {
+  std::vector<StageLimits> limits;
+  const SharedTraits traits = options.traits();
+  for (size_t i = 0; i < stages.size(); ++i) {
+    limits.push_back(limits_of(problem, stages, i, microbatch, traits, known));
+    if (limits.back().most() == 0) return {};
+  }
+  return limits;
+}
+
+PipelineShape shape_of_cut(const SiteProblem& problem,
+                           std::vector<StageChoice> stages,
+                           const std::vector<StageLimits>& limits,
+                           const std::vector<int64_t>& blocks,
+                           int64_t microbatch,
+                           const SharedTraits& traits) {
+  for (size_t i = 0; i < stages.size(); ++i) {
+    StageShape& stage = stages[i].shape;
+    stage.num_blocks = blocks[i];
+    stage.recompute = stage.num_blocks > limits[i].blocks_max;
+  }
+  return finish_shape(problem, std::move(stages), microbatch, traits);
 }
 
 }  // namespace
@@ -186,19 +212,38 @@ std::optional<PipelineShape> make_shape(const SiteProblem& problem,
                                         int64_t microbatch,
                                         BlockLimits& known) {
   std::vector<StageChoice> stages = empty_stages(composition, options);
-  std::vector<StageLimits> limits;
-  for (size_t i = 0; i < stages.size(); ++i) {
-    limits.push_back(limits_of(problem, stages, i, microbatch, options.traits(), known));
-    if (limits.back().most() == 0) return std::nullopt;
-  }
+  const std::vector<StageLimits> limits = all_limits(problem, stages, options, microbatch, known);
+  if (limits.empty()) return std::nullopt;
   const auto blocks = split_blocks(limits, problem.sizes.num_blocks);
   if (!blocks) return std::nullopt;
-  for (size_t i = 0; i < stages.size(); ++i) {
-    StageShape& stage = stages[i].shape;
-    stage.num_blocks = (*blocks)[i];
-    stage.recompute = stage.num_blocks > limits[i].blocks_max;
+  return shape_of_cut(problem, std::move(stages), limits, *blocks, microbatch, options.traits());
+}
+
+std::vector<StageChoice> stages_in_order(const std::vector<size_t>& kinds,
+                                         const ShapeOptions& options) {
+  std::vector<StageChoice> stages;
+  for (const size_t kind : kinds) stages.push_back({kind, {.width = options.widths[kind]}});
+  stages.front().shape.has_embedding = true;
+  stages.back().shape.has_head = true;
+  return stages;
+}
+
+std::vector<PipelineShape> make_shapes(const SiteProblem& problem,
+                                       const std::vector<StageChoice>& stages,
+                                       const ShapeOptions& options,
+                                       int64_t microbatch,
+                                       size_t num_cuts,
+                                       BlockLimits& known) {
+  std::vector<StageChoice> empty = stages;
+  const std::vector<StageLimits> limits = all_limits(problem, empty, options, microbatch, known);
+  std::vector<PipelineShape> shapes;
+  if (limits.empty()) return shapes;
+  const size_t most = stages.size() == 1 ? 1 : num_cuts;
+  for (const std::vector<int64_t>& blocks :
+       split_variants(limits, problem.sizes.num_blocks, most)) {
+    shapes.push_back(shape_of_cut(problem, empty, limits, blocks, microbatch, options.traits()));
   }
-  return finish_shape(problem, std::move(stages), microbatch, options.traits());
+  return shapes;
 }
 
 int64_t BlockLimits::most_blocks(const SiteProblem& problem,
@@ -243,6 +288,9 @@ const std::vector<PipelineShape>& ShapeBook::shapes(const Composition& compositi
   const auto [found, is_new] = known_.try_emplace(composition);
   if (!is_new) return found->second;
   std::vector<PipelineShape>& shapes = found->second;
+  if (options_.is_thorough) {
+    return shapes = shape_variants(*problem_, composition, options_, limits_);
+  }
   const auto make = [&](int64_t microbatch) {
     return make_shape(*problem_, composition, options_, microbatch, limits_);
   };

@@ -8,8 +8,8 @@
 #include <optional>
 #include <vector>
 
-#include "plan/pipeline_time.h"
 #include "plan/cost/memory.h"
+#include "plan/pipeline_time.h"
 #include "plan/planner/problem.h"
 #include "plan/planner/search/pace.h"
 
@@ -41,6 +41,7 @@ struct SharedTraits {
 struct ShapeOptions {
   std::vector<int64_t> widths;  // devices a stage, by kind
   double optimizer_share = 1;
+  bool is_thorough = false;  // every order of stages, several cuts of each
   SharedTraits traits() const {
     const bool is_cut =
         std::any_of(widths.begin(), widths.end(), [](int64_t width) { return width > 1; });
@@ -74,9 +75,9 @@ bool fits(const SiteProblem& problem,
           int64_t microbatch,
           const SharedTraits& traits);
 
-/// How many blocks fit a stage at most, by what that hangs on: kind, place, microbatch, microbatches
-/// under way. Compositions are many and stages alike, so what was found is kept. Of one problem and
-/// one ShapeOptions.
+/// How many blocks fit a stage at most, by what that hangs on: kind, place, microbatch,
+/// microbatches under way. Compositions are many and stages alike, so what was found is kept. Of
+/// one problem and one ShapeOptions.
 class BlockLimits {
  public:
   /// Of stages[stage_idx], recomputing or not as it says; its num_blocks is changed.
@@ -97,6 +98,18 @@ std::optional<PipelineShape> make_shape(const SiteProblem& problem,
                                         const ShapeOptions& options,
                                         int64_t microbatch,
                                         BlockLimits& known);
+
+/// Stages of these kinds, without blocks.
+std::vector<StageChoice> stages_in_order(const std::vector<size_t>& kinds,
+                                         const ShapeOptions& options);
+/// The best cut of these stages, and others that suit fewer microbatches: num_cuts as in
+/// split_variants().
+std::vector<PipelineShape> make_shapes(const SiteProblem& problem,
+                                       const std::vector<StageChoice>& stages,
+                                       const ShapeOptions& options,
+                                       int64_t microbatch,
+                                       size_t num_cuts,
+                                       BlockLimits& known);
 
 /// Shapes of one composition for small and large microbatches: small ones leave room for more
 /// blocks and make shorter bubbles, large ones start fewer operators. Remembers what was asked.

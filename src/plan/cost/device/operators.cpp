@@ -1,4 +1,4 @@
-#include "plan/cost/operators.h"
+#include "plan/cost/device/operators.h"
 
 namespace pelago::plan {
 

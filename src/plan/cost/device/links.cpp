@@ -1,4 +1,4 @@
-#include "plan/cost/links.h"
+#include "plan/cost/device/links.h"
 
 #include <algorithm>
 
