@@ -18,8 +18,8 @@ export default defineConfig({
       input: ['chat.html', 'dashboard.html'],
       output: {
         entryFileNames: 'assets/[name].js',
-        chunkFileNames: 'assets/[name].js',
-        assetFileNames: 'assets/[name][extname]',
+        chunkFileNames: 'assets/shared.js',
+        assetFileNames: (asset) => (/chat|dashboard/.test(asset.names[0] ?? '') ? 'assets/[name][extname]' : 'assets/shared[extname]'),
       },
     },
   },

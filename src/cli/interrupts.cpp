@@ -20,9 +20,9 @@ namespace {
 std::atomic<int> descriptor_to_wake{-1};
 static_assert(std::atomic<int>::is_always_lock_free);
 
-void wake(int) {
+void wake(int signal) {
   const int error_before = errno;
-  const char byte = 0;
+  const char byte = static_cast<char>(signal);
   [[maybe_unused]] const ssize_t put = ::write(descriptor_to_wake.load(), &byte, 1);
   errno = error_before;
 }
@@ -39,23 +39,26 @@ void listen_to(int signal, struct sigaction& before) {
 
 }  // namespace
 
-Interrupts::Interrupts(std::function<void()> on_interrupt)
-    : on_interrupt_(std::move(on_interrupt)) {
+Interrupts::Interrupts(std::function<void()> on_interrupt, std::function<void()> on_hangup)
+    : on_interrupt_(std::move(on_interrupt)), on_hangup_(std::move(on_hangup)) {
   if (::pipe2(pipe_, O_CLOEXEC) != 0) fail("cannot make a pipe: {}", std::strerror(errno));
   descriptor_to_wake = pipe_[1];
   thread_ = std::jthread([this](const std::stop_token& stop) {
     char byte = 0;
     while (!stop.stop_requested()) {
-      if (::read(pipe_[0], &byte, 1) == 1 && !stop.stop_requested()) on_interrupt_();
+      if (::read(pipe_[0], &byte, 1) != 1 || stop.stop_requested()) continue;
+      byte == SIGHUP ? on_hangup_() : on_interrupt_();
     }
   });
   listen_to(SIGINT, before_interrupt_);
   listen_to(SIGTERM, before_terminate_);
+  if (on_hangup_) listen_to(SIGHUP, before_hangup_);
 }
 
 Interrupts::~Interrupts() {
   ::sigaction(SIGINT, &before_interrupt_, nullptr);
   ::sigaction(SIGTERM, &before_terminate_, nullptr);
+  if (on_hangup_) ::sigaction(SIGHUP, &before_hangup_, nullptr);
   thread_.request_stop();
   wake(0);
   thread_.join();

@@ -69,12 +69,14 @@ int run(int argc, char** argv) {
   add_probe(app, globals);
   add_data(app, globals);
   add_plan(app, globals);
+  add_simulate(app, globals);
   add_train(app, globals);
   add_coordinator(app, globals);
   add_agent(app, globals);
   add_status(app, globals);
   add_dashboard(app, globals);
   add_generate(app, globals);
+  add_serve(app, globals);
   add_export(app, globals);
   add_certs(app, globals);
   add_verify(app, globals);

@@ -71,6 +71,25 @@ class LineMeter {
   std::map<std::string, Counter> counters_;
 };
 
+// Puts the sites' byte counts on record, now and then: the reports come once a second, and a chart
+// of hours needs none of them.
+class LineRecord {
+ public:
+  explicit LineRecord(const train::RunFolder& folder) : folder_(&folder) {}
+  void take(const sites::LineReport& report) {
+    const auto [last, is_new] = recorded_s_.try_emplace(report.site, 0);
+    const double now_s = steady_now_s();
+    if (!is_new && now_s - last->second < kEvery_s) return;
+    last->second = now_s;
+    folder_->record_line(report.site, report.sent_bytes);
+  }
+
+ private:
+  static constexpr double kEvery_s = 5;
+  const train::RunFolder* folder_;  // outlives this
+  std::map<std::string, double> recorded_s_;
+};
+
 // Every site that reached the last step holds the same global weights: the first such site gives
 // them.
 void export_global_model(const train::RunFolder& folder,
@@ -154,7 +173,11 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
   callbacks.on_listening = [&](const std::string& address) {
     line.print_below(how_to_join(folder, plan, address));
   };
-  callbacks.on_line = [&](const sites::LineReport& report) { view.set_line(meter.take(report)); };
+  LineRecord record(folder);
+  callbacks.on_line = [&](const sites::LineReport& report) {
+    view.set_line(meter.take(report));
+    record.take(report);
+  };
   const sites::ManySitesSummary summary =
       sites::run_many_sites(folder,
                             setup.job,

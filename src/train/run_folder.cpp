@@ -214,4 +214,9 @@ void RunFolder::record_evaluation(const EvaluationReport& report) const {
   append_line(path_ / "metrics.jsonl", stamped("kind", "evaluation", to_json(report)).dump());
 }
 
+void RunFolder::record_line(const std::string& site, int64_t sent_bytes) const {
+  const nlohmann::json fields = {{"site", site}, {"sent_bytes", sent_bytes}};
+  append_line(path_ / "metrics.jsonl", stamped("kind", "line", fields.dump()).dump());
+}
+
 }  // namespace pelago::train

@@ -42,6 +42,8 @@ class RunFolder {
   void record_event(const std::string& event, const std::string& fields_json) const;
   void record_step(const StepReport& report) const;              // metrics.jsonl
   void record_evaluation(const EvaluationReport& report) const;  // metrics.jsonl
+  /// metrics.jsonl: what a site has sent to other sites since it started.
+  void record_line(const std::string& site, int64_t sent_bytes) const;
 
  private:
   explicit RunFolder(std::filesystem::path path) : path_(std::move(path)) {}

@@ -78,9 +78,9 @@ TEST_CASE(
                          "train.steps=64",
                          "--set",
                          "emulation.slowdown=600"}));
-  REQUIRE(program.wait_for([&] { return fs::exists(checkpoints / "step-8"); }, 60));
+  REQUIRE(program.wait_for([&] { return fs::exists(checkpoints / "step-8"); }, 120));
   disk.fill();
-  REQUIRE(program.wait_for([&] { return contains(program.err_so_far(), "not saved"); }, 60));
+  REQUIRE(program.wait_for([&] { return contains(program.err_so_far(), "not saved"); }, 120));
   CHECK(fs::exists(checkpoints / "step-8" / "manifest.json"));
   CHECK(half_made(run_dir).empty());
   disk.free_again();
@@ -110,7 +110,7 @@ TEST_CASE("sites whose disk stays full train to the end, and the run goes on onc
         return num_checkpoints(sites / "lingang" / "checkpoints") > 0 &&
                num_checkpoints(sites / "guizhou" / "checkpoints") > 0;
       },
-      60));
+      120));
   disk.fill();
   const Ended ended = program.wait();
   INFO(ended.err);

@@ -50,13 +50,20 @@ TEST_CASE("Ctrl-C while devices are measured ends the measuring and leaves nothi
   const ProgramOptions own_tmp{.environment = {"TMPDIR=" + (scratch.path() / "tmp").string()}};
   for (const std::string command : {"probe", "plan", "train"}) {
     INFO(command);
-    // Two devices in all, a few seconds each: the signal comes while the first is measured.
-    Program program(scratch.path(), {command, "job.toml", "--fleet", "two.toml"}, own_tmp);
-    REQUIRE(program.wait_for(
-        [&] { return contains(program.err_so_far(), "probing device=emulated:nvidia"); }, 30));
-    pause_ms(200);
-    program.signal(SIGINT);
-    const Ended ended = program.wait();
+    // Two devices in all, a few seconds each: the signal comes while the first is measured. On a
+    // busy machine it may come later, and then says less.
+    const auto stop = [&] {
+      Program program(scratch.path(), {command, "job.toml", "--fleet", "two.toml"}, own_tmp);
+      REQUIRE(program.wait_for(
+          [&] { return contains(program.err_so_far(), "probing device=emulated:nvidia"); }, 120));
+      program.signal(SIGINT);
+      return program.wait();
+    };
+    Ended ended = stop();
+    for (int more = 0; more < 4 && contains(ended.err, "probing device=emulated:huawei"); ++more) {
+      CHECK(ended.exit_code == kInterrupted);
+      ended = stop();
+    }
     INFO(ended.err);
     CHECK(ended.exit_code == kInterrupted);
     CHECK_FALSE(contains(ended.err, "probing device=emulated:huawei"));
@@ -94,40 +101,43 @@ TEST_CASE(
   }
 }
 
+/// Sends the second signal as soon as the first is answered by these words: two at once would count
+/// as one. On a busy machine the run may have ended well before the second; then once more.
+void check_that_two_end_it(const Scratch& scratch,
+                           const std::string& fleet,
+                           const std::string& site,
+                           size_t num_processes,
+                           const std::string& answer) {
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  Ended ended;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    fs::remove_all(run_dir);
+    Program program(scratch.path(),
+                    train(fleet, {"--set", "train.steps=400", "--set", "emulation.slowdown=4000"}));
+    REQUIRE(program.wait_for([&] { return reached(run_dir, site, 2); }, 120));
+    REQUIRE(processes_in(scratch.path()).size() >= num_processes);
+    program.signal(SIGINT);
+    REQUIRE(program.wait_for([&] { return contains(program.err_so_far(), answer); }, 120));
+    program.signal(SIGINT);
+    ended = program.wait();
+    CHECK(processes_in(scratch.path()).empty());
+    if (!(ended.exit_code == 0 && contains(ended.err, "stopped with a checkpoint"))) break;
+  }
+  INFO(ended.err);
+  CHECK(ended.exit_code == kInterrupted);
+}
+
 TEST_CASE("Ctrl-C twice ends everything at once and leaves no process") {
   const Scratch scratch("interrupt");
   prepare(scratch.path());
-  const fs::path run_dir = scratch.path() / "runs" / "test";
-  Program program(
-      scratch.path(),
-      train("two.toml", {"--set", "train.steps=400", "--set", "emulation.slowdown=4000"}));
-  REQUIRE(program.wait_for([&] { return reached(run_dir, "lingang", 4); }, 60));
-  REQUIRE(processes_in(scratch.path()).size() > 4);  // the launcher, two agents, two workers
-  program.signal(SIGINT);
-  // Two signals at once would count as one.
-  REQUIRE(program.wait_for(
-      [&] { return program.err_so_far().find("stop requested") != std::string::npos; }, 30));
-  program.signal(SIGINT);
-  const Ended ended = program.wait();
-  CHECK(ended.exit_code == kInterrupted);
-  CHECK(processes_in(scratch.path()).empty());
+  // The launcher, two agents, two workers.
+  check_that_two_end_it(scratch, "two.toml", "lingang", 5, "stop requested");
 }
 
 TEST_CASE("Ctrl-C twice ends a site alone at once and leaves no process") {
   const Scratch scratch("stop-twice");
   prepare(scratch.path());
-  Program program(
-      scratch.path(),
-      train("one.toml", {"--set", "train.steps=400", "--set", "emulation.slowdown=4000"}));
-  REQUIRE(
-      program.wait_for([&] { return reached(scratch.path() / "runs" / "test", "room", 2); }, 60));
-  program.signal(SIGINT);
-  REQUIRE(program.wait_for([&] { return contains(program.err_so_far(), "stopping"); }, 30));
-  program.signal(SIGINT);
-  const Ended ended = program.wait();
-  INFO(ended.err);
-  CHECK(ended.exit_code == kInterrupted);
-  CHECK(processes_in(scratch.path()).empty());
+  check_that_two_end_it(scratch, "one.toml", "room", 1, "stopping");
 }
 
 TEST_CASE("Ctrl-C while a model is exported leaves it absent or whole") {

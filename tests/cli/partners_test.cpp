@@ -82,7 +82,7 @@ TEST_CASE("a site with another tokenizer and dataset is refused by name, the oth
       scratch.path(),
       {"coordinator", "job.toml", "--fleet", "two.toml", "--listen", "127.0.0.1:0"});
   const std::string before = "sites at ";
-  REQUIRE(coordinator.wait_for([&] { return contains(coordinator.err_so_far(), before); }, 30));
+  REQUIRE(coordinator.wait_for([&] { return contains(coordinator.err_so_far(), before); }, 120));
   const std::string words = coordinator.err_so_far();
   const size_t begin = words.find(before) + before.size();
   const std::string address = words.substr(begin, words.find(';', begin) - begin);

@@ -63,7 +63,7 @@ TEST_CASE(
   set(scratch.path() / "job.toml", "steps = 24", "steps = 120");
   const fs::path run_dir = scratch.path() / "runs" / "test";
   Program program(scratch.path(), train("one.toml"));
-  REQUIRE(program.wait_for([&] { return reached(run_dir, "room", 20); }, 60));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "room", 20); }, 120));
   const pid_t victim = worker(scratch.path(), "room", 1);
   REQUIRE(victim > 0);
   ::kill(victim, SIGKILL);
@@ -91,7 +91,7 @@ TEST_CASE("one of two sites loses a worker, and the other hears nothing of it") 
   set(scratch.path() / "job.toml", "steps = 24", "steps = 64");
   const fs::path run_dir = scratch.path() / "runs" / "test";
   Program program(scratch.path(), train("two.toml"));
-  REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 15); }, 60));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 15); }, 120));
   const pid_t victim = worker(scratch.path(), "guizhou", 0);
   REQUIRE(victim > 0);
   ::kill(victim, SIGKILL);

@@ -23,7 +23,7 @@ TEST_CASE("the same seed, plan and chips give the same losses bit for bit, and a
 
   fs::remove_all(run_dir);
   Program second(scratch.path(), train("one.toml"));
-  REQUIRE(second.wait_for([&] { return reached(run_dir, "room", 13); }, 60));
+  REQUIRE(second.wait_for([&] { return reached(run_dir, "room", 13); }, 120));
   ::kill(-second.pid(), SIGKILL);
   REQUIRE(second.wait().exit_code == 128 + SIGKILL);  // the fault fired
   const Ended third = run(scratch.path(), train("one.toml", {"--resume"}));
@@ -63,7 +63,7 @@ TEST_CASE("SIGTERM saves a checkpoint and leaves, and a resumed run ends with th
 
   fs::remove_all(run_dir);
   Program second(scratch.path(), train("two.toml"));
-  REQUIRE(second.wait_for([&] { return reached(run_dir, "lingang", 6); }, 60));
+  REQUIRE(second.wait_for([&] { return reached(run_dir, "lingang", 6); }, 120));
   second.signal(SIGTERM);
   const Ended stopped = second.wait();
   INFO(stopped.err);
@@ -85,7 +85,7 @@ TEST_CASE("a site that is killed is left out, comes back, and the run ends") {
   Program program(
       scratch.path(),
       train("two.toml", {"--set", "train.steps=120", "--set", "emulation.slowdown=400"}));
-  REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 20); }, 90));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 20); }, 120));
   const auto agents = processes_with("agent --run-dir");
   pid_t victim = 0;
   for (const pid_t pid : agents) {

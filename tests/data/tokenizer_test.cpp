@@ -3,10 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
 #include "data/bpe/encoder.h"
@@ -97,10 +97,11 @@ TEST_CASE("a long run of one letter does not take time by the square of its leng
   // By the square, a quarter of a megabyte would take 3e10 steps or a minute.
   const std::string text(1 << 18, 'a');
   const std::vector<std::string_view> documents = {text};
-  const double begin_s = steady_now_s();
+  const std::clock_t begin = std::clock();
   const Tokenizer tokenizer = Tokenizer::from_spec(train_bpe(documents, {.vocab_size = 270}));
   const auto tokens = tokenizer.encode(text);
-  CHECK(steady_now_s() - begin_s < 10.0);
+  // Of processor time, which other work on the machine hardly changes.
+  CHECK(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC < 20.0);
   CHECK(tokenizer.decode(tokens) == text);
   CHECK(tokens.size() <= text.size() / 1024);
 }

@@ -159,6 +159,7 @@ TEST_CASE("a header without its guard is found") {
 
 TEST_CASE("a namespace opened for a whole file is found") {
   CHECK(num_found(check_using_namespace, "src/a/b.cpp", "using namespace std;\n") == 1);
+  CHECK(num_found(check_using_namespace, "src/chips/torch.h", "using namespace at;\n") == 0);
   CHECK(num_found(check_using_namespace, "src/a/b.cpp", "f() {\n  using namespace std;\n}") == 0);
 }
 

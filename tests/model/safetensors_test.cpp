@@ -36,8 +36,8 @@ std::string refusal_to_read(const std::string& content) {
 TEST_CASE("a written file is the published format, byte for byte") {
   const ScratchFolder folder;
   const auto path = folder.path() / "x.safetensors";
-  const Tensor narrow = torch::tensor({1.0F, -2.0F}).to(at::kBFloat16);
-  const Tensor wide = torch::tensor({{1, 2, 3}}, at::kInt);
+  const Tensor narrow = at::tensor({1.0F, -2.0F}).to(at::kBFloat16);
+  const Tensor wide = at::tensor({1, 2, 3}, at::kInt).view({1, 3});
   REQUIRE(try_write_safetensors(path, {{"b", narrow}, {"a", wide}}, {{"format", "pt"}}));
 
   std::string header = R"({"__metadata__":{"format":"pt"},)"
@@ -66,7 +66,7 @@ TEST_CASE("tensors of every dtype and shape come back as they were") {
                            at::kBool}) {
     tensors.emplace_back(toString(dtype), torch::arange(15).remainder(2).view({3, 5}).to(dtype));
   }
-  tensors.emplace_back("scalar", torch::tensor(2.5));
+  tensors.emplace_back("scalar", at::tensor(2.5F));
   tensors.emplace_back("empty", torch::empty({0, 4}));
   tensors.emplace_back("strided", torch::arange(6.0).view({2, 3}).t());
   REQUIRE(try_write_safetensors(path, tensors));

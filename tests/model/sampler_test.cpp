@@ -25,7 +25,7 @@ std::vector<double> shares(const Tensor& logits, const SamplingOptions& options)
 }
 
 const Tensor& half_third_sixth() {
-  static const Tensor logits = torch::tensor({std::log(2.F), std::log(3.F), kNever, std::log(1.F)});
+  static const Tensor logits = at::tensor({std::log(2.F), std::log(3.F), kNever, std::log(1.F)});
   return logits;
 }
 
@@ -48,7 +48,7 @@ TEST_CASE("temperature squares or flattens the odds and zero takes the first of 
   const auto sharp = shares(half_third_sixth(), {.temperature = 0.5, .top_p = 1});
   CHECK(sharp[1] / sharp[0] == doctest::Approx(9.0 / 4).epsilon(0.07));
   Rng rng(1);
-  CHECK(sample_next(torch::tensor({1.F, 5.F, 5.F}), {.temperature = 0}, rng) == 1);
+  CHECK(sample_next(at::tensor({1.F, 5.F, 5.F}), {.temperature = 0}, rng) == 1);
 }
 
 TEST_CASE("logits of which none is finite are refused") {

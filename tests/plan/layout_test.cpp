@@ -178,7 +178,7 @@ TEST_CASE("a number of stages that the job names is kept") {
   }
 }
 
-TEST_CASE("three kinds of 256 devices find a layout that uses all of them") {
+TEST_CASE("three kinds of 256 devices are planned, and all of them are used") {
   std::vector<SiteDevice> devices;
   for (int i = 0; i < 256; ++i) {
     for (const auto& [name, block_s, memory_gib] :

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <chrono>
 
 #include "plan/fixtures.h"
 #include "plan/planner/sharing/share_batch.h"
@@ -130,16 +129,6 @@ TEST_CASE("sites that share the batch anew keep their stages, and no sample is i
   for (size_t i = 0; i < 3; ++i) CHECK(sum_of_shares(again.sites[i]) == back[i]);
   const int64_t too_few[] = {1, batch - 2, 1};  // site a has two pipelines
   CHECK_THROWS_AS(share_batch(plan, job, too_few, 0, {}), Failure);
-}
-
-TEST_CASE("a site is planned anew within milliseconds") {
-  const JobConfig job = job_of_size("350m", 64);
-  const Plan plan = make_plan(job, fleet_from(kFour), catalogue(), nullptr, 2);
-  const size_t lost[] = {0};
-  const auto begin = std::chrono::steady_clock::now();
-  replan_site(plan, job, 0, lost, {});
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-  CHECK(seconds.count() < 0.1);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 // size T x T outlives a call. With P the probabilities and D = rowsum(grad_out * out):
 //   grad_v = P^T grad_out,  grad_s = P (grad_out v^T - D),  grad_q = grad_s k scale.
 // The composite below holds [B,H,T,T] within a call: it is for chips without a kernel of their own.
+#include <torch/csrc/autograd/custom_function.h>
+
 #include <cmath>
 #include <limits>
 

@@ -3,6 +3,8 @@
 // made while the chunk is hot. What is kept is [N,D] and [V,D], not [N,V] (in the spirit of
 // arXiv:2411.09009). The sum of losses is what a worker back-propagates, so the incoming gradient
 // is 1 but for loss scaling; backward then is free.
+#include <torch/csrc/autograd/custom_function.h>
+
 #include <algorithm>
 
 #include "chips/kernels.h"

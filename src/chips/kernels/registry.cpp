@@ -3,6 +3,9 @@
 // static library, and with it the registration, which a linker would otherwise drop.
 #include "chips/kernels/registry.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
 #include "chips/cpu_kernels/cpu_kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/torch.h"

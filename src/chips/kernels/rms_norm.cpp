@@ -3,6 +3,8 @@
 //   grad_x = r (g w - n mean(g w n)),  grad_w = sum over rows of g n.
 // Backward keeps x (or the residual sum) and one f32 a row. The gradient that comes down the
 // residual stream joins grad_x in the same pass.
+#include <torch/csrc/autograd/custom_function.h>
+
 #include "chips/kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/kernels/registry.h"

@@ -1,6 +1,8 @@
 // Rotary positions (arXiv:2104.09864) in Hugging Face's half-split layout: the pair (i, i + E/2)
 // turns by position * frequency_i. The gradient is the rotation by the negative angle, so backward
 // needs the table only.
+#include <torch/csrc/autograd/custom_function.h>
+
 #include "chips/kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/kernels/registry.h"

@@ -1,6 +1,8 @@
 // SwiGLU (arXiv:2002.05202): y = silu(gate) * up, gate and up being the halves of one matmul's
 // output. Backward recomputes the sigmoid from gate_up instead of keeping it:
 //   grad_gate = g up s (1 + gate (1 - s)),  grad_up = g gate s,  s = sigmoid(gate).
+#include <torch/csrc/autograd/custom_function.h>
+
 #include "chips/kernels.h"
 #include "chips/kernels/composite.h"
 #include "chips/kernels/registry.h"

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/text/json.h"
 #include "cli/commands/commands.h"
+#include "cli/commands/web/run_dashboard.h"
 #include "cli/event_line.h"
 #include "cli/many_sites.h"
 #include "cli/run_view.h"
@@ -39,6 +40,7 @@ struct TrainArguments {
   double token_hours = 24;
   int64_t token_uses = 1;
   std::string state, state_certs;
+  std::optional<int> web;  // port of the dashboard, if there shall be one
 };
 
 // A signal handler can reach nothing but a global: counted here, read by whoever runs the sites.
@@ -257,6 +259,11 @@ bool carry_out(const TrainArguments& arguments,
   if (!globals.json && !globals.quiet) {
     std::fprintf(stderr, "%s\n", plan::to_table(run.plan).c_str());
   }
+  std::optional<RunDashboard> dashboard;
+  if (arguments.web) {
+    dashboard.emplace(run.folder.path(), *arguments.web);
+    std::fprintf(stderr, "%s\n", dashboard->words().c_str());
+  }
   LiveLine line(STDERR_FILENO);
   ManySitesOutcome outcome;
   if (run.plan.sites.size() == 1) {
@@ -323,6 +330,11 @@ void add_shared(CLI::App& command, TrainArguments& arguments) {
                      "plan.json of `pelago plan --out`, edited or not; nothing is measured then");
   command.add_flag("--resume", arguments.resume, "go on from the newest good checkpoint");
   command.add_flag("--fresh", arguments.fresh, "delete the run folder and start anew");
+  command
+      .add_option("--web",
+                  arguments.web,
+                  "show the run at this port of this machine while it lasts; 0: any free port")
+      ->check(CLI::Range(0, 65535));
 }
 
 }  // namespace
@@ -338,6 +350,7 @@ void add_train(CLI::App& app, Globals& globals) {
       "  pelago train job.toml --fleet fleet.toml --set train.lr=1e-3 --set train.minutes=30\n"
       "  pelago train job.toml --fleet fleet.toml --plan plan.json      as a person edited it\n"
       "  pelago train job.toml --fleet fleet.toml --resume\n"
+      "  pelago train job.toml --fleet fleet.toml --web 8765      with a dashboard\n"
       "\nCtrl-C saves a checkpoint and leaves; twice leaves at once.\n");
   add_shared(*command, *arguments);
   command->add_option("--probe",

@@ -12,6 +12,7 @@
 #include "base/files.h"
 #include "base/text/json.h"
 #include "model/config.h"
+#include "model/quantisation.h"
 
 namespace pelago::model {
 
@@ -113,7 +114,6 @@ void refuse_other_arithmetic(const Fields& fields, const Json& json) {
   fields.require("use_sliding_window", false, "sliding windows are not built");
   fields.require("attention_bias", false, "biases on o_proj are not built");
   fields.require("partial_rotary_factor", 1.0, "partial RoPE is not built");
-  fields.require("quantization_config", nullptr, "quantised weights cannot be read");
   for (const char* key : {"num_experts", "num_local_experts", "n_routed_experts"}) {
     fields.require(key, 0, "mixtures of experts are not built");
   }
@@ -145,6 +145,7 @@ ModelConfig read_model_config(const std::filesystem::path& config_json) {
   const Fields fields(json, where);
   const Family& family = find_family(fields, json);
   refuse_other_arithmetic(fields, json);
+  read_quantisation(config_json);  // refuses the formats that cannot be read
 
   ModelConfig config;
   config.model_type = family.model_type;

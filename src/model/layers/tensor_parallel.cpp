@@ -1,5 +1,7 @@
 #include "model/layers/tensor_parallel.h"
 
+#include <torch/csrc/autograd/custom_function.h>
+
 #include "base/error.h"
 #include "chips/torch.h"
 

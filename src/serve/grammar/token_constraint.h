@@ -17,9 +17,9 @@ class TokenCursor {
   TokenCursor& operator=(const TokenCursor&) = delete;
   virtual ~TokenCursor() = default;
 
-  /// The tokens that may come next, those that end the text aside. Valid until advance(). Throws
-  /// Failure if finding out would take more memory than the constraint may use.
-  virtual const TokenMask& allowed() = 0;
+  /// The tokens that may come next, those that end the text aside. Valid until advance(). kRefused
+  /// if finding out would take more work than a pattern may cost.
+  virtual Result<const TokenMask*> allowed() = 0;
   /// The answer goes on with an allowed token.
   virtual void advance(int32_t token) = 0;
   /// What has come so far is a whole answer.

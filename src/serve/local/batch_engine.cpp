@@ -11,19 +11,16 @@ namespace pelago::serve {
 
 namespace {
 
-constexpr size_t kStopsMax = 64;        // each is looked for in every token's text
-constexpr size_t kStopBytesMax = 1024;  // and as much of the text may be held back
-constexpr int kLogprobsMax = 128;       // alternatives a token
-
 int64_t context_of(const ModelRunner& runner, const BatchOptions& options) {
   const int64_t held = runner.num_pages() * runner.page_tokens();
   const int64_t wanted = options.context_tokens_max > 0 ? options.context_tokens_max : held;
   return std::min({held, wanted, runner.context_length()});
 }
 
-template <typename... Args>
-Error refused(fmt::format_string<Args...> format, Args&&... args) {
-  return {ErrorCode::kRefused, fmt::format(format, std::forward<Args>(args)...)};
+/// If the constraint cannot say, the next draw will.
+bool may_go_on(TokenCursor& cursor) {
+  const Result<const TokenMask*> allowed = cursor.allowed();
+  return !allowed || allows_any(**allowed);
 }
 
 }  // namespace
@@ -56,61 +53,33 @@ struct BatchEngine::Request {
 BatchEngine::BatchEngine(ModelRunner& runner,
                          const data::Tokenizer& tokenizer,
                          const BatchOptions& options)
+    : BatchEngine(runner,
+                  tokenizer,
+                  options,
+                  options.speculation.draft_max > 0
+                      ? std::make_unique<NgramDrafter>(options.speculation.ngram_tokens)
+                      : nullptr) {}
+
+BatchEngine::BatchEngine(ModelRunner& runner,
+                         const data::Tokenizer& tokenizer,
+                         const BatchOptions& options,
+                         std::unique_ptr<Drafter> drafter)
     : runner_(runner),
       tokenizer_(tokenizer),
       options_(options),
       context_length_(context_of(runner, options)),
       pool_(static_cast<int32_t>(runner.num_pages()), static_cast<int>(runner.page_tokens())),
-      scheduler_(pool_, options.scheduler) {
-  PELAGO_ASSERT(
-      options.scheduler.step_tokens <= runner.max_batch_tokens() &&
-          options.scheduler.sequences_max + runner.page_tokens() <= runner.max_batch_tokens(),
-      "a pass must fit into the runner's buffers");
+      scheduler_(pool_, options.scheduler),
+      drafter_(std::move(drafter)) {
+  const int64_t num_decoded_max =
+      std::max(options.scheduler.sequences_max, options.speculation.rows_max);
+  PELAGO_ASSERT(std::max(options.scheduler.step_tokens, num_decoded_max + runner.page_tokens()) <=
+                    runner.max_batch_tokens(),
+                "a pass must fit into the runner's buffers");
   PELAGO_ASSERT(context_length_ > 1, "there is room for a prompt and a token");
 }
 
 BatchEngine::~BatchEngine() = default;
-
-Status BatchEngine::check(const GenerateRequest& request) const {
-  const auto num_prompt = static_cast<int64_t>(request.prompt.size());
-  if (num_prompt < 1) return refused("the prompt has no tokens: give at least one");
-  if (num_prompt >= context_length_) {
-    return refused("the prompt has {} tokens, the context holds {}: shorten it by {} or more",
-                   num_prompt,
-                   context_length_,
-                   num_prompt - context_length_ + 1);
-  }
-  for (const int32_t token : request.prompt) {
-    if (token < 0 || token >= runner_.vocab_size()) {
-      return refused("token {} is not in the vocabulary of {}", token, runner_.vocab_size());
-    }
-  }
-  if (request.max_new_tokens < 1) {
-    return refused("max_new_tokens is {}: it must be 1 or more", request.max_new_tokens);
-  }
-  if (request.num_choices < 1 || request.num_choices > options_.scheduler.sequences_max) {
-    return refused("num_choices is {}: it must be between 1 and {}",
-                   request.num_choices,
-                   options_.scheduler.sequences_max);
-  }
-  if (request.num_logprobs > kLogprobsMax) {
-    return refused("num_logprobs is {}: it must be at most {}", request.num_logprobs, kLogprobsMax);
-  }
-  if (request.stop.size() > kStopsMax) {
-    return refused("{} stop strings: at most {}", request.stop.size(), kStopsMax);
-  }
-  for (const std::string& stop : request.stop) {
-    if (stop.empty() || stop.size() > kStopBytesMax) {
-      return refused("a stop string of {} bytes: it must have 1 to {}", stop.size(), kStopBytesMax);
-    }
-  }
-  try {
-    validate(request.sampling, runner_.vocab_size());
-  } catch (const Failure& failure) {
-    return Error{ErrorCode::kRefused, failure.what()};
-  }
-  return ok();
-}
 
 void BatchEngine::submit(RequestId id, GenerateRequest request, OnPiece on_piece) {
   auto entry = std::make_unique<Request>();
@@ -135,7 +104,33 @@ BatchEngine::Request& BatchEngine::request_of(const Sequence& sequence) {
   return *requests_.at(sequence.request);
 }
 
+// Guesses for those that decode, the oldest first, as long as the pass stays narrow.
+void BatchEngine::propose_drafts() {
+  if (drafter_ == nullptr) return;
+  std::vector<DraftTask> tasks;
+  int num_free = options_.speculation.rows_max;
+  for (const auto& sequence : scheduler_.running()) num_free -= sequence->is_decoding() ? 1 : 0;
+  for (const auto& sequence : scheduler_.running()) {
+    if (!sequence->is_decoding() || num_free <= 0) continue;
+    Request& request = request_of(*sequence);
+    const Choice& choice = request.choices[static_cast<size_t>(sequence->choice)];
+    const int64_t num_new = sequence->num_tokens() - sequence->num_prompt;
+    // The last token of an answer is drawn, never guessed.
+    const int64_t num_useful =
+        std::min(request.asked.max_new_tokens - num_new, context_length_ - sequence->num_tokens()) -
+        1;
+    const int num_wanted = static_cast<int>(std::min<int64_t>(
+        sequence->pace.num_wanted(std::min(num_free, options_.speculation.draft_max)), num_useful));
+    if (num_wanted < 1) continue;
+    tasks.push_back(
+        {.sequence = sequence.get(), .sampler = &choice.sampler, .num_wanted = num_wanted});
+    num_free -= num_wanted;
+  }
+  if (!tasks.empty()) drafter_->propose(tasks);
+}
+
 bool BatchEngine::step() {
+  propose_drafts();
   const StepPlan plan = scheduler_.plan_step();
   for (Sequence* sequence : plan.started) start(*sequence);
   if (plan.shares.empty()) return false;
@@ -194,13 +189,16 @@ void BatchEngine::draw_tokens(Sequence& sequence, std::span<const float> logits)
   totals_.draft_tokens += draft.size();
   // A token is drawn as if nothing had been guessed. Where it is the guess, the next position's
   // logits are there already, and right; elsewhere what lies behind it is for nothing.
-  for (size_t row = 0; row <= draft.size(); ++row) {
-    const auto values = logits.subspan(row * vocab_size, vocab_size);
+  size_t num_held = 0;
+  while (true) {
+    const auto values = logits.subspan(num_held * vocab_size, vocab_size);
     if (!accept(request, choice, sequence, values)) return;
-    if (row == draft.size() || sequence.tokens.back() != draft[row]) break;
+    if (num_held == draft.size() || sequence.tokens.back() != draft[num_held]) break;
+    ++num_held;
     ++sequence.num_computed;
     ++totals_.draft_accepted;
   }
+  sequence.pace.note(static_cast<int64_t>(draft.size()), static_cast<int64_t>(num_held));
   sequence.pages.remember(sequence.tokens, sequence.num_computed);
   send(request, choice);
 }
@@ -222,22 +220,23 @@ bool BatchEngine::accept(Request& request,
                          std::span<const float> row) {
   const GenerateRequest& asked = request.asked;
   const int64_t position = sequence.num_tokens() - sequence.num_prompt;
+  const auto lose = [&](const std::string& reason) {
+    finish(request, choice, Finish::kError, reason);
+    return false;
+  };
   TokenMask mask;
   if (choice.cursor != nullptr) {
-    mask = choice.cursor->allowed();
+    const Result<const TokenMask*> allowed = choice.cursor->allowed();
+    if (!allowed) return lose(allowed.error().message);
+    mask = **allowed;
     if (choice.cursor->may_end()) {
       for (const int32_t token : options_.end_tokens) allow(mask, token);
     }
+    if (!allows_any(mask)) return lose("no token of the vocabulary goes on as the format asks");
   }
   const std::optional<int32_t> drawn =
       choice.sampler.draw(row, mask.empty() ? nullptr : &mask, position, scratch_);
-  if (!drawn) {
-    finish(request,
-           choice,
-           Finish::kError,
-           "the model gives no token that may come next a finite logit");
-    return false;
-  }
+  if (!drawn) return lose("the model gives no token that may come next a finite logit");
   const int32_t token = *drawn;
   sequence.tokens.push_back(token);
   choice.piece.tokens.push_back(token);
@@ -257,7 +256,7 @@ bool BatchEngine::accept(Request& request,
     has_ended = has_text && choice.text.add(tokenizer_.token_bytes(token));
     if (choice.cursor != nullptr && !has_ended) {
       choice.cursor->advance(token);
-      has_ended = choice.cursor->may_end() && !allows_any(choice.cursor->allowed());
+      has_ended = choice.cursor->may_end() && !may_go_on(*choice.cursor);
     }
   }
   const bool is_full =
@@ -276,6 +275,7 @@ void BatchEngine::finish(Request& request,
   if (Sequence* sequence = std::exchange(choice.sequence, nullptr)) {
     sequence->pages.remember(sequence->tokens, sequence->num_computed);
     scheduler_.charge(request.asked.user, 2 * (sequence->num_tokens() - sequence->num_prompt));
+    if (drafter_ != nullptr) drafter_->forget(*sequence);
     scheduler_.remove(*sequence);
   }
   choice.text.finish();

@@ -18,17 +18,19 @@
 #include "serve/runner/model_runner.h"
 #include "serve/sampling/sampler.h"
 #include "serve/scheduler/scheduler.h"
+#include "serve/speculation/drafter.h"
 #include "serve/text/text_stream.h"
 
 namespace pelago::serve {
 
 /// How one engine shares its chip among requests.
 struct BatchOptions {
-  SchedulerLimits scheduler;
+  SchedulerLimits scheduler = {};
+  SpeculationOptions speculation = {};
   int64_t context_tokens_max = 0;  // of one answer with its prompt; 0: what model and pages allow
   int64_t waiting_max = 256;       // requests in the queue; more are told to come later
   int64_t waiting_tokens_max = 4'000'000;  // of their prompts: 16 MB
-  std::vector<int32_t> end_tokens;         // the model's own end-of-text tokens
+  std::vector<int32_t> end_tokens = {};    // the model's own end-of-text tokens
   uint64_t seed = 1;                       // of requests that bring none
 };
 
@@ -39,6 +41,11 @@ class BatchEngine {
 
   /// runner and tokenizer outlive the engine.
   BatchEngine(ModelRunner& runner, const data::Tokenizer& tokenizer, const BatchOptions& options);
+  /// With a drafter of its own in place of the lookup of repeated tokens.
+  BatchEngine(ModelRunner& runner,
+              const data::Tokenizer& tokenizer,
+              const BatchOptions& options,
+              std::unique_ptr<Drafter> drafter);
   ~BatchEngine();
 
   /// Whether a request can ever be served; any thread may ask. kRefused, with one line that says
@@ -61,6 +68,7 @@ class BatchEngine {
  private:
   struct Choice;
   struct Request;
+  void propose_drafts();
   void start(Sequence& sequence);
   void read_step(const StepPlan& plan, std::span<const float> logits);
   void draw_tokens(Sequence& sequence, std::span<const float> logits);
@@ -79,6 +87,7 @@ class BatchEngine {
   const int64_t context_length_;
   PagePool pool_;
   Scheduler scheduler_;
+  const std::unique_ptr<Drafter> drafter_;  // null: nothing is guessed
   std::map<RequestId, std::unique_ptr<Request>> requests_;
   SamplerScratch scratch_;
   std::vector<SequenceChunk> chunks_;

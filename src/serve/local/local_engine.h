@@ -86,7 +86,8 @@ struct EngineOptions {
   double kv_memory_gb = 1.0;       // for pages; 1 GB holds 46,000 tokens of a 1B model
   int64_t page_tokens = 32;        // smaller: more of a prefix is found; larger: fewer lookups
   int64_t context_tokens_max = 0;  // 0: what the model was made for
-  SchedulerLimits scheduler;
+  SchedulerLimits scheduler = {};
+  SpeculationOptions speculation = {};
   int64_t waiting_max = 256;     // requests in the queue
   std::optional<uint64_t> seed;  // of requests that bring none; absent: by chance
   void validate() const;         // throws Failure naming field, value and what is allowed

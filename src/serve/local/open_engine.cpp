@@ -85,6 +85,18 @@ void EngineOptions::validate() const {
         scheduler.step_tokens,
         scheduler.step_tokens >= 16 && scheduler.step_tokens <= 65536,
         "between 16 and 65536");
+  check("draft_max",
+        speculation.draft_max,
+        speculation.draft_max >= 0 && speculation.draft_max <= 64,
+        "between 0 (no guessing) and 64");
+  check("rows_max",
+        speculation.rows_max,
+        speculation.rows_max >= 1 && speculation.rows_max <= 4096,
+        "between 1 and 4096");
+  check("ngram_tokens",
+        speculation.ngram_tokens,
+        speculation.ngram_tokens >= 1 && speculation.ngram_tokens <= 64,
+        "between 1 and 64");
   check("waiting_max", waiting_max, waiting_max >= 1 && waiting_max <= 1'000'000, "1 to 1000000");
 }
 
@@ -97,6 +109,7 @@ std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions&
   data::Tokenizer tokenizer = data::Tokenizer::read(folder / "tokenizer.json");
   BatchOptions batch;
   batch.scheduler = options.scheduler;
+  batch.speculation = options.speculation;
   batch.context_tokens_max = options.context_tokens_max;
   batch.waiting_max = options.waiting_max;
   batch.end_tokens = end_tokens_of(folder, config, tokenizer);

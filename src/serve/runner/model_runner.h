@@ -93,7 +93,10 @@ struct RunnerOptions {
   /// Threads of a pass, the caller's among them. With cores, thread i is bound to cores[i], and the
   /// thread that calls forward() to cores[0] from its first call on.
   int num_threads = 1;
-  std::vector<int> cores;
+  std::vector<int> cores = {};
+
+  /// Throws Failure (exit 2) naming field, value and what is allowed.
+  void validate() const;
 };
 
 /// A runner on this machine's processors. folder: config.json and safetensors of f32, f16, bf16, or

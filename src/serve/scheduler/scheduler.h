@@ -56,6 +56,8 @@ class Scheduler {
   /// How many tokens a pass may take from now on, for a caller who measures passes.
   void set_step_tokens(int64_t step_tokens) { limits_.step_tokens = step_tokens; }
 
+  /// Those with pages, by turn.
+  const std::vector<std::unique_ptr<Sequence>>& running() const { return running_; }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return queue_.size() + static_cast<int64_t>(preempted_.size()); }
   int64_t num_waiting_tokens() const { return queue_.num_tokens(); }  // of prompts in the queue

@@ -7,6 +7,7 @@
 
 #include "serve/engine.h"
 #include "serve/pages/page_table.h"
+#include "serve/scheduler/draft_pace.h"
 
 namespace pelago::serve {
 
@@ -19,6 +20,7 @@ struct Sequence {
   int64_t num_prompt = 0;
   int64_t num_computed = 0;    // tokens whose keys and values lie in the pages
   std::vector<int32_t> draft;  // guesses at what follows, to be checked in the next pass
+  DraftPace pace;
   PageTable pages;
   int num_forks = 0;  // choices that will share its pages once the prompt is read
   uint64_t turn = 0;  // order of admission; whoever came first is preempted last

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "cli/small_model.h"
+#include "free_ports.h"
 
 namespace pelago::chaos {
 
@@ -38,19 +39,6 @@ void write(const fs::path& file, const std::string& text) {
   std::ofstream(file, std::ios::binary) << text;
 }
 
-// A port that is free now, for a coordinator that must come back at the same place.
-int free_port() {
-  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof address;
-  ::bind(socket, reinterpret_cast<sockaddr*>(&address), length);
-  ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length);
-  ::close(socket);
-  return ntohs(address.sin_port);
-}
-
 }  // namespace
 
 LiveRun::LiveRun(fs::path folder,
@@ -73,8 +61,9 @@ LiveRun::LiveRun(fs::path folder,
                                .rtt_ms = options_.rtt_ms,
                                .loss_percent = "0"});
   }
-  coordinator_address_ = options_.has_packets ? address_of(kCoordinator) + ":4800"
-                                              : fmt::format("127.0.0.1:{}", free_port());
+  coordinator_address_ = options_.has_packets
+                             ? address_of(kCoordinator) + ":4800"
+                             : fmt::format("127.0.0.1:{}", testing::free_ports(1)[0]);
   write_job(data);
   write(folder_ / "fleet.toml", fleet());
   Service& coordinator = services_[kCoordinator];

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "chips/checks/checks.h"
 #include "chips/torch.h"
@@ -20,10 +19,8 @@ const Check* find_check(const std::vector<Check>& findings, const std::string& n
   return found == findings.end() ? nullptr : &*found;
 }
 
-TEST_CASE("the examination takes less than ten seconds and every finding has a text") {
-  const double start_s = steady_now_s();
+TEST_CASE("every finding of the examination has a text, and a remedy if it is bad") {
   const std::vector<Check> findings = examine_machine({});
-  CHECK(steady_now_s() - start_s < 10);
   for (const char* name : {"cpu",
                            "cores",
                            "memory",

@@ -9,6 +9,7 @@
 #include "chips/emulator/paced_clock.h"
 #include "chips/links.h"
 #include "chips/torch.h"
+#include "patience.h"
 
 namespace pelago::chips {
 namespace {
@@ -80,79 +81,88 @@ double slowdown_for(const std::string& chip, int64_t num_bytes, double seconds) 
 
 TEST_CASE("a copy to the host is done when the link would be, while the caller goes on") {
   constexpr int64_t kValues = 1 << 20;
-  const double slowdown = slowdown_for("a100", 4 * kValues, 0.05);
-  const auto device = open_device("emulated:a100", catalogue(), {.slowdown = slowdown});
-  const Tensor values = torch::arange(kValues, torch::kFloat32).to(device->torch_device());
-  device->synchronize();
-  device->reset_stats();
-  const double start_s = steady_now_s();
-  const auto copy = device->start_copy_to_host(values, device->mark());
-  const bool was_done = copy->is_done();
-  const double started_s = steady_now_s() - start_s;
-  CHECK_FALSE(was_done);
-  CHECK(copy->due_s() >= start_s + 0.05);
-  CHECK(copy->wait().equal(torch::arange(kValues, torch::kFloat32)));
-  CHECK(copy->is_done());
-  CHECK(steady_now_s() - start_s >= 0.05);
-  CHECK(started_s < 0.05);
-  CHECK(device->stats().late_s == 0);
-  CHECK(device->stats().device_busy_s == 0);
+  CHECK(testing::holds_at_some_pace([](double scale) {
+    const double copy_s = 0.05 * scale;
+    const double slowdown = slowdown_for("a100", 4 * kValues, copy_s);
+    const auto device = open_device("emulated:a100", catalogue(), {.slowdown = slowdown});
+    const Tensor values = torch::arange(kValues, torch::kFloat32).to(device->torch_device());
+    device->synchronize();
+    device->reset_stats();
+    const double start_s = steady_now_s();
+    const auto copy = device->start_copy_to_host(values, device->mark());
+    const bool was_done = copy->is_done();
+    const double started_s = steady_now_s() - start_s;
+    CHECK(copy->due_s() >= start_s + copy_s);
+    CHECK(copy->wait().equal(torch::arange(kValues, torch::kFloat32)));
+    CHECK(copy->is_done());
+    CHECK(steady_now_s() - start_s >= copy_s);
+    CHECK(device->stats().late_s == 0);
+    CHECK(device->stats().device_busy_s == 0);
+    return started_s < copy_s && !was_done;
+  }));
 }
 
 TEST_CASE("a copy waits for the work before its mark and not for work after it") {
-  const auto device = open_device("emulated:a100", catalogue(), {.slowdown = 1000});
-  const Tensor x = torch::ones({16}, torch::device(device->torch_device()));
-  device->synchronize();
-  x.add_(1);  // 2 ms each
-  const WorkMark mark = device->mark();
-  const double before_s = device->stats().device_busy_s;
-  for (int i = 0; i < 20; ++i) torch::empty_like(x).fill_(i);
-  const auto copy = device->start_copy_to_host(x, mark);
-  const auto later = device->start_copy_to_host(x, device->mark());
-  CHECK(later->due_s() - copy->due_s() >= 0.035);
-  CHECK(copy->wait()[0].item<float>() == 2);
-  CHECK(steady_now_s() < later->due_s());
-  later->wait();
-  CHECK(before_s < device->stats().device_busy_s);
+  CHECK(testing::holds_at_some_pace([](double scale) {
+    const auto device = open_device("emulated:a100", catalogue(), {.slowdown = 1000 * scale});
+    const Tensor x = torch::ones({16}, torch::device(device->torch_device()));
+    device->synchronize();
+    x.add_(1);  // 2 ms each
+    const WorkMark mark = device->mark();
+    const double before_s = device->stats().device_busy_s;
+    for (int i = 0; i < 20; ++i) torch::empty_like(x).fill_(i);
+    const auto copy = device->start_copy_to_host(x, mark);
+    const auto later = device->start_copy_to_host(x, device->mark());
+    CHECK(later->due_s() - copy->due_s() >= 0.035 * scale);
+    CHECK(copy->wait()[0].item<float>() == 2);
+    const bool was_first = steady_now_s() < later->due_s();
+    later->wait();
+    CHECK(before_s < device->stats().device_busy_s);
+    return was_first;
+  }));
 }
 
 TEST_CASE("work given after a copy to the chip ends after it") {
   constexpr int64_t kValues = 1 << 20;
-  const double slowdown = slowdown_for("a100", 4 * kValues, 0.04);
-  const auto device = open_device("emulated:a100", catalogue(), {.slowdown = slowdown});
-  device->synchronize();
   const Tensor host = torch::arange(kValues, torch::kFloat32);
-  const double arrived_s = steady_now_s();
-  Tensor on_chip = device->copy_to_device(host, arrived_s);
-  const double ordered_s = steady_now_s();
-  const Tensor sum = on_chip.slice(0, 0, 3).sum();
-  device->synchronize();
-  CHECK(steady_now_s() - arrived_s >= 0.04);
-  CHECK(ordered_s - arrived_s < 0.04);
-  CHECK(sum.item<float>() == 3.0F);
-  CHECK(device->stats().late_s == 0);
-  // Counted from the arrival: what arrived long ago is there at once.
-  sleep_until_s(arrived_s + 0.1);
-  device->copy_into(on_chip, host, arrived_s);
-  const double begin_s = steady_now_s();
-  device->synchronize();
-  CHECK(steady_now_s() - begin_s < 0.03);
+  CHECK(testing::holds_at_some_pace([&](double scale) {
+    const double copy_s = 0.04 * scale;
+    const double slowdown = slowdown_for("a100", 4 * kValues, copy_s);
+    const auto device = open_device("emulated:a100", catalogue(), {.slowdown = slowdown});
+    device->synchronize();
+    const double arrived_s = steady_now_s();
+    Tensor on_chip = device->copy_to_device(host, arrived_s);
+    const double ordered_s = steady_now_s();
+    const Tensor sum = on_chip.slice(0, 0, 3).sum();
+    device->synchronize();
+    CHECK(steady_now_s() - arrived_s >= copy_s);
+    const bool was_in_time = ordered_s - arrived_s < copy_s && device->stats().late_s == 0;
+    CHECK(sum.item<float>() == 3.0F);
+    // Counted from the arrival: what arrived long ago is there at once.
+    sleep_until_s(arrived_s + 2.5 * copy_s);
+    device->copy_into(on_chip, host, arrived_s);
+    const double begin_s = steady_now_s();
+    device->synchronize();
+    return was_in_time && steady_now_s() - begin_s < 0.75 * copy_s;
+  }));
 }
 
 TEST_CASE("a host that waits for a message leaves the chip idle without being late") {
-  const auto device = open_device("emulated:a100", catalogue(), {.slowdown = 1000});
-  const Tensor x = torch::ones({16}, torch::device(device->torch_device()));
-  device->synchronize();
-  device->reset_stats();
-  x.add_(1);
-  const double begin_s = steady_now_s();
-  sleep_until_s(begin_s + 0.03);  // a message comes only then
-  const double arrived_s = steady_now_s();
-  device->note_host_wait(begin_s, arrived_s);
-  const Tensor message = device->copy_to_device(torch::ones({16}), arrived_s);
-  x.add_(message);
-  device->synchronize();
-  CHECK(device->stats().late_s < 1e-3);
+  CHECK(testing::holds_at_some_pace([](double scale) {
+    const auto device = open_device("emulated:a100", catalogue(), {.slowdown = 1000 * scale});
+    const Tensor x = torch::ones({16}, torch::device(device->torch_device()));
+    device->synchronize();
+    device->reset_stats();
+    x.add_(1);
+    const double begin_s = steady_now_s();
+    sleep_until_s(begin_s + 0.03 * scale);  // a message comes only then
+    const double arrived_s = steady_now_s();
+    device->note_host_wait(begin_s, arrived_s);
+    const Tensor message = device->copy_to_device(torch::ones({16}), arrived_s);
+    x.add_(message);
+    device->synchronize();
+    return device->stats().late_s < 1e-3 * scale;
+  }));
 }
 
 TEST_CASE("a host that only computes too slowly is late, whatever copies it makes on the way") {
@@ -171,18 +181,19 @@ TEST_CASE("a host that only computes too slowly is late, whatever copies it make
 
 TEST_CASE("what a thread without work of its own copies in does not hold up the other's work") {
   constexpr int64_t kValues = 1 << 20;
-  const double slowdown = slowdown_for("a100", 4 * kValues, 0.5);
-  const auto device = open_device("emulated:a100", catalogue(), {.slowdown = slowdown});
-  Tensor place = torch::empty({kValues}, torch::device(device->torch_device()));
-  const Tensor x = torch::ones({16}, torch::device(device->torch_device()));
-  x.add_(1);
-  const double copied_s = steady_now_s();
-  std::thread([&] { device->copy_into(place, torch::ones({kValues}), copied_s); }).join();
-  x.add_(1);
-  const auto mark = std::static_pointer_cast<double>(device->mark());
-  CHECK(*mark < copied_s + 0.4);
-  const auto copy = device->start_copy_to_host(x, mark);
-  CHECK(copy->due_s() < copied_s + 0.4);
+  CHECK(testing::holds_at_some_pace([](double scale) {
+    const double slowdown = slowdown_for("a100", 4 * kValues, 0.5 * scale);
+    const auto device = open_device("emulated:a100", catalogue(), {.slowdown = slowdown});
+    Tensor place = torch::empty({kValues}, torch::device(device->torch_device()));
+    const Tensor x = torch::ones({16}, torch::device(device->torch_device()));
+    x.add_(1);
+    const double copied_s = steady_now_s();
+    std::thread([&] { device->copy_into(place, torch::ones({kValues}), copied_s); }).join();
+    x.add_(1);
+    const auto mark = std::static_pointer_cast<double>(device->mark());
+    const auto copy = device->start_copy_to_host(x, mark);
+    return *mark < copied_s + 0.4 * scale && copy->due_s() < copied_s + 0.4 * scale;
+  }));
 }
 
 TEST_CASE("tensor.to(cpu) waits for the chip and then for the link") {

@@ -7,16 +7,16 @@
 #include "chips/ranks/child.h"
 #include "chips/ranks/ranks_support.h"
 #include "chips/torch.h"
+#include "patience.h"
 
 namespace pelago::chips {
 namespace {
 
 constexpr const char* kChips[] = {"emulated:a100", "emulated:h20", "emulated:910b"};
 
-/// Runs body on a chip a rank; options name it.
-void run_on_chips(int num_ranks,
-                  double slowdown,
-                  const std::function<void(Device&, CollectiveOptions)>& body) {
+/// Runs body on a chip a rank; options name it. Returns what each threw ("" if nothing).
+std::vector<std::string> failures_on_chips(
+    int num_ranks, double slowdown, const std::function<void(Device&, CollectiveOptions)>& body) {
   const TemporaryFolder folder;
   std::vector<Child> children;
   for (int rank = 0; rank < num_ranks; ++rank) {
@@ -28,11 +28,29 @@ void run_on_chips(int num_ranks,
            {.rank = rank,
             .num_ranks = num_ranks,
             .rendezvous_dir = folder.path(),
-            .timeout_s = 20,
+            .timeout_s = 60,
             .device = device.get()});
     });
   }
-  for (Child& child : children) CHECK(child.wait() == "");
+  std::vector<std::string> failures;
+  for (Child& child : children) failures.push_back(child.wait());
+  return failures;
+}
+
+void run_on_chips(int num_ranks,
+                  double slowdown,
+                  const std::function<void(Device&, CollectiveOptions)>& body) {
+  check_no_failure(failures_on_chips(num_ranks, slowdown, body));
+}
+
+/// Whether no failure says these words, which a busy machine may bring about. Others are the
+/// test's.
+bool none_says(const std::vector<std::string>& failures, const std::string& words) {
+  for (const std::string& failure : failures) {
+    if (failure.find(words) != std::string::npos) return false;
+  }
+  check_no_failure(failures);
+  return true;
 }
 
 Tensor device_part(int rank, int64_t num_values, c10::ScalarType dtype) {
@@ -108,9 +126,7 @@ TEST_CASE("couriers carry tensors from chip to chip") {
 
 TEST_CASE("the pieces of a long sum are copied out, added and copied in at the same time") {
   constexpr int64_t kValues = 8 << 20;  // eight pieces
-  constexpr double kOneWayS = 0.2;      // of the slower link, a100's
-  const double slowdown = kOneWayS * 25.2e9 / (4.0 * kValues);
-  run_on_chips(2, slowdown, [](Device& device, const CollectiveOptions& options) {
+  const auto sum_within = [](double one_way_s, Device& device, const CollectiveOptions& options) {
     const auto collective = open_collective(options);
     Tensor sum = torch::ones({kValues}, torch::device(device.torch_device()));
     device.synchronize();
@@ -120,16 +136,24 @@ TEST_CASE("the pieces of a long sum are copied out, added and copied in at the s
     device.synchronize();
     const double took_s = steady_now_s() - begin_s;
     // One way out, and one piece more in; twice one way if nothing overlapped.
-    if (options.rank == 0 && !(took_s > kOneWayS * 9 / 8 && took_s < 1.8 * kOneWayS)) {
-      fail("it took {} s", took_s);
-    }
     if (!sum.slice(0, 0, 100).cpu().equal(torch::full({100}, 2.0F))) fail("another sum");
-  });
+    if (options.rank != 0) return;
+    if (took_s < one_way_s * 9 / 8) fail("it took {} s only", took_s);
+    if (took_s > one_way_s * 1.8) fail("the clock: it took {} s", took_s);
+  };
+  CHECK(testing::holds_at_some_pace([&](double scale) {
+    const double one_way_s = 0.2 * scale;  // of the slower link, a100's
+    const auto body = [&](Device& device, const CollectiveOptions& options) {
+      sum_within(one_way_s, device, options);
+    };
+    return none_says(failures_on_chips(2, one_way_s * 25.2e9 / (4.0 * kValues), body),
+                     "the clock: ");
+  }));
 }
 
 TEST_CASE("a rank whose own chip is stuck blames the chip, not the rank it sends to") {
-  run_on_chips(2, 1e-6, [](Device& device, CollectiveOptions options) {
-    options.timeout_s = options.rank == 0 ? 0.2 : 20;
+  const auto blame = [](double timeout_s, Device& device, CollectiveOptions options) {
+    options.timeout_s = options.rank == 0 ? timeout_s : 60;
     const auto courier = open_courier(options);
     courier->expect({4}, torch::kFloat32, 1 - options.rank, 0);
     std::string message;
@@ -147,12 +171,18 @@ TEST_CASE("a rank whose own chip is stuck blames the chip, not the rank it sends
     const char* const expected =
         options.rank == 0 ? "emulated:a100 has not finished its work" : "rank 0 of 2 is lost";
     if (message.find(expected) != 0) fail("it says \"{}\"", message);
-  });
+  };
+  // It has as long to meet the other: a busy machine may need more than 0.2 s.
+  CHECK(testing::holds_at_some_pace([&](double scale) {
+    const auto body = [&](Device& device, const CollectiveOptions& options) {
+      blame(0.2 * scale, device, options);
+    };
+    return none_says(failures_on_chips(2, 1e-6, body), "did not come");
+  }));
 }
 
 TEST_CASE("a message leaves when the chip would have it, and neither sender nor receiver is late") {
-  // At this slowdown an operator takes 2 ms, a copy's start 5 ms.
-  run_on_chips(2, 1000, [](Device& device, const CollectiveOptions& options) {
+  const auto pass_on = [](double scale, Device& device, const CollectiveOptions& options) {
     const auto courier = open_courier(options);
     const auto collective = open_collective({.rank = options.rank,
                                              .num_ranks = 2,
@@ -167,19 +197,27 @@ TEST_CASE("a message leaves when the chip would have it, and neither sender nor 
     if (options.rank == 0) {
       for (int i = 0; i < 20; ++i) x = x.add(1);
       courier->send(x, 1, 0);
-      if (steady_now_s() - begin_s > 0.03) fail("send waited for the chip");
+      if (steady_now_s() - begin_s > 0.03 * scale) fail("the clock: send waited for the chip");
       courier->flush();
-      if (steady_now_s() - begin_s < 0.042 + 0.005) fail("it left before the chip had it");
+      if (steady_now_s() - begin_s < 0.047 * scale) fail("it left before the chip had it");
     } else {
       const Tensor message = courier->take(0, 0);
-      if (steady_now_s() - begin_s < 0.04) fail("it came before the chip had it");
+      if (steady_now_s() - begin_s < 0.04 * scale) fail("it came before the chip had it");
       x.add_(message);
       device.synchronize();
       if (!x.cpu().equal(torch::full({64}, 24.0F))) fail("another message");
     }
-    if (device.stats().late_s > 0.01) fail("late by {} s", device.stats().late_s);
+    const double late_s = device.stats().late_s;
     collective->barrier();
-  });
+    if (late_s > 0.01 * scale) fail("the clock: late by {} s", late_s);
+  };
+  CHECK(testing::holds_at_some_pace([&](double scale) {
+    const auto body = [&](Device& device, const CollectiveOptions& options) {
+      pass_on(scale, device, options);
+    };
+    // At this slowdown an operator takes 2 ms, a copy's start 5 ms.
+    return none_says(failures_on_chips(2, 1000 * scale, body), "the clock: ");
+  }));
 }
 
 }  // namespace

@@ -56,7 +56,7 @@ inline std::vector<std::string> run_ranks(int num_ranks,
 
 inline std::vector<std::string> run_ranks(int num_ranks,
                                           const std::function<void(Collective&)>& body,
-                                          double timeout_s = 20) {
+                                          double timeout_s = 60) {
   const auto open = [&](const CollectiveOptions& options) { body(*open_collective(options)); };
   return run_ranks(num_ranks, std::function<void(const CollectiveOptions&)>(open), timeout_s);
 }

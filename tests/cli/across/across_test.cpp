@@ -117,7 +117,7 @@ TEST_CASE(
   REQUIRE(expected.size() == 24);
   fs::remove_all(run_dir);
   Program second(scratch.path(), in_step("apart.toml"));
-  REQUIRE(second.wait_for([&] { return reached(run_dir, "lingang", 5); }, 60));
+  REQUIRE(second.wait_for([&] { return reached(run_dir, "lingang", 5); }, 120));
   second.signal(SIGTERM);
   const Ended stopped = second.wait();
   INFO(stopped.err);
@@ -156,7 +156,7 @@ TEST_CASE("a site in step that is killed comes back, and all go on from a checkp
     CAPTURE(kind);
     fs::remove_all(run_dir);
     Program program(scratch.path(), in_step("apart.toml"));
-    REQUIRE(program.wait_for([&] { return reached(run_dir, "lingang", 12); }, 90));
+    REQUIRE(program.wait_for([&] { return reached(run_dir, "lingang", 12); }, 120));
     pid_t victim = 0;
     for (const pid_t pid : processes_in(scratch.path())) {
       std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));

@@ -33,7 +33,7 @@ class Hosts {
   static std::string address_of(Program& coordinator) {
     const std::string before = "sites at ";
     const auto said = [&] { return coordinator.err_so_far().find(before) != std::string::npos; };
-    REQUIRE(coordinator.wait_for(said, 30));
+    REQUIRE(coordinator.wait_for(said, 120));
     const std::string words = coordinator.err_so_far();
     const size_t begin = words.find(before) + before.size();
     return words.substr(begin, words.find(';', begin) - begin);
@@ -85,7 +85,7 @@ TEST_CASE("a site that is killed comes back with the same token, and the run end
   const std::string address = Hosts::address_of(*coordinator);
   Program east(hosts.path("east"), hosts.agent("lingang", address));
   auto west = std::make_unique<Program>(hosts.path("west"), hosts.agent("guizhou", address));
-  REQUIRE(coordinator->wait_for([&] { return reached(hosts.run_dir(), "guizhou", 20); }, 90));
+  REQUIRE(coordinator->wait_for([&] { return reached(hosts.run_dir(), "guizhou", 20); }, 120));
   ::kill(-west->pid(), SIGKILL);
   REQUIRE(west->wait().exit_code == 128 + SIGKILL);
   REQUIRE(loss_curve(hosts.run_dir(), "lingang").size() < 120);  // the fault fired on the way
@@ -116,7 +116,7 @@ TEST_CASE("a token that was used, has expired or is of another run is refused wi
   Program east(hosts.path("east"), hosts.agent("lingang", address));
   REQUIRE(east.wait_for(
       [&] { return fs::exists(hosts.path("east") / "runs" / "test" / "certs" / "lingang.pem"); },
-      30));
+      120));
   CHECK(contains(refused("west", hosts.agent("lingang", address)), "was used by another"));
   fs::remove_all(hosts.path("west") / "runs");
 

@@ -61,7 +61,7 @@ TEST_CASE("a store that is down costs a warning and a count, and no step") {
   S3Server server;
   server.is_down = true;
   Program program(scratch.path(), copying("one.toml", {}), with_account(server));
-  REQUIRE(program.wait_for([&] { return reached(run_dir, "room", 24); }, 60));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "room", 24); }, 120));
   server.is_down = false;  // before the last copy is given up
   const Ended ended = program.wait();
   INFO(ended.err);

@@ -1,6 +1,8 @@
 // A site that comes back fetches the state from the others while they train, and one of them dies.
 #include <doctest/doctest.h>
 
+#include <optional>
+
 #include "cli/small_run.h"
 
 namespace pelago::testing {
@@ -77,11 +79,11 @@ pid_t agent_of(const fs::path& folder, const std::string& site) {
   return 0;
 }
 
-TEST_CASE("a donor that is killed while a site fetches from it is done without") {
-  const Scratch scratch("donors");
-  prepare(scratch.path());
-  write_all(scratch.path() / "three.toml", kThinLines);
+/// Kills c, and a so long after c is back. Nothing if that was too soon for a to have given a leaf,
+/// or too late: then c had all. Otherwise what c reported when it had caught up.
+std::optional<nlohmann::json> kill_donor(const Scratch& scratch, double after_s) {
   const fs::path run_dir = scratch.path() / "runs" / "test";
+  fs::remove_all(run_dir);
   Program program(scratch.path(),
                   train("three.toml",
                         {"--set",
@@ -104,30 +106,44 @@ TEST_CASE("a donor that is killed while a site fetches from it is done without")
     REQUIRE(agent > 0);
     ::kill(agent, SIGKILL);
   };
-  kill_agent("c");
   const auto has_come = [&](const char* name, const char* site, int nth) {
     return [&run_dir, name, site, nth] {
       const std::vector<Event> events = events_of(run_dir);
       return place_of(events, name, site, nth) < events.size();
     };
   };
-  REQUIRE(program.wait_for(has_come("site_joined", "c", 2), 60));
-  std::this_thread::sleep_for(std::chrono::seconds(3));  // some leaves have come, not all
+  kill_agent("c");
+  REQUIRE(program.wait_for(has_come("site_joined", "c", 2), 120));
+  program.wait_for(has_come("caught_up", "c", 1), after_s);
   kill_agent("a");
-  REQUIRE(program.wait_for(has_come("caught_up", "c", 1), 90));
-  REQUIRE(program.wait_for(has_come("caught_up", "a", 1), 90));  // the other joiner of the two
+  const bool was_on_the_way = !has_come("caught_up", "c", 1)();
+  REQUIRE(program.wait_for(has_come("caught_up", "c", 1), 120));
+  REQUIRE(program.wait_for(has_come("caught_up", "a", 1), 120));  // the other joiner of the two
   program.signal(SIGTERM);
   const Ended ended = program.wait();
   INFO(ended.err);
   CHECK(ended.exit_code == 0);
-  const std::vector<Event> events = events_of(run_dir);
-  const size_t caught_up = place_of(events, "caught_up", "c");
-  CHECK(place_of(events, "site_joined", "a", 2) < caught_up);  // it had died on the way
-  const nlohmann::json& fields = events[caught_up].fields;
-  CHECK(fields["leaves_refused"] == 0);
-  CHECK(fields["donors"].contains("b"));  // and a, if it gave a leaf before it died
-  CHECK(place_of(events, "hash_differs", "c") == events.size());
   CHECK(processes_in(scratch.path()).empty());
+  const std::vector<Event> events = events_of(run_dir);
+  CHECK(place_of(events, "hash_differs", "c") == events.size());
+  const nlohmann::json fields = events[place_of(events, "caught_up", "c")].fields;
+  if (!was_on_the_way || !fields["donors"].contains("a")) return {};
+  return fields;
+}
+
+TEST_CASE("a donor that is killed while a site fetches from it is done without") {
+  const Scratch scratch("donors");
+  prepare(scratch.path());
+  write_all(scratch.path() / "three.toml", kThinLines);
+  // Some leaves have come after 3 s, not all. A busy machine may need another moment.
+  std::optional<nlohmann::json> fields;
+  for (const double after_s : {3.0, 6.0, 2.0, 8.0}) {
+    fields = kill_donor(scratch, after_s);
+    if (fields) break;
+  }
+  REQUIRE(fields);
+  CHECK((*fields)["leaves_refused"] == 0);
+  CHECK((*fields)["donors"].contains("b"));
 }
 
 }  // namespace

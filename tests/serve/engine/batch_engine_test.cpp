@@ -5,19 +5,19 @@
 #include <algorithm>
 #include <cmath>
 
-#include "fake_runner.h"
+#include "serve/engine/fake_runner.h"
 
 namespace pelago::serve {
 namespace {
 
-constexpr int32_t kEnd = 256;
+constexpr int32_t kEndToken = 256;
 
-struct Bench {
-  explicit Bench(const FakeRunner::Shape& shape,
-                 const SchedulerLimits& limits = {.step_tokens = 32, .sequences_max = 8})
+struct EngineBench {
+  explicit EngineBench(const FakeRunner::Shape& shape,
+                       const SchedulerLimits& limits = {.step_tokens = 32, .sequences_max = 8})
       : tokenizer(byte_tokenizer()),
         runner(shape),
-        engine(runner, tokenizer, {.scheduler = limits, .end_tokens = {kEnd}}) {}
+        engine(runner, tokenizer, {.scheduler = limits, .end_tokens = {kEndToken}}) {}
 
   std::shared_ptr<Answer> ask(const GenerateRequest& request) {
     auto answer = std::make_shared<Answer>();
@@ -85,7 +85,7 @@ void check_answer(const Asked& asked, int64_t context_length, uint64_t seed) {
   REQUIRE(asked.answer->is_over);
   for (const auto& [idx, choice] : asked.answer->choices) {
     const std::vector<int32_t> expected =
-        expected_tokens(asked.request, idx, kEnd, context_length, 260);
+        expected_tokens(asked.request, idx, kEndToken, context_length, 260);
     if (choice.finish == Finish::kCancelled) {
       REQUIRE(choice.tokens.size() <= expected.size());
       CHECK(std::equal(choice.tokens.begin(), choice.tokens.end(), expected.begin()));
@@ -103,9 +103,9 @@ TEST_CASE("whatever else runs, is preempted, shared or cancelled, a request's to
   for (uint64_t seed = 1; seed <= 60; ++seed) {
     Rng rng = Rng(seed).fork("requests");
     const auto num_pages = static_cast<int64_t>(24 + rng.next_below(60));
-    Bench bench({.num_pages = num_pages, .context_length = 80},
-                {.step_tokens = static_cast<int64_t>(4 + rng.next_below(60)),
-                 .sequences_max = static_cast<int>(4 + rng.next_below(12))});
+    EngineBench bench({.num_pages = num_pages, .context_length = 80},
+                      {.step_tokens = static_cast<int64_t>(4 + rng.next_below(60)),
+                       .sequences_max = static_cast<int>(4 + rng.next_below(12))});
     std::vector<Asked> all;
     for (int idx = 0; idx < 40; ++idx) {
       GenerateRequest request = random_request(rng);
@@ -135,7 +135,7 @@ TEST_CASE("whatever else runs, is preempted, shared or cancelled, a request's to
 }
 
 TEST_CASE("after 10,000 random requests no page is held") {
-  Bench bench({.num_pages = 48, .context_length = 80});
+  EngineBench bench({.num_pages = 48, .context_length = 80});
   Rng rng = Rng(17).fork("requests");
   uint64_t num_over = 0;
   for (int idx = 0; idx < 10'000; ++idx) {
@@ -153,7 +153,7 @@ TEST_CASE("after 10,000 random requests no page is held") {
 }
 
 TEST_CASE("a prompt that came before is read from its pages") {
-  Bench bench({.num_pages = 64, .page_tokens = 4});
+  EngineBench bench({.num_pages = 64, .page_tokens = 4});
   const auto first = bench.ask(simple_request(41, 1));
   bench.finish();
   const int64_t num_computed = bench.runner.num_tokens_computed;
@@ -166,7 +166,7 @@ TEST_CASE("a prompt that came before is read from its pages") {
 }
 
 TEST_CASE("choices of one request share its prompt's pages") {
-  Bench bench({.num_pages = 20, .page_tokens = 4});
+  EngineBench bench({.num_pages = 20, .page_tokens = 4});
   GenerateRequest request = simple_request(42, 3);
   request.num_choices = 4;
   const auto answer = bench.ask(request);
@@ -178,7 +178,7 @@ TEST_CASE("choices of one request share its prompt's pages") {
 }
 
 TEST_CASE("a user with many requests does not keep another one waiting") {
-  Bench bench({.num_pages = 64}, {.step_tokens = 16, .sequences_max = 1});
+  EngineBench bench({.num_pages = 64}, {.step_tokens = 16, .sequences_max = 1});
   std::vector<std::shared_ptr<Answer>> crowd;
   for (uint64_t idx = 0; idx < 10; ++idx) {
     GenerateRequest request = simple_request(8, 4, idx + 10);
@@ -195,7 +195,7 @@ TEST_CASE("a user with many requests does not keep another one waiting") {
 }
 
 TEST_CASE("an answer ends before its stop string, which two tokens share") {
-  Bench bench({.num_pages = 64});
+  EngineBench bench({.num_pages = 64});
   GenerateRequest request = simple_request(8, 30);
   for (int32_t token = 128; token < 260; ++token) request.sampling.logit_bias[token] = -100;
   const auto whole = bench.ask(request);
@@ -211,7 +211,7 @@ TEST_CASE("an answer ends before its stop string, which two tokens share") {
 }
 
 TEST_CASE("what can never be served is refused with a reason") {
-  Bench bench({.num_pages = 64, .context_length = 50});
+  EngineBench bench({.num_pages = 64, .context_length = 50});
   const auto reason = [&](auto change) {
     GenerateRequest request = simple_request(10, 5);
     change(request);
@@ -237,7 +237,7 @@ TEST_CASE("what can never be served is refused with a reason") {
 }
 
 TEST_CASE("an embedding has length 1, is the same whatever came before, and keeps no page") {
-  Bench bench({.num_pages = 64, .max_batch_tokens = 40});
+  EngineBench bench({.num_pages = 64, .max_batch_tokens = 40});
   const GenerateRequest request = simple_request(90, 1);
   const auto first = bench.engine.embed(request.prompt);
   REQUIRE(first.has_value());
@@ -251,7 +251,7 @@ TEST_CASE("an embedding has length 1, is the same whatever came before, and keep
 }
 
 TEST_CASE("log probabilities are those of the model, whatever is drawn from them") {
-  Bench bench({.num_pages = 64});
+  EngineBench bench({.num_pages = 64});
   GenerateRequest request = simple_request(8, 6);
   request.num_logprobs = 3;
   request.sampling.top_k = 2;
@@ -275,6 +275,68 @@ TEST_CASE("log probabilities are those of the model, whatever is drawn from them
     CHECK((logprob.top[0].first == logprob.token || logprob.top[1].first == logprob.token));
     hash = hash_token(hash, logprob.token);
   }
+}
+
+/// Knows what will be drawn, and lies about every third token.
+class LyingDrafter final : public Drafter {
+ public:
+  explicit LyingDrafter(const std::vector<Asked>& all) : all_(all) {}
+  void propose(std::span<const DraftTask> tasks) override {
+    for (const DraftTask& task : tasks) {
+      Sequence& sequence = *task.sequence;
+      const Asked& asked = all_[sequence.request - 1];
+      const std::vector<int32_t> truth =
+          expected_tokens(asked.request, sequence.choice, kEndToken, 80, 260);
+      const auto at = static_cast<size_t>(sequence.num_tokens() - sequence.num_prompt);
+      for (size_t idx = at; idx < truth.size() && idx < at + static_cast<size_t>(task.num_wanted);
+           ++idx) {
+        const bool is_lie = rng_.next_below(3) == 0;
+        sequence.draft.push_back(is_lie ? static_cast<int32_t>(rng_.next_below(260)) : truth[idx]);
+      }
+    }
+  }
+  void forget(const Sequence&) override {}
+
+ private:
+  const std::vector<Asked>& all_;
+  Rng rng_ = Rng(4).fork("lies");
+};
+
+TEST_CASE("guesses, right or wrong, change how many passes it takes and nothing else") {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Rng rng = Rng(seed).fork("guessed requests");
+    const data::Tokenizer tokenizer = byte_tokenizer();
+    std::vector<Asked> all;
+    FakeRunner runner({.num_pages = 30, .context_length = 80});
+    BatchEngine engine(runner,
+                       tokenizer,
+                       {.scheduler = {.step_tokens = 32, .sequences_max = 6},
+                        .speculation = {.draft_max = 6, .rows_max = 20},
+                        .end_tokens = {kEndToken}},
+                       std::make_unique<LyingDrafter>(all));
+    for (RequestId id = 1; id <= 30; ++id) {
+      all.push_back({id, random_request(rng), std::make_shared<Answer>()});
+      engine.submit(id, all.back().request, collect(all.back().answer));
+    }
+    while (engine.step()) {
+    }
+    for (const Asked& asked : all) check_answer(asked, engine.context_length(), seed);
+    const EngineStats stats = engine.stats();
+    CHECK(stats.num_pages_used == 0);
+    CHECK(stats.draft_accepted > stats.draft_tokens / 4);
+    CHECK(stats.draft_accepted < stats.draft_tokens * 3 / 4);
+  }
+}
+
+TEST_CASE("a text that repeats itself is guessed from itself") {
+  EngineBench bench({.num_pages = 64});
+  GenerateRequest request = simple_request(8, 120);
+  // The bias leaves one token: the answer is a run of it.
+  request.sampling.logit_bias[65] = 100;
+  const auto answer = bench.ask(request);
+  bench.finish();
+  CHECK(answer->choices[0].text == std::string(120, 'A'));
+  CHECK(bench.runner.num_passes < 30);
 }
 
 }  // namespace

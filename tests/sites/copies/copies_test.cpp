@@ -86,7 +86,7 @@ std::vector<int64_t> steps_in(const CopierOptions& options) {
 /// Offers one and waits; returns the names of the events.
 std::string copy(CheckpointCopier& copier, int64_t step) {
   copier.offer(step);
-  REQUIRE(copier.finish(20));
+  REQUIRE(copier.finish(60));
   std::string names;
   for (const auto& [name, fields] : copier.take_events()) names += name + " ";
   return names;
@@ -141,7 +141,7 @@ TEST_CASE("503, broken connections and lost answers are tried again until it is 
   server.refuse_503 = 2;
   server.break_before = 2;
   copier.offer(8);
-  REQUIRE(copier.finish(20));
+  REQUIRE(copier.finish(60));
   const auto events = copier.take_events();
   REQUIRE(events.size() == 1);
   CHECK(events[0].first == "checkpoint_copied");
@@ -193,7 +193,7 @@ TEST_CASE("a store that answers nothing is given up, and whoever ends does not w
     copier.offer(8);
     CHECK_FALSE(copier.finish(0.05));
   }
-  CHECK(steady_now_s() - begin_s < 3);
+  CHECK(steady_now_s() - begin_s < 20);  // silence ends a transfer after 30
 }
 
 TEST_CASE("a race that is lost never moves latest back") {
@@ -259,7 +259,7 @@ TEST_CASE("wrong credentials are refused once, with the store's word and without
   options.store.account.secret_key = "guessed";
   CheckpointCopier copier(options);
   copier.offer(8);
-  REQUIRE(copier.finish(20));
+  REQUIRE(copier.finish(60));
   const auto events = copier.take_events();
   REQUIRE(events.size() == 2);
   CHECK(events[1].second.find("403 SignatureDoesNotMatch") != std::string::npos);

@@ -20,6 +20,8 @@
 #include <thread>
 #include <vector>
 
+#include "free_ports.h"
+
 namespace pelago::testing {
 
 class EtcdCluster {
@@ -27,22 +29,6 @@ class EtcdCluster {
   static constexpr int kMembers = 3;
   static constexpr const char* kNotInstalled =
       "skipped: etcd is not installed; scripts/install-packages does it";
-
-  /// All open at once, so that no two are the same.
-  static std::vector<int> free_ports(int count) {
-    std::vector<int> ports, sockets;
-    for (int i = 0; i < count; ++i) {
-      const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-      sockaddr_in address = loopback(0);
-      socklen_t length = sizeof(address);
-      (void)::bind(socket, reinterpret_cast<sockaddr*>(&address), length);
-      (void)::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length);
-      sockets.push_back(socket);
-      ports.push_back(ntohs(address.sin_port));
-    }
-    for (const int socket : sockets) ::close(socket);
-    return ports;
-  }
 
   static bool is_installed() {
     for (const char* dir : {"/usr/bin", "/usr/local/bin"}) {
@@ -85,7 +71,7 @@ class EtcdCluster {
   }
 
   /// The member that the others follow; waits for there to be one that answers.
-  int wait_for_leader(double timeout_s = 20) const {
+  int wait_for_leader(double timeout_s = 60) const {
     const auto deadline =
         std::chrono::steady_clock::now() + std::chrono::duration<double>(timeout_s);
     while (std::chrono::steady_clock::now() < deadline) {

@@ -141,6 +141,15 @@ function losses(run: Run): Map<string, string> {
   return away;
 }
 
+/** Tokens of a step that pass through a device: those of its pipeline. */
+function plannedTokens(plan: Plan, site_idx: number, rank: number): number {
+  const joint = plan.pipelines ?? [];
+  const offset = joint.length ? plan.sites.slice(0, site_idx).reduce((all, site) => all + site.devices.length, 0) : 0;
+  const pipelines = joint.length ? joint : (plan.sites[site_idx].pipelines ?? []);
+  const own = pipelines.find((pipeline) => pipeline.stages.some((stage) => stage.ranks.includes(rank + offset)));
+  return own ? own.sequences * plan.sequence_length : NaN;
+}
+
 export function chips(run: Run, standing: Standing): Chip[] {
   const away = losses(run);
   const list: Chip[] = [];
@@ -152,11 +161,14 @@ export function chips(run: Run, standing: Standing): Chip[] {
       const from = (columns?.steps.length ?? 0) - kRecent;
       const recent_s = columns ? sum(columns.step_s, from) : 0;
       const step_s = steps?.totals.step_s ?? 0;
-      const recent_compute_s = columns?.ranks[rank] ? sum(columns.ranks[rank].compute_s, from) / sum(columns.steps, from) : NaN;
+      // By token, since a chip that takes another's share computes longer and is not slow.
+      const planned_tokens = plannedTokens(run.plan!, site_idx, rank);
+      const recent_tokens = columns?.ranks[rank] ? sum(columns.ranks[rank].tokens, from) : 0;
+      const recent_compute_s = columns?.ranks[rank] ? sum(columns.ranks[rank].compute_s, from) : NaN;
       const reason = away.get(planned.name) ?? away.get(`${planned.name}/${rank}`);
       let health: Health = totals ? 'good' : 'unknown';
       let why = totals ? 'keeps the pace of the plan' : 'no step reported yet';
-      const pace = recent_compute_s / device.predicted_step_s;
+      const pace = recent_compute_s / recent_tokens / (device.predicted_step_s / planned_tokens);
       if (reason !== undefined) {
         health = 'lost';
         why = reason;

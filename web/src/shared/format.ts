@@ -30,6 +30,13 @@ export function bytes(value: number): string {
   return `${unit === 0 ? Math.round(value) : significant(value)}${kThin}${units[unit]}`;
 }
 
+/** Of a line, in Mbit/s. */
+export function rate(mbit_s: number): string {
+  if (!Number.isFinite(mbit_s)) return '–';
+  if (mbit_s >= 1000) return `${Number(significant(mbit_s / 1000))}${kThin}Gbit/s`;
+  return `${mbit_s < 0.005 ? 0 : mbit_s < 10 ? mbit_s.toFixed(2) : Number(significant(mbit_s))}${kThin}Mbit/s`;
+}
+
 export function percent(ratio: number, digits = 1): string {
   return Number.isFinite(ratio) ? `${(100 * ratio).toFixed(digits)}${kThin}%` : '–';
 }

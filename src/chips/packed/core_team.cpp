@@ -1,0 +1,112 @@
+#include "chips/packed/core_team.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/threads.h"
+
+namespace pelago::chips::packed {
+
+namespace {
+
+// A pause takes 10 to 40 ns. Within a pass the others come soon; between passes the caller draws
+// tokens and answers clients, who want the cores too.
+constexpr int kPausesWithin = 8000;
+constexpr int kPausesBetween = 2000;
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// Waits until value is no longer seen.
+void wait_past(const std::atomic<int32_t>& value, int32_t seen, int num_pauses) {
+  for (int i = 0; i < num_pauses; ++i) {
+    if (value.load(std::memory_order_acquire) != seen) return;
+    pause();
+  }
+  value.wait(seen, std::memory_order_acquire);
+}
+
+}  // namespace
+
+CoreTeam::CoreTeam(int num_threads, std::vector<int> cores)
+    : num_threads_(num_threads), cores_(std::move(cores)) {
+  PELAGO_ASSERT(num_threads >= 1, "a team has its caller");
+  PELAGO_ASSERT(cores_.empty() || cores_.size() >= static_cast<size_t>(num_threads),
+                "every thread has a core");
+  for (int thread_idx = 1; thread_idx < num_threads; ++thread_idx) {
+    threads_.emplace_back([this, thread_idx](const std::stop_token& stop) {
+      if (!cores_.empty()) bind_to_cores({cores_[static_cast<size_t>(thread_idx)]});
+      serve(thread_idx, stop);
+    });
+  }
+}
+
+CoreTeam::~CoreTeam() {
+  for (std::jthread& thread : threads_) thread.request_stop();
+  run_idx_.fetch_add(1, std::memory_order_release);
+  run_idx_.notify_all();
+  threads_.clear();
+}
+
+void CoreTeam::serve(int thread_idx, const std::stop_token& stop) {
+  int32_t seen = 0;
+  while (true) {
+    wait_past(run_idx_, seen, kPausesBetween);
+    if (stop.stop_requested()) return;
+    ++seen;  // runs are never skipped: each ends with a meeting of all
+    Member member(*this, thread_idx);
+    (*work_)(member);
+    meet(member.part_);
+  }
+}
+
+void CoreTeam::run(const std::function<void(Member&)>& work) {
+  if (!cores_.empty() && bound_caller_ != std::this_thread::get_id()) {
+    bind_to_cores({cores_[0]});
+    bound_caller_ = std::this_thread::get_id();
+  }
+  work_ = &work;
+  run_idx_.fetch_add(1, std::memory_order_release);
+  if (num_threads_ > 1) run_idx_.notify_all();
+  Member member(*this, 0);
+  work(member);
+  meet(member.part_);
+}
+
+void CoreTeam::meet(size_t part) {
+  const int32_t held = meeting_.load(std::memory_order_acquire);
+  if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < num_threads_) {
+    wait_past(meeting_, held, kPausesWithin);
+    return;
+  }
+  // The last one to come: nobody is in this part any more.
+  counters_[part % kCounters].next.store(0, std::memory_order_relaxed);
+  num_arrived_.store(0, std::memory_order_relaxed);
+  meeting_.fetch_add(1, std::memory_order_release);
+  if (num_threads_ > 1) meeting_.notify_all();
+}
+
+void CoreTeam::Member::share(size_t num_items,
+                             size_t grain,
+                             const std::function<void(size_t, size_t)>& work) {
+  std::atomic<size_t>& next = team_->counters_[part_ % kCounters].next;
+  // A share shrinks with what is left: few hand-overs, and all end at about the same time.
+  const size_t shares = 2 * static_cast<size_t>(team_->num_threads_);
+  size_t begin = next.load(std::memory_order_relaxed);
+  while (begin < num_items) {
+    const size_t grains = team_->num_threads_ == 1 ? num_items : (num_items - begin) / shares;
+    const size_t end = std::min(num_items, begin + std::max(grain, grains / grain * grain));
+    if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+    work(begin, end);
+    begin = next.load(std::memory_order_relaxed);
+  }
+  team_->meet(part_);
+  ++part_;
+}
+
+}  // namespace pelago::chips::packed

@@ -1,0 +1,281 @@
+#include "chips/packed/rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "chips/cpu_kernels/simd.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "chips/packed/rows.cpp"
+#include <hwy/foreach_target.h>
+
+#include "chips/cpu_kernels/values-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace pelago::chips::packed {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using cpu::HWY_NAMESPACE::exp_wide;
+using cpu::HWY_NAMESPACE::for_each_vector;
+using cpu::HWY_NAMESPACE::store_wide;
+using cpu::HWY_NAMESPACE::WideTag;
+
+void norm_row(const float* x, const float* weight, size_t num_values, double eps, float* out) {
+  const WideTag d;
+  auto first = hn::Zero(d);
+  for_each_vector(num_values, [&](size_t i, auto load, auto) HWY_ATTR {
+    const auto values = load(x + i);
+    first = hn::MulAdd(values, values, first);
+  });
+  const double mean =
+      static_cast<double>(hn::GetLane(hn::SumOfLanes(d, first))) / static_cast<double>(num_values);
+  const auto scale = hn::Set(d, static_cast<float>(1.0 / std::sqrt(mean + eps)));
+  for_each_vector(num_values, [&](size_t i, auto load, auto store) HWY_ATTR {
+    store(hn::Mul(hn::Mul(load(x + i), scale), load(weight + i)), out + i);
+  });
+}
+
+void swiglu_row(const float* gate, const float* up, size_t num_values, float* out) {
+  const WideTag d;
+  for_each_vector(num_values, [&](size_t i, auto load, auto store) HWY_ATTR {
+    const auto g = load(gate + i);
+    const auto bounded = hn::Max(g, hn::Set(d, -88.0F));  // exp(88) is the last below infinity
+    const auto divisor = hn::Add(hn::Set(d, 1.0F), exp_wide(hn::Neg(bounded)));
+    store(hn::Mul(hn::Div(g, divisor), load(up + i)), out + i);
+  });
+}
+
+void rotate_head(float* head, const float* cos, const float* sin, size_t head_dim) {
+  const size_t half = head_dim / 2;
+  for_each_vector(half, [&](size_t i, auto load, auto store) HWY_ATTR {
+    const auto a = load(head + i), b = load(head + half + i);
+    const auto c = load(cos + i), s = load(sin + i);
+    store(hn::NegMulAdd(b, s, hn::Mul(a, c)), head + i);
+    store(hn::MulAdd(a, s, hn::Mul(b, c)), head + half + i);
+  });
+}
+
+void add_row(const float* from, size_t num_values, float* to) {
+  for_each_vector(num_values, [&](size_t i, auto load, auto store) HWY_ATTR {
+    store(hn::Add(load(from + i), load(to + i)), to + i);
+  });
+}
+
+void narrow_row(const float* from, size_t num_values, uint16_t* to) {
+  for_each_vector(num_values, [&](size_t i, auto load, auto store) HWY_ATTR {
+    store(load(from + i), reinterpret_cast<hwy::bfloat16_t*>(to + i));
+  });
+}
+
+void widen_row(const uint16_t* from, size_t num_values, float* to) {
+  for_each_vector(num_values, [&](size_t i, auto load, auto store) HWY_ATTR {
+    store(load(reinterpret_cast<const hwy::bfloat16_t*>(from + i)), to + i);
+  });
+}
+
+/// One group to signed levels of 8 bits. Returns the scale.
+float round_group(const float* values, size_t num_values, int8_t* levels, int32_t* level_sum) {
+  const WideTag d;
+  const hn::Rebind<int32_t, WideTag> integers;
+  const hn::Rebind<int8_t, WideTag> bytes;
+  auto largest = hn::Zero(d);
+  for_each_vector(num_values, [&](size_t i, auto load, auto) HWY_ATTR {
+    largest = hn::Max(largest, hn::Abs(load(values + i)));
+  });
+  const float top = hn::GetLane(hn::MaxOfLanes(d, largest));
+  // A value that is not finite makes its sums so too, as it would unrounded.
+  const float scale = top / 127.0F;
+  const auto inverse = hn::Set(d, top > 0 ? 127.0F / top : 0.0F);
+  auto sums = hn::Zero(integers);
+  for (size_t i = 0; i < num_values; i += hn::Lanes(d)) {
+    const auto level = hn::NearestInt(hn::Mul(hn::LoadU(d, values + i), inverse));
+    sums = hn::Add(sums, level);
+    hn::StoreU(hn::DemoteTo(bytes, level), bytes, levels + i);
+  }
+  *level_sum = hn::GetLane(hn::SumOfLanes(integers, sums));
+  return scale;
+}
+
+/// Lays the words of one row num_rows apart.
+void scatter_words(const uint32_t* from, size_t num_words, size_t num_rows, uint32_t* to) {
+  if (num_rows == 1) {
+    std::memcpy(to, from, num_words * 4);
+    return;
+  }
+  for (size_t word = 0; word < num_words; ++word) to[word * num_rows] = from[word];
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace pelago::chips::packed
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace pelago::chips::packed {
+namespace {
+HWY_EXPORT(norm_row);
+HWY_EXPORT(swiglu_row);
+HWY_EXPORT(rotate_head);
+HWY_EXPORT(add_row);
+HWY_EXPORT(narrow_row);
+HWY_EXPORT(widen_row);
+HWY_EXPORT(round_group);
+HWY_EXPORT(scatter_words);
+
+// Of panels that several tiles pass over: a pair of them in the first cache beside a tile.
+constexpr size_t kBlockWords = 256;
+
+/// Calls put(panel, num_panels) for runs of panels after their products with all rows are in
+/// c + panel columns, where begin is c's first.
+void multiply_range(const PackedRows& x,
+                    const PackedMatrix& weights,
+                    size_t begin,
+                    size_t end,
+                    float* c,
+                    size_t c_stride,
+                    bool adds) {
+  const MultiplyPanels product = multiply_panels(weights.format());
+  const Tiling& tiling = x.tiling();
+  PanelJob job = weights.job(begin);
+  job.c_stride = c_stride;
+  if (tiling.num_tiles == 1) {
+    x.point(job, 0, 0);
+    job.c = c;
+    job.adds = adds;
+    product(job, tiling.num_rows, end - begin);
+    return;
+  }
+  const size_t group = std::max<size_t>(1, weights.group_words());
+  const size_t block = std::max(group, kBlockWords / group * group);
+  for (size_t panel = begin; panel < end; panel += 2) {
+    const size_t num_panels = std::min<size_t>(2, end - panel);
+    for (size_t word = 0; word < weights.num_words(); word += block) {
+      job = weights.job(panel);
+      job.weights += word * panel_word_bytes(weights.format());
+      job.scales += word / group * kPanel;
+      job.num_words = std::min(block, weights.num_words() - word);
+      job.c_stride = c_stride;
+      job.adds = adds || word > 0;
+      for (size_t tile = 0; tile < tiling.num_tiles; ++tile) {
+        x.point(job, tile, word);
+        job.c = c + tiling.first_row(tile) * c_stride + (panel - begin) * kPanel;
+        product(job, tiling.rows_of(tile), num_panels);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void rms_norm(const float* x, const float* weight, size_t num_values, double eps, float* out) {
+  HWY_DYNAMIC_DISPATCH(norm_row)(x, weight, num_values, eps, out);
+}
+void swiglu(const float* gate, const float* up, size_t num_values, float* out) {
+  HWY_DYNAMIC_DISPATCH(swiglu_row)(gate, up, num_values, out);
+}
+void rotate(float* head, const float* cos, const float* sin, size_t head_dim) {
+  HWY_DYNAMIC_DISPATCH(rotate_head)(head, cos, sin, head_dim);
+}
+void add(const float* from, size_t num_values, float* to) {
+  HWY_DYNAMIC_DISPATCH(add_row)(from, num_values, to);
+}
+void round_to_bf16(const float* from, size_t num_values, uint16_t* to) {
+  HWY_DYNAMIC_DISPATCH(narrow_row)(from, num_values, to);
+}
+void widen_bf16(const uint16_t* from, size_t num_values, float* to) {
+  HWY_DYNAMIC_DISPATCH(widen_row)(from, num_values, to);
+}
+
+PackedRows::PackedRows(size_t rows_max, size_t inputs_max)
+    : words_(rows_max * inputs_max),
+      scales_(rows_max * (inputs_max / 32 + 1)),
+      sums_(rows_max * (inputs_max / 32 + 1)) {}
+
+void PackedRows::begin(size_t num_rows, const PackedMatrix& weights) {
+  format_ = weights.format();
+  num_inputs_ = static_cast<size_t>(weights.num_inputs());
+  num_words_ = weights.num_words();
+  group_words_ = weights.group_words();
+  tiling_ = Tiling(num_rows, tile_rows(format_));
+  PELAGO_ASSERT(num_rows * num_words_ <= words_.size(), "the room is that of the largest product");
+}
+
+void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
+  size_t tile = row_idx * tiling_.num_tiles / tiling_.num_rows;
+  while (tiling_.first_row(tile + 1) <= row_idx) ++tile;
+  const size_t first = tiling_.first_row(tile);
+  const size_t rows = tiling_.rows_of(tile);
+  uint32_t* to = words_.data() + first * num_words_ + (row_idx - first);
+  if (format_ == Format::kF32) {
+    HWY_DYNAMIC_DISPATCH(scatter_words)
+    (reinterpret_cast<const uint32_t*>(values), num_words_, rows, to);
+    return;
+  }
+  if (format_ == Format::kBf16) {
+    round_to_bf16(values, num_inputs_, scratch);
+    if (num_inputs_ % 2 != 0) scratch[num_inputs_] = 0;
+  } else {
+    auto* levels = reinterpret_cast<int8_t*>(scratch);
+    const size_t group_values = group_words_ * 4;
+    const size_t num_groups = num_words_ / group_words_;
+    float* scales = scales_.data() + first * num_groups + (row_idx - first);
+    int32_t* sums = sums_.data() + first * num_groups + (row_idx - first);
+    for (size_t group = 0; group < num_groups; ++group) {
+      const size_t at = group * group_values;
+      int32_t sum = 0;
+      scales[group * rows] =
+          HWY_DYNAMIC_DISPATCH(round_group)(values + at, group_values, levels + at, &sum);
+      sums[group * rows] = -level_offset(format_) * sum;
+    }
+  }
+  HWY_DYNAMIC_DISPATCH(scatter_words)
+  (reinterpret_cast<const uint32_t*>(scratch), num_words_, rows, to);
+}
+
+void PackedRows::point(PanelJob& job, size_t tile, size_t first_word) const {
+  const size_t first = tiling_.first_row(tile);
+  const size_t rows = tiling_.rows_of(tile);
+  job.x = words_.data() + first * num_words_ + first_word * rows;
+  if (!is_quantised(format_)) return;
+  const size_t side = first * (num_words_ / group_words_) + first_word / group_words_ * rows;
+  job.x_scales = scales_.data() + side;
+  job.x_sums = sums_.data() + side;
+}
+
+void multiply(CoreTeam::Member& member,
+              const PackedRows& x,
+              const PackedMatrix& weights,
+              float* c,
+              size_t c_stride,
+              bool adds) {
+  member.share(weights.num_panels(), 4, [&](size_t begin, size_t end) {
+    multiply_range(x, weights, begin, end, c + begin * kPanel, c_stride, adds);
+  });
+}
+
+void multiply_swiglu(CoreTeam::Member& member,
+                     const PackedRows& x,
+                     const PackedMatrix& gate_up,
+                     float* h,
+                     size_t h_stride) {
+  const size_t num_rows = x.tiling().num_rows;
+  std::vector<float> columns(num_rows * 4 * kPanel);  // two pairs at a time
+  member.share(gate_up.num_panels() / 2, 2, [&](size_t begin, size_t end) {
+    for (size_t pair = begin; pair < end; pair += 2) {
+      const size_t num_pairs = std::min<size_t>(2, end - pair);
+      multiply_range(
+          x, gate_up, 2 * pair, 2 * (pair + num_pairs), columns.data(), 4 * kPanel, false);
+      for (size_t row = 0; row < num_rows; ++row) {
+        for (size_t i = 0; i < num_pairs; ++i) {
+          const float* gate = columns.data() + row * 4 * kPanel + i * 2 * kPanel;
+          swiglu(gate, gate + kPanel, kPanel, h + row * h_stride + (pair + i) * kPanel);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace pelago::chips::packed
+#endif  // HWY_ONCE

@@ -1,0 +1,75 @@
+// Rows of activations: the steps between products, row by row in f32, and the tiles that products
+// take. A tile is [words][rows]: the words that are multiplied with one line of a panel lie side by
+// side. Rows of quantised products are rounded to 8 bits, a scale a row and group.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "chips/packed/core_team.h"
+#include "chips/packed/packed_matrix.h"
+#include "chips/packed/panels.h"
+
+namespace pelago::chips::packed {
+
+/// out = x * weight / sqrt(mean(x^2) + eps); out may be x. All [num_values] f32.
+void rms_norm(const float* x, const float* weight, size_t num_values, double eps, float* out);
+/// out = gate / (1 + exp(-gate)) * up.
+void swiglu(const float* gate, const float* up, size_t num_values, float* out);
+/// Turns a head in place, half-split. cos, sin: [head_dim / 2].
+void rotate(float* head, const float* cos, const float* sin, size_t head_dim);
+/// to += from.
+void add(const float* from, size_t num_values, float* to);
+/// f32 to bf16, rounded to nearest even, and back.
+void round_to_bf16(const float* from, size_t num_values, uint16_t* to);
+void widen_bf16(const uint16_t* from, size_t num_values, float* to);
+
+/// Rows cut into tiles of nearly equal height.
+struct Tiling {
+  size_t num_rows = 0, num_tiles = 0;
+  Tiling() = default;
+  Tiling(size_t rows, size_t rows_max)
+      : num_rows(rows), num_tiles((rows + rows_max - 1) / rows_max) {}
+  size_t first_row(size_t tile) const { return num_rows * tile / num_tiles; }
+  size_t rows_of(size_t tile) const { return first_row(tile + 1) - first_row(tile); }
+};
+
+/// Room for rows of any format up to a size, and their tiles of the moment.
+class PackedRows {
+ public:
+  PackedRows(size_t rows_max, size_t inputs_max);
+  /// What is put from now on: rows for products with this matrix.
+  void begin(size_t num_rows, const PackedMatrix& weights);
+  /// Rounds a row's inputs [In] f32 and puts them into their tile. Different rows from different
+  /// threads at once. scratch: [In] bytes of the thread's own, twice.
+  void put(size_t row_idx, const float* values, uint16_t* scratch);
+  const Tiling& tiling() const { return tiling_; }
+  /// Fills in the activations' part of a job: a tile, from a word on that begins a group.
+  void point(PanelJob& job, size_t tile, size_t first_word) const;
+
+ private:
+  Format format_ = Format::kF32;
+  size_t num_inputs_ = 0, num_words_ = 0, group_words_ = 0;
+  Tiling tiling_;
+  std::vector<uint32_t> words_;  // tile by tile [words][rows]
+  std::vector<float> scales_;    // [groups][rows]
+  std::vector<int32_t> sums_;    // the same
+};
+
+/// c [rows][c_stride] = x weights^T, or added to it; panels are shared by the team's members, each
+/// of whom calls this. c_stride: at least the panels' outputs.
+void multiply(CoreTeam::Member& member,
+              const PackedRows& x,
+              const PackedMatrix& weights,
+              float* c,
+              size_t c_stride,
+              bool adds);
+/// h [rows][h_stride] = swiglu of panels 2i (gate) and 2i + 1 (up), 16 outputs a pair.
+void multiply_swiglu(CoreTeam::Member& member,
+                     const PackedRows& x,
+                     const PackedMatrix& gate_up,
+                     float* h,
+                     size_t h_stride);
+
+}  // namespace pelago::chips::packed

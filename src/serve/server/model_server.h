@@ -1,0 +1,71 @@
+// `pelago serve`: a model folder behind the API, the chat page beside it, a new checkpoint in its
+// place without a stream dropped.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "serve/api/api.h"
+#include "serve/http/http_server.h"
+#include "serve/http/static_files.h"
+#include "serve/local/local_engine.h"
+
+namespace pelago::serve {
+
+struct ServeOptions {
+  std::filesystem::path folder;    // Hugging Face's layout, or a run whose export is in model/
+  std::string name = {};           // what clients call the model; empty: the folder's name
+  std::string host = "127.0.0.1";  // only this machine; another needs keys, or is_insecure
+  int port = 8000;                 // 0: any free one
+  std::filesystem::path keys_path = {};  // API keys (serve/api/keys.h); empty: none
+  bool is_insecure = false;              // open to all who reach the port, said so on purpose
+  std::string certificate_path = {}, key_path = {};  // PEM: https
+  std::vector<std::string> cors_origins = {};        // sites whose pages may ask; none by default
+  int num_connections_max = 2048;
+  double drain_s = 30;   // what answers get to end in when the server is to stop
+  bool has_page = true;  // the chat page at /
+  EngineOptions engine = {};
+  void validate() const;  // throws Failure (exit 2) naming option and remedy
+};
+
+class ModelServer {
+ public:
+  /// Opens the model and listens. Throws Failure.
+  explicit ModelServer(ServeOptions options);
+  ModelServer(const ModelServer&) = delete;
+  ModelServer& operator=(const ModelServer&) = delete;
+  ~ModelServer();
+
+  std::string url() const;
+  const std::string& model_name() const { return name_; }
+  int64_t context_length() const { return api_.model()->engine->context_length(); }
+
+  /// Opens the folder again and answers new requests with it; answers that have begun stay with the
+  /// old weights, which are let go after the last of them. False, with the reason in the log and
+  /// the old model at work, if the folder cannot be opened.
+  bool reload();
+  /// Whether the folder's weights are others than those that were opened, and have been for two
+  /// calls: a file that is still being written changes again.
+  bool has_changed();
+  /// To be called now and then: lets go of replaced models.
+  void tidy() { api_.release_idle_models(); }
+  /// Takes nothing new, ends what has begun, at most ServeOptions::drain_s. False if answers were
+  /// cut.
+  bool drain();
+
+ private:
+  std::shared_ptr<ServedModel> open() const;
+  std::string stamp() const;
+
+  const ServeOptions options_;
+  const std::filesystem::path folder_;
+  const std::string name_;
+  std::string opened_stamp_, seen_stamp_;
+  StaticFiles pages_;
+  Api api_;
+  HttpServer http_;  // last: its threads use all above
+};
+
+}  // namespace pelago::serve

@@ -1,0 +1,171 @@
+// The runner against the trainer's transformer: same weights, same tokens, whatever the chunks and
+// wherever the pages.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/rng.h"
+#include "model/model_support.h"
+#include "model/transformer.h"
+#include "serve/runner/model_runner.h"
+
+namespace pelago::serve {
+namespace {
+
+using model::failure_of;
+using model::lively_weights;
+using model::ModelConfig;
+using model::ScratchFolder;
+
+/// Dimensions that are no multiples of a panel, and of a group's 32 where weights are quantised.
+ModelConfig small_config(const std::string& model_type, bool grouped = false) {
+  ModelConfig config = model::tiny_config(model_type, model_type == "qwen3");
+  config.max_position_embeddings = 320;
+  config.num_attention_heads = 6;
+  if (grouped) {
+    config.hidden_size = 64;
+    config.intermediate_size = 96;
+    config.num_attention_heads = 4;
+    config.head_dim = 16;
+  }
+  return config;
+}
+
+struct SavedSmall {
+  SavedSmall(const ModelConfig& c, c10::ScalarType dtype)
+      : config(c), flat(lively_weights(c, 3).to(dtype).to(at::kFloat)) {
+    save_model_folder(folder.path(), config, flat, dtype, {});
+  }
+  /// Logits of every position, f32 [T,V], by the trainer's transformer in f32.
+  std::vector<float> trainer_logits(const std::vector<int32_t>& tokens) const {
+    const model::Parameters parameters(config, flat.clone());
+    const model::Transformer transformer(config, parameters);
+    std::vector<float> logits;
+    model::KvCache cache(config, 1, at::kCPU, at::kFloat);
+    for (const int32_t token : tokens) {
+      const Tensor row = transformer.next_logits(at::full({1, 1}, token, at::kLong), cache);
+      logits.insert(logits.end(), row.data_ptr<float>(), row.data_ptr<float>() + row.numel());
+    }
+    return logits;
+  }
+
+  ScratchFolder folder;
+  ModelConfig config;
+  Tensor flat;
+};
+
+std::vector<int32_t> some_tokens(const ModelConfig& config, size_t num_tokens, Rng rng) {
+  std::vector<int32_t> tokens(num_tokens);
+  for (int32_t& token : tokens) {
+    token = static_cast<int32_t>(rng.next_below(static_cast<uint64_t>(config.vocab_size)));
+  }
+  return tokens;
+}
+
+/// Largest difference over the largest magnitude wanted.
+double distance_of(std::span<const float> actual, std::span<const float> wanted) {
+  REQUIRE(actual.size() == wanted.size());
+  double difference = 0, largest = 1e-30;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    if (!std::isfinite(actual[i])) return INFINITY;
+    difference = std::max(difference, std::abs(double{actual[i]} - double{wanted[i]}));
+    largest = std::max(largest, std::abs(double{wanted[i]}));
+  }
+  return difference / largest;
+}
+
+/// Feeds some sequences in random chunks, side by side, through pages in random places. Returns
+/// each one's logits of every position.
+std::vector<std::vector<float>> run_in_chunks(ModelRunner& runner,
+                                              const std::vector<std::vector<int32_t>>& sequences,
+                                              Rng rng) {
+  std::vector<int32_t> free_pages(static_cast<size_t>(runner.num_pages()));
+  std::iota(free_pages.begin(), free_pages.end(), 0);
+  const size_t count = sequences.size();
+  std::vector<std::vector<int32_t>> pages(count);
+  std::vector<std::vector<float>> logits(count);
+  std::vector<size_t> num_read(count, 0);
+  const auto page_tokens = static_cast<size_t>(runner.page_tokens());
+  while (true) {
+    std::vector<SequenceChunk> chunks;
+    std::vector<size_t> owners;
+    size_t room = static_cast<size_t>(runner.max_batch_tokens());
+    for (size_t i = 0; i < count; ++i) {
+      const size_t left = sequences[i].size() - num_read[i];
+      if (left == 0 || room == 0 || (rng.next_below(4) == 0 && !chunks.empty())) continue;
+      const size_t most = rng.next_below(3) == 0 ? 1 : 70;
+      const size_t take = std::min({left, room, size_t{1} + rng.next_below(most)});
+      while (pages[i].size() * page_tokens < num_read[i] + take) {
+        const size_t pick = rng.next_below(free_pages.size());
+        std::swap(free_pages[pick], free_pages.back());
+        pages[i].push_back(free_pages.back());
+        free_pages.pop_back();
+      }
+      chunks.push_back({.tokens = std::span(sequences[i]).subspan(num_read[i], take),
+                        .first_position = static_cast<int64_t>(num_read[i]),
+                        .pages = pages[i],
+                        .wanted = Wanted::kAllLogits});
+      owners.push_back(i);
+      room -= take;
+    }
+    if (chunks.empty()) return logits;
+    const RunnerOutput output = runner.forward(chunks);
+    size_t at = 0;
+    for (size_t c = 0; c < chunks.size(); ++c) {
+      const size_t values = chunks[c].tokens.size() * static_cast<size_t>(runner.vocab_size());
+      logits[owners[c]].insert(logits[owners[c]].end(),
+                               output.logits.begin() + static_cast<std::ptrdiff_t>(at),
+                               output.logits.begin() + static_cast<std::ptrdiff_t>(at + values));
+      at += values;
+      num_read[owners[c]] += chunks[c].tokens.size();
+    }
+  }
+}
+
+std::vector<std::vector<int32_t>> three_sequences(const ModelConfig& config) {
+  return {some_tokens(config, 170, Rng(1)),
+          some_tokens(config, 33, Rng(2)),
+          some_tokens(config, 5, Rng(3))};
+}
+
+double worst_distance(const SavedSmall& saved, const RunnerOptions& options) {
+  const auto runner = open_cpu_runner(saved.folder.path(), options);
+  const auto sequences = three_sequences(saved.config);
+  const auto logits = run_in_chunks(*runner, sequences, Rng(7));
+  double worst = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    worst = std::max(worst, distance_of(logits[i], saved.trainer_logits(sequences[i])));
+  }
+  return worst;
+}
+
+TEST_CASE("in f32 the runner's logits are the trainer's, whatever the chunks and pages") {
+  for (const char* model_type : {"llama", "qwen2", "qwen3"}) {
+    CAPTURE(model_type);
+    const SavedSmall saved(small_config(model_type), at::kFloat);
+    // f32 keeps 24 bits and sums run in another order.
+    CHECK(worst_distance(saved,
+                         {.kv = KvDtype::kF32,
+                          .page_tokens = 16,
+                          .num_pages = 20,
+                          .max_batch_tokens = 90,
+                          .num_threads = 2}) < 2e-5);
+  }
+}
+
+TEST_CASE("in bf16 the runner's logits are close to the trainer's on the same weights") {
+  const SavedSmall saved(small_config("qwen3"), at::kBFloat16);
+  // The trainer computes in f32. Products round their inputs to 8 bits, each off by 2^-9 at most.
+  CHECK(worst_distance(saved, {.num_pages = 12, .num_threads = 2}) < 1.5e-2);
+}
+
+TEST_CASE("keys and values of 8 bits cost little") {
+  const SavedSmall saved(small_config("llama"), at::kFloat);
+  CHECK(worst_distance(saved, {.kv = KvDtype::kInt8, .num_pages = 12}) < 3e-2);
+}
+
+}  // namespace
+}  // namespace pelago::serve
