@@ -152,6 +152,31 @@ class Settling {
   double best_s_;
 };
 
+/// The order of stages may have become another than that of the ranks dealt.
+void deal_again(const SiteProblem& problem, const ShapeOptions& options, SiteLayout& layout) {
+  SetDealer dealer(problem, options);
+  for (SiteLayout::Pipeline& pipeline : layout.pipelines) {
+    pipeline.ranks = dealer.deal(pipeline.shape);
+  }
+}
+
+/// Sets of unlike widths are of one kind again, whose links they share; then the site is played.
+void rate_layout(const SiteProblem& site,
+                 const Division& division,
+                 SiteLayout& layout,
+                 std::span<int64_t> shares) {
+  for (SiteLayout::Pipeline& pipeline : layout.pipelines) {
+    for (StageChoice& stage : pipeline.shape.stages) {
+      stage.kind_idx = division.kind_of[stage.kind_idx];
+    }
+  }
+  settle_shares(site, layout, shares);
+  const SiteTime time = simulate_site(site_run(site, layout, shares));
+  int64_t batch = 0;
+  for (const int64_t share : shares) batch += share;
+  layout.sequences_a_second = static_cast<double>(batch) / time.step_s;
+}
+
 }  // namespace
 
 void settle_shares(const SiteProblem& problem, SiteLayout& layout, std::span<int64_t> shares) {
@@ -196,24 +221,24 @@ SiteLayout play_through(const SiteProblem& site,
   const BatchRange range{.asked = problem.batch, .is_fixed = problem.train.exact_batch};
   Balance balance = balance_batch(paces, range);
   const bool is_thorough = estimate.layout.options.is_thorough && range.hi() <= kSequencesOfFew;
+  std::vector<int64_t> shares = std::move(balance.sequences);
   if (is_thorough) {
-    balance = settle_shapes(book, compositions, range, layout, std::move(balance));
-    // The order of stages may be another than that of the ranks dealt.
-    SetDealer again(problem, estimate.layout.options);
-    for (SiteLayout::Pipeline& pipeline : layout.pipelines) {
-      pipeline.ranks = again.deal(pipeline.shape);
-    }
+    shares =
+        settle_shapes(book, compositions, range, layout, {shares, balance.batch, balance.step_s})
+            .sequences;
+    deal_again(problem, estimate.layout.options, layout);
   }
-  // Sets of unlike widths are of one kind again: they share its links.
-  for (SiteLayout::Pipeline& pipeline : layout.pipelines) {
-    for (StageChoice& stage : pipeline.shape.stages) {
-      stage.kind_idx = division.kind_of[stage.kind_idx];
-    }
-  }
-  settle_shares(site, layout, balance.sequences);
-  const SiteTime time = simulate_site(site_run(site, layout, balance.sequences));
-  layout.sequences_a_second = static_cast<double>(balance.batch) / time.step_s;
-  return layout;
+  SiteLayout turned = layout;
+  std::vector<int64_t> turned_shares = shares;
+  rate_layout(site, division, layout, shares);
+  if (!is_thorough || layout.pipelines.size() < 2) return layout;
+  // Which of two pipelines of one composition has the larger share matters where nodes differ.
+  std::reverse(turned.pipelines.begin(), turned.pipelines.end());
+  std::reverse(turned_shares.begin(), turned_shares.end());
+  deal_again(problem, estimate.layout.options, turned);
+  rate_layout(site, division, turned, turned_shares);
+  constexpr double kWorthTurning = 1.002;
+  return turned.sequences_a_second > kWorthTurning * layout.sequences_a_second ? turned : layout;
 }
 
 }  // namespace pelago::plan
