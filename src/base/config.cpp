@@ -125,6 +125,12 @@ void read_array(const toml::table* table,
   const toml::node* node = table ? table->get(key) : nullptr;
   if (node == nullptr) return;
   const toml::array* array = node->as_array();
+  if constexpr (std::is_same_v<T, double>) {  // one number is a list of one
+    if (const auto one = node->value<double>(); array == nullptr && one) {
+      out = {*one};
+      return;
+    }
+  }
   if (array == nullptr) fail_usage("{}: {} = {} must be {}", where, key, shown(*node), wanted);
   out.clear();
   for (const toml::node& element : *array) {
@@ -151,7 +157,7 @@ PELAGO_READ(int64_t, read_value, "a whole number")
 PELAGO_READ(double, read_value, "a number")
 PELAGO_READ(std::string, read_value, "a string in quotes")
 PELAGO_READ(std::vector<std::string>, read_array, "a list of strings")
-PELAGO_READ(std::vector<double>, read_array, "a list of numbers")
+PELAGO_READ(std::vector<double>, read_array, "a number or a list of numbers")
 #undef PELAGO_READ
 
 bool ConfigTable::has(std::string_view key) const {

@@ -28,7 +28,7 @@ class ConfigTable {
 
   /// Puts the value under key into `out` and leaves `out` alone if the key is absent. Throws
   /// Failure (exit 2) naming file, key, value and the wanted type if the type is wrong. An integer
-  /// is accepted where a double is wanted.
+  /// is accepted where a double is wanted, and a number where a list of them is.
   void read(std::string_view key, bool& out) const;
   void read(std::string_view key, int& out) const;
   void read(std::string_view key, int64_t& out) const;

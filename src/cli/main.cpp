@@ -70,6 +70,7 @@ int run(int argc, char** argv) {
   add_data(app, globals);
   add_plan(app, globals);
   add_simulate(app, globals);
+  add_forecast(app, globals);
   add_train(app, globals);
   add_coordinator(app, globals);
   add_agent(app, globals);
@@ -78,6 +79,7 @@ int run(int argc, char** argv) {
   add_generate(app, globals);
   add_serve(app, globals);
   add_export(app, globals);
+  add_compress(app, globals);
   add_certs(app, globals);
   add_verify(app, globals);
   add_children(app, globals);

@@ -19,6 +19,7 @@ void add_probe(CLI::App& app, Globals& globals);
 void add_data(CLI::App& app, Globals& globals);
 void add_plan(CLI::App& app, Globals& globals);
 void add_simulate(CLI::App& app, Globals& globals);
+void add_forecast(CLI::App& app, Globals& globals);
 void add_train(CLI::App& app, Globals& globals);
 void add_coordinator(CLI::App& app, Globals& globals);
 void add_agent(CLI::App& app, Globals& globals);
@@ -27,6 +28,7 @@ void add_dashboard(CLI::App& app, Globals& globals);
 void add_generate(CLI::App& app, Globals& globals);
 void add_serve(CLI::App& app, Globals& globals);
 void add_export(CLI::App& app, Globals& globals);
+void add_compress(CLI::App& app, Globals& globals);
 void add_certs(CLI::App& app, Globals& globals);
 void add_verify(CLI::App& app, Globals& globals);
 /// Hidden: processes that pelago starts itself.

@@ -23,20 +23,26 @@ int64_t rhythm_steps(const RunModel& model) {
 
 }  // namespace
 
-double utilisation_at(const RunModel& model, double bits_s) {
+double utilisation_of(const RunModel& model) {
   RunModel calm = model;
   calm.faults = {};
   double slowest_s = 0;
-  for (SimulatedLine& line : calm.lines) {
-    line.bytes_s = bits_s / 8;
-    line.rate_deviation = 0;
-  }
+  for (SimulatedLine& line : calm.lines) line.rate_deviation = 0;
   for (const SimulatedSite& site : calm.sites) slowest_s = std::max(slowest_s, site.step_s);
   // The first rhythm waits for nothing; from then on each costs the same.
   const int64_t rhythm = rhythm_steps(model);
-  const double before_s = play_run(calm, {.steps = 2 * rhythm}).played_s;
-  const double after_s = play_run(calm, {.steps = 4 * rhythm}).played_s;
+  RunOptions options;
+  options.steps = 2 * rhythm;
+  const double before_s = play_run(calm, options).played_s;
+  options.steps = 4 * rhythm;
+  const double after_s = play_run(calm, options).played_s;
   return static_cast<double>(2 * rhythm) * slowest_s / (after_s - before_s);
+}
+
+double utilisation_at(const RunModel& model, double bits_s) {
+  RunModel alike = model;
+  for (SimulatedLine& line : alike.lines) line.bytes_s = bits_s / 8;
+  return utilisation_of(alike);
 }
 
 double bandwidth_needed(const RunModel& model, double utilisation) {

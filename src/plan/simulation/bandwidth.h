@@ -8,7 +8,11 @@
 
 namespace pelago::plan {
 
-/// Share of the time in which the sites compute, once the exchanges have found their rhythm, with
+/// Share of the time in which the slowest site computes, once the exchanges have found their rhythm,
+/// on the lines as they are. Nothing breaks and nothing varies.
+double utilisation_of(const RunModel& model);
+
+/// The same, once the exchanges have found their rhythm, with
 /// so many bits/s on every line. Nothing breaks and nothing varies.
 double utilisation_at(const RunModel& model, double bits_s);
 

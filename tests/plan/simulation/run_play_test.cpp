@@ -196,7 +196,7 @@ TEST_CASE("more learners lose less to the same failures") {
         "[model]\nparameters=1e12\n[learners]\nchips_together=1.2e6\nstep_s=2\n"
         "[exchange]\ninner_steps=24\nfragments=24\noverlap_steps=2\nbits=4\ngrace_s=1\n"
         "[line]\nbandwidth_mbit_s=5e6\n[faults.chip]\nmtbf_h=8766\nrepair_h=1\ntakes_chips=64\n"
-        "[faults.recovery]\ndetect_s=3\nrestart_s=20\nsnapshot_every_steps=1\n",
+        "[faults.recovery]\ndetect_s=3\nrestart_s=15\nsnapshot_every_steps=1\n",
         {fmt::format("learners.count={}", learners)});
     const double goodput = play_run(model, {.hours = 1, .seed = 11}).goodput();
     INFO(learners << " learners: " << goodput);

@@ -54,19 +54,56 @@ std::string escape_xml(const std::string& text) {
   return out;
 }
 
-struct Scale {
+/// Tracks of one group under a time axis of their own: the stages of two steps would be a hair on
+/// the axis of a day.
+struct Panel {
+  std::string group;
+  size_t first_row = 0, num_rows = 0;
   double begin_s = 0, end_s = 1;
+  double top = 0;
+  double row_y(size_t row) const { return top + kRow * static_cast<double>(row - first_row); }
+  double bottom() const { return row_y(first_row + num_rows); }
   double x(double at_s) const {
     const double ratio = (at_s - begin_s) / (end_s - begin_s);
     return kLeft + kWidth * std::clamp(ratio, 0.0, 1.0);
   }
 };
 
+std::vector<Panel> panels_of(const Trace& trace, const DrawingOptions& options) {
+  std::vector<Panel> panels;
+  const size_t num_rows = std::min(options.tracks_max, trace.tracks().size());
+  std::vector<size_t> panel_of;
+  for (size_t row = 0; row < num_rows; ++row) {
+    const std::string& group = trace.tracks()[row].group;
+    if (panels.empty() || panels.back().group != group) {
+      panels.push_back({.group = group, .first_row = row, .begin_s = options.begin_s, .end_s = 0});
+    }
+    panels.back().num_rows += 1;
+    panel_of.push_back(panels.size() - 1);
+  }
+  double last_s = options.end_s;
+  for (const Trace::Span& span : trace.spans()) {
+    if (span.track >= num_rows) continue;
+    double& end_s = panels[panel_of[span.track]].end_s;
+    end_s = std::max(end_s, span.end_s);
+    if (options.end_s < 0) last_s = std::max(last_s, span.end_s);
+  }
+  double top = kTop;
+  for (Panel& panel : panels) {
+    // What fills a good part of the time is drawn against all of it.
+    if (panel.end_s > 0.3 * last_s || panel.end_s <= panel.begin_s) panel.end_s = last_s;
+    if (panel.end_s <= panel.begin_s) panel.end_s = panel.begin_s + 1;
+    panel.top = top;
+    top = panel.bottom() + 30;
+  }
+  return panels;
+}
+
 std::string time_text(double seconds, double unit_s, const char* unit) {
   return fmt::format("{:g} {}", seconds / unit_s, unit);
 }
 
-void draw_axis(const Scale& scale, double height, std::string& out) {
+void draw_axis(const Panel& scale, std::string& out) {
   const double span_s = scale.end_s - scale.begin_s;
   const double raw = span_s / 8;
   double unit_s = 1;
@@ -97,9 +134,9 @@ void draw_axis(const Scale& scale, double height, std::string& out) {
         "<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{0:.1f}\" y2=\"{2:.0f}\" stroke=\"#ddd\"/>"
         "<text x=\"{0:.1f}\" y=\"{3}\" text-anchor=\"middle\" fill=\"#555\">{4}</text>\n",
         scale.x(at),
-        kTop - 4,
-        height,
-        kTop - 8,
+        scale.top - 4,
+        scale.bottom(),
+        scale.top - 8,
         time_text(at, unit_s, unit));
   }
 }
@@ -122,13 +159,15 @@ void draw_legend(const Trace& trace, std::string& out) {
   }
 }
 
-void draw_spans(const Trace& trace, const Scale& scale, size_t num_rows, std::string& out) {
+void draw_spans(const Trace& trace, const std::vector<Panel>& panels, std::string& out) {
   struct Run {
     double from = 0, to = -1;
     uint64_t count = 0;
     const Trace::Span* first = nullptr;
   };
   std::map<std::pair<uint32_t, SpanKind>, Run> runs;
+  std::vector<const Panel*> panel_of;
+  for (const Panel& panel : panels) panel_of.insert(panel_of.end(), panel.num_rows, &panel);
   const auto draw = [&](uint32_t track, SpanKind kind, const Run& run) {
     if (run.first == nullptr) return;
     const double seconds = run.first->end_s - run.first->begin_s;
@@ -137,7 +176,7 @@ void draw_spans(const Trace& trace, const Scale& scale, size_t num_rows, std::st
         "<rect x=\"{:.1f}\" y=\"{:.0f}\" width=\"{:.1f}\" height=\"{:.0f}\" fill=\"{}\">"
         "<title>{}</title></rect>\n",
         run.from,
-        kTop + kRow * track + 3,
+        panel_of[track]->row_y(track) + 3,
         std::max(0.4, run.to - run.from),
         kRow - 6,
         colour_of(kind),
@@ -146,8 +185,9 @@ void draw_spans(const Trace& trace, const Scale& scale, size_t num_rows, std::st
             : fmt::format("{}: {:.4g} s", escape_xml(trace.names()[run.first->name]), seconds));
   };
   for (const Trace::Span& span : trace.spans()) {
-    if (span.track >= num_rows || span.end_s < scale.begin_s || span.begin_s > scale.end_s)
-      continue;
+    if (span.track >= panel_of.size()) continue;
+    const Panel& scale = *panel_of[span.track];
+    if (span.end_s < scale.begin_s || span.begin_s > scale.end_s) continue;
     Run& run = runs[{span.track, span.kind}];
     const double from = scale.x(span.begin_s), to = scale.x(span.end_s);
     if (run.first != nullptr && from - run.to < 0.25 &&
@@ -165,46 +205,33 @@ void draw_spans(const Trace& trace, const Scale& scale, size_t num_rows, std::st
 }  // namespace
 
 std::string to_svg(const Trace& trace, const DrawingOptions& options) {
-  Scale scale{options.begin_s, options.end_s};
-  if (options.end_s < 0) {
-    scale.end_s = scale.begin_s;
-    for (const Trace::Span& span : trace.spans()) scale.end_s = std::max(scale.end_s, span.end_s);
-  }
-  if (scale.end_s <= scale.begin_s) scale.end_s = scale.begin_s + 1;
-  const size_t num_rows = std::min(options.tracks_max, trace.tracks().size());
-  const double bottom = kTop + kRow * static_cast<double>(num_rows);
-  const double height = bottom + 30;
+  const std::vector<Panel> panels = panels_of(trace, options);
+  const size_t num_rows = panels.empty() ? 0 : panels.back().first_row + panels.back().num_rows;
+  const double bottom = panels.empty() ? kTop : panels.back().bottom();
   std::string out = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" width=\"{0:.0f}\" "
       "height=\"{1:.0f}\" font-family=\"sans-serif\" font-size=\"11\">\n"
       "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
       "<text x=\"10\" y=\"18\" font-size=\"14\" font-weight=\"bold\">{2}</text>\n",
       kLeft + kWidth + kRight,
-      height,
+      bottom + 30,
       escape_xml(options.title));
   draw_legend(trace, out);
-  draw_axis(scale, bottom, out);
-  std::string group;
-  for (size_t i = 0; i < num_rows; ++i) {
-    const Trace::Track& track = trace.tracks()[i];
-    const double y = kTop + kRow * static_cast<double>(i);
-    if (track.group != group) {
-      group = track.group;
-      fmt::format_to(std::back_inserter(out),
-                     "<line x1=\"0\" y1=\"{0:.0f}\" x2=\"{1:.0f}\" y2=\"{0:.0f}\" stroke=\"#999\"/>"
-                     "<text x=\"6\" y=\"{2:.0f}\" fill=\"#888\">{3}</text>\n",
-                     y,
-                     kLeft + kWidth,
-                     y + 13,
-                     escape_xml(group));
-    }
+  for (const Panel& panel : panels) {
+    draw_axis(panel, out);
     fmt::format_to(std::back_inserter(out),
-                   "<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"end\">{}</text>\n",
-                   kLeft - 6,
-                   y + 13,
-                   escape_xml(track.name));
+                   "<text x=\"6\" y=\"{:.0f}\" fill=\"#888\">{}</text>\n",
+                   panel.top - 8,
+                   escape_xml(panel.group));
+    for (size_t row = panel.first_row; row < panel.first_row + panel.num_rows; ++row) {
+      fmt::format_to(std::back_inserter(out),
+                     "<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"end\">{}</text>\n",
+                     kLeft - 6,
+                     panel.row_y(row) + 13,
+                     escape_xml(trace.tracks()[row].name));
+    }
   }
-  draw_spans(trace, scale, num_rows, out);
+  draw_spans(trace, panels, out);
   if (num_rows < trace.tracks().size()) {
     fmt::format_to(
         std::back_inserter(out),

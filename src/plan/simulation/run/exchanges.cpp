@@ -20,13 +20,16 @@ uint64_t tag_of(uint32_t exchange_idx, int64_t number) {
 
 }  // namespace
 
-Exchanges::Exchanges(const RunModel& model, EventQueue& queue, LineNetwork& lines, Rng rng)
+Exchanges::Exchanges(
+    const RunModel& model, EventQueue& queue, LineNetwork& lines, Rng rng, Trace* trace)
     : model_(model),
       queue_(queue),
       lines_(lines),
       rng_(rng),
       num_sites_(model.sites.size()),
       line_idx_(num_sites_ * num_sites_, -1),
+      trace_(trace),
+      tracks_(model.lines.size(), UINT32_MAX),
       under_way_(model.exchange.schedule.size()) {
   for (size_t i = 0; i < model.lines.size(); ++i) {
     line_idx_[model.lines[i].from * num_sites_ + model.lines[i].to] = static_cast<int>(i);
@@ -159,10 +162,27 @@ void Exchanges::foretell() {
   }
 }
 
+void Exchanges::add_spans(const LineNetwork::Flow& flow, double now_s) {
+  if (trace_ == nullptr) return;
+  for (const uint32_t line_idx : flow.lines) {
+    const SimulatedLine& line = model_.lines[line_idx];
+    if (tracks_[line_idx] == UINT32_MAX) {
+      tracks_[line_idx] = trace_->add_track(
+          "lines", model_.sites[line.from].name + " to " + model_.sites[line.to].name);
+    }
+    trace_->add(tracks_[line_idx],
+                fmt::format("fragment {}", flow.tag >> 32U),
+                SpanKind::kLine,
+                flow.begun_s,
+                now_s);
+  }
+}
+
 bool Exchanges::on_flow_end(const Event& event) {
   const LineNetwork::Flow& flow = lines_.flow(event.who);
   if (!flow.is_live || flow.version != event.version) return false;
   const uint64_t tag = flow.tag;
+  add_spans(flow, event.at_s);
   lines_.end(event.who, event.at_s);
   foretell();
   const auto exchange_idx = static_cast<uint32_t>(tag >> 32U);
@@ -205,6 +225,7 @@ int64_t Exchanges::drop_member(size_t site_idx, double now_s) {
       num_dropped += 1;
       if (!exchange.flows.empty()) {
         for (const uint32_t flow : exchange.flows) {
+          add_spans(lines_.flow(flow), now_s);
           lines_.end(flow, now_s);
           foretell();
         }

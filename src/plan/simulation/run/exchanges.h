@@ -7,6 +7,7 @@
 
 #include "base/rng.h"
 #include "plan/simulation/event_queue.h"
+#include "plan/simulation/output/trace.h"
 #include "plan/simulation/run/lines.h"
 #include "plan/simulation/run/run_model.h"
 
@@ -28,8 +29,8 @@ class Exchanges {
  public:
   enum Kind : uint32_t { kFlowEnd = 100, kArrive };
 
-  /// model, queue, lines outlive this.
-  Exchanges(const RunModel& model, EventQueue& queue, LineNetwork& lines, Rng rng);
+  /// model, queue, lines and trace, which may be null, outlive this.
+  Exchanges(const RunModel& model, EventQueue& queue, LineNetwork& lines, Rng rng, Trace* trace);
 
   /// The exchange, made now if nobody began it yet, with those present as its members.
   Exchange& get(size_t exchange_idx, int64_t number, const std::vector<uint8_t>& is_present);
@@ -59,6 +60,7 @@ class Exchanges {
   void begin_flow(
       std::vector<uint32_t> lines, double bytes, uint64_t tag, Exchange& exchange, double now_s);
   double delay_s(const Exchange& exchange) const;
+  void add_spans(const LineNetwork::Flow& flow, double now_s);
   std::vector<size_t> members(const Exchange& exchange) const;
 
   const RunModel& model_;
@@ -67,6 +69,8 @@ class Exchanges {
   Rng rng_;
   size_t num_sites_;
   std::vector<int> line_idx_;
+  Trace* trace_;
+  std::vector<uint32_t> tracks_;                 // by line, from its first flow on
   std::vector<std::deque<Exchange>> under_way_;  // by exchange of the schedule
   std::vector<double> seconds_;
 };

@@ -31,7 +31,7 @@ uint32_t LineNetwork::begin(std::vector<uint32_t> lines, double bytes, uint64_t 
   }
   Flow& flow = flows_[idx];
   const uint32_t version = flow.version + 1;
-  flow = {std::move(lines), bytes, 0, now_s, version, tag, true};
+  flow = {std::move(lines), bytes, 0, now_s, now_s, version, tag, true};
   for (const uint32_t line : flow.lines) {
     if (lines_[line].flows.empty()) lines_[line].busy_since_s = now_s;
     lines_[line].flows.push_back(idx);

@@ -17,6 +17,7 @@ class LineNetwork {
     double left_bytes = 0;
     double pace = 0;  // bytes/s since since_s
     double since_s = 0;
+    double begun_s = 0;
     uint32_t version = 0;  // of its pace: what was foretold for an older one is stale
     uint64_t tag = 0;      // whose it is
     bool is_live = false;

@@ -35,7 +35,7 @@ class RunPlay {
         options_(options),
         rng_(options.seed),
         lines_(capacities(model)),
-        exchanges_(model, queue_, lines_, Rng(options.seed).fork("lines")),
+        exchanges_(model, queue_, lines_, Rng(options.seed).fork("lines"), options.trace),
         noise_(Rng(options.seed).fork("noise")),
         sites_(model.sites.size()),
         is_present_(model.sites.size(), 0),
