@@ -95,6 +95,9 @@ class Settling {
         const double before_s = best_s_;
         shares_[from] -= 1;
         shares_[to] += 1;
+        for (const size_t i : {from, to}) {
+          sizes_[i] = layout_.pipelines[i].shape.pace.best_microbatch(shares_[i]);
+        }
         best_s_ = std::numeric_limits<double>::infinity();
         cut(to);
         try_sizes(from);
