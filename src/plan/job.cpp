@@ -290,12 +290,6 @@ void read_checkpoint(const Section& section, CheckpointConfig& checkpoint) {
   }
 }
 
-void read_planning(const Section& section, PlanningConfig& planning) {
-  section.take_word("objective", planning.objective, {"speed", "energy", "cost"});
-  section.take_between("power_w_max", planning.power_w_max, 0, 1e12);
-  section.take_between("leave_free", planning.leave_free, 0, kCountMax);
-}
-
 /// Experts stand in [model] beside the dense fields, as in config.json.
 void read_experts(const Section& section, ExpertsConfig& experts) {
   section.take_between("num_experts", experts.num_experts, 0, 100'000);
@@ -330,7 +324,6 @@ void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   read_train(Section(table.table("train"), pass), job.train);
   read_sites(Section(table.table("sites"), pass), job.sites);
   read_checkpoint(Section(table.table("checkpoint"), pass), job.checkpoint);
-  read_planning(Section(table.table("plan"), pass), job.planning);
 }
 
 }  // namespace

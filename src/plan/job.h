@@ -99,17 +99,6 @@ struct CheckpointConfig {
                         // for the day on which the disk is gone; empty: nowhere
 };
 
-/// What the planner aims for, and what it must leave alone.
-struct PlanningConfig {
-  // What a plan is better by. "speed": tokens a second. "energy": tokens a joule, with the watts of
-  // fleet.toml or the catalogue. "cost": tokens a unit of the currency in which fleet.toml says
-  // price_hour. For the last two the planner leaves out kinds of chip that cost more than they
-  // give.
-  std::string objective = "speed";
-  double power_w_max = 0;  // of all chips at work together; 0: no limit
-  int64_t leave_free = 0;  // devices that stay out of the plan, the least useful ones
-};
-
 /// A mixture of experts in place of each block's feed-forward, as the planner counts it; the fields
 /// are those of Qwen 3 MoE's config.json. The trainer has dense blocks only.
 struct ExpertsConfig {
@@ -131,7 +120,6 @@ struct JobConfig {
   TrainConfig train;
   SitesConfig sites;
   CheckpointConfig checkpoint;
-  PlanningConfig planning;
   ExpertsConfig experts;
   std::string source_toml;  // the text after --set, as it is copied into the run folder
 };

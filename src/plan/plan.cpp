@@ -101,7 +101,6 @@ void each_field(Visitor& visit, P& site) {
   visit("devices", site.devices);
   visit("pipelines", site.pipelines);
   visit("slice_optimizer", site.slice_optimizer);
-  visit.maybe("left_free", site.left_free);
 }
 
 template <typename Visitor, Like<FleetLink> P>

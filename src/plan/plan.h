@@ -111,8 +111,7 @@ struct SitePlan {
   int64_t batch_sequences = 0;   // sum over pipelines
   int64_t first_sequence = 0;    // offset of the site's samples within the whole batch of a step
   double predicted_step_s = 0;
-  std::string bound_by;            // "A100 compute", ...
-  std::vector<int64_t> left_free;  // the fleet's devices that are not in `devices`, by their place
+  std::string bound_by;  // "A100 compute", ...
 };
 
 /// A plan says all that another plan of the same job needs: a site that loses a device plans anew

@@ -101,11 +101,4 @@ void fill_figures(const std::vector<std::vector<SiteDevice>>& sites,
   if (!knows_price) plan.predicted_price_hour = 0;
 }
 
-double objective_value(const Plan& plan, const std::string& objective) {
-  if (objective == "speed") return plan.predicted_tokens_s;
-  const double rate =
-      objective == "energy" ? plan.predicted_power_w : plan.predicted_price_hour / 3600;
-  return rate > 0 ? plan.predicted_tokens_s / rate : 0;
-}
-
 }  // namespace pelago::plan

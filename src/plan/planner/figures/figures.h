@@ -22,8 +22,4 @@ void fill_figures(const std::vector<std::vector<SiteDevice>>& sites,
                   const chips::Catalogue& catalogue,
                   Plan& plan);
 
-/// Tokens a second, a joule or a currency unit, as the job's objective asks; 0 if the plan does not
-/// know its watts or its price.
-double objective_value(const Plan& plan, const std::string& objective);
-
 }  // namespace pelago::plan
