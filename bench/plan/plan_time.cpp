@@ -1,6 +1,7 @@
 // How long does planning take where others need hours? One process, one core, from a job and a
 // fleet in memory to the plan.
 #include <chrono>
+#include <ctime>
 
 #include "bench/plan/plan_fleets.h"
 #include "bench/report.h"
@@ -47,19 +48,22 @@ int main(int argc, char** argv) {
         if (!only.empty() && only != model) continue;
         const plan::JobConfig job = bench::large_job(model, question.batch);
         const auto begin = std::chrono::steady_clock::now();
+        const std::clock_t cpu_begin = std::clock();
         const plan::Plan plan = plan::make_plan(job, fleet, catalogue, nullptr, 1);
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-        longest_s = std::max(longest_s, took.count());
-        report.metrics["plan_" + model + "_s"] = took.count();
+        const double cpu_s = static_cast<double>(std::clock() - cpu_begin) / CLOCKS_PER_SEC;
+        longest_s = std::max(longest_s, cpu_s);
+        report.metrics["plan_" + model + "_cpu_s"] = cpu_s;
+        report.metrics["plan_" + model + "_wall_s"] = took.count();
+        report.metrics["found_of_bound_" + model] = plan.predicted_tokens_s / plan.bound_tokens_s;
         report.metrics["found_" + model + "_tokens_s"] = plan.predicted_tokens_s;
-        fmt::print(
-            stderr, "{}: {:.2f} s, bound by {}\n", model, took.count(), plan.sites[0].bound_by);
+        fmt::print(stderr, "{}: {:.2f} s, bound by {}\n", model, cpu_s, plan.sites[0].bound_by);
       }
       // The other way round than elsewhere: seconds over the limit, so 1 or less is good.
-      report.metrics["longest_s"] = longest_s;
+      report.metrics["longest_cpu_s"] = longest_s;
       report.ratio = longest_s / question.limit_s;
       report.target = 1;
-      report.notes.push_back("ratio is seconds over the limit: at most 1 is good");
+      report.notes.push_back("ratio is seconds of one core over the limit: at most 1 is good");
     }
   });
 }

@@ -257,9 +257,12 @@ int64_t BlockLimits::most_blocks(const SiteProblem& problem,
   const auto behind = static_cast<int64_t>(stages.size() - stage_idx);
   const int64_t role = (stage.shape.has_embedding ? 1 : 0) + (stage.shape.has_head ? 2 : 0) +
                        (stage.shape.recompute ? 4 : 0);
-  const Key key{static_cast<int64_t>(stage.kind_idx) * 8 + role,
-                microbatch,
-                std::min(stage.in_flight > 0 ? stage.in_flight : behind, num_microbatches)};
+  const int64_t in_flight =
+      std::min(stage.in_flight > 0 ? stage.in_flight : behind, num_microbatches);
+  // Neither number comes near a million.
+  const uint64_t key = (static_cast<uint64_t>(stage.kind_idx * 8) + static_cast<uint64_t>(role))
+                           << 40 |
+                       static_cast<uint64_t>(microbatch) << 20 | static_cast<uint64_t>(in_flight);
   const auto [found, is_new] = known_.try_emplace(key, 0);
   if (!is_new) return found->second;
   const Kind& kind = problem.kinds[stage.kind_idx];

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "plan/cost/memory.h"
@@ -88,8 +88,7 @@ class BlockLimits {
                       const SharedTraits& traits);
 
  private:
-  using Key = std::array<int64_t, 3>;
-  std::map<Key, int64_t> known_;
+  std::unordered_map<uint64_t, int64_t> known_;
 };
 
 /// The best cut for microbatches of at most this many sequences; none if it does not fit.

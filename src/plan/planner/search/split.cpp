@@ -73,7 +73,7 @@ std::optional<double> least_time(const std::vector<AlikeStages>& stages, int64_t
     enough_s = std::max(enough_s, alike.stage.time_s(most));
   }
   if (!can_hold(stages, num_blocks, enough_s)) return std::nullopt;
-  constexpr double kLastBits = 1e-13;
+  constexpr double kLastBits = 1e-12;
   double short_s = 0;
   while (enough_s - short_s > kLastBits * enough_s) {
     const double middle_s = (short_s + enough_s) / 2;

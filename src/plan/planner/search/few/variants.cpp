@@ -1,6 +1,7 @@
 #include "plan/planner/search/few/variants.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <set>
 
