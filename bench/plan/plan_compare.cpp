@@ -10,10 +10,8 @@
 #include "plan/cost/device/profile.h"
 #include "plan/planner/site_run.h"
 
+namespace pelago::bench {
 namespace {
-
-using namespace pelago;
-using bench::Stock;
 
 struct Example {
   std::string model;
@@ -173,8 +171,11 @@ double best_brand(const plan::JobConfig& job,
 }
 
 }  // namespace
+}  // namespace pelago::bench
 
 int main(int argc, char** argv) {
+  using namespace pelago;
+  using namespace pelago::bench;
   bench::Program program(
       "plan_compare", "Is a plan better than what one would set up by hand?", {"sites"});
   return program.run(argc, argv, [&](bench::Report& report) {
