@@ -52,8 +52,8 @@ class Chart {
     draw_models();
     fmt::format_to(
         std::back_inserter(out_),
-        "<text x=\"{}\" y=\"{:.0f}\" fill=\"#555\">blue: training in the middle course; orange: "
-        "done in 10 to 90 of 100 courses; black: wanted by</text>\n",
+        "<text x=\"{}\" y=\"{:.0f}\" fill=\"#555\">blue: training in the middle trial; orange: "
+        "done in 10 to 90 of 100 trials; black: wanted by</text>\n",
         kLeft,
         height - 8);
     return out_ + "</svg>\n";
@@ -139,7 +139,7 @@ class Chart {
           std::back_inserter(out_),
           "<rect x=\"{:.1f}\" y=\"{:.0f}\" width=\"{:.1f}\" height=\"16\" fill=\"#56b4e9\"/>"
           "<line x1=\"{:.1f}\" y1=\"{:.0f}\" x2=\"{:.1f}\" y2=\"{:.0f}\" stroke=\"#d55e00\" "
-          "stroke-width=\"3\"><title>done: from 10 to 90 of 100 courses</title></line>\n",
+          "stroke-width=\"3\"><title>done: from 10 to 90 of 100 trials</title></line>\n",
           from,
           top,
           std::max(1.0, to - from),

@@ -1,17 +1,17 @@
 // What chips there and to come can do: which model by when and on what, how many further
 // generations, what one more chip is worth, what a ban costs, how many chips serve so many people.
-// Ranges are drawn at random, all with one seed; answers are percentiles of many courses.
+// Ranges are drawn at random, all with one seed; answers are percentiles of many trials.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "plan/forecast/course.h"
 #include "plan/forecast/scenario.h"
+#include "plan/forecast/trial.h"
 
 namespace pelago::plan {
 
-/// Of many courses: 10, 50 and 90 of 100 lie below. A day that never came is infinite.
+/// Of many trials: 10, 50 and 90 of 100 lie below. A day that never came is infinite.
 struct Percentiles {
   double p10 = 0, p50 = 0, p90 = 0;
 };
@@ -20,13 +20,13 @@ Percentiles percentiles_of(std::vector<double> values);
 struct ModelForecast {
   std::string name;
   Percentiles begun_day, done_day;
-  double in_time = -1;  // share of the courses in which it is done by its date; below 0: no date
+  double in_time = -1;  // share of the trials in which it is done by its date; below 0: no date
   double line_share = 1;
-  std::string waits_for;            // of the middle course: why it is not done, or begins late
-  std::vector<double> chip_shares;  // by order: of its training, in the middle course
+  std::string waits_for;            // of the middle trial: why it is not done, or begins late
+  std::vector<double> chip_shares;  // by order: of its training, in the middle trial
 };
 
-/// What more chips of one order's kind would change, in the middle course.
+/// What more chips of one order's kind would change, in the middle trial.
 struct ChipValue {
   std::string chip;
   double extra_chips = 0;   // that were added from the first day on
@@ -61,7 +61,7 @@ struct Forecast {
   double generations_unbanned = 0;
   std::vector<ServingNeed> serving;
   Percentiles money, energy_mwh;
-  Course middle;
+  Trial middle;
   uint64_t seed = 1;
 };
 Forecast make_forecast(const Scenario& scenario, uint64_t seed);

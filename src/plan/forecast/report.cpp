@@ -146,7 +146,7 @@ void print_values(const Forecast& forecast, std::string& out) {
                    later,
                    cost.in_time_after < 0
                        ? ""
-                       : fmt::format("; in time in {:.0f} % of the courses, without it in {:.0f} %",
+                       : fmt::format("; in time in {:.0f} % of the trials, without it in {:.0f} %",
                                      100 * cost.in_time_after,
                                      100 * cost.in_time_before));
   }
@@ -212,7 +212,7 @@ Json days_json(const Percentiles& value) {
 }  // namespace
 
 std::string to_table(const Scenario& scenario, const Forecast& forecast) {
-  std::string out = fmt::format("{}: {} to {}, {} courses drawn with seed {}\n",
+  std::string out = fmt::format("{}: {} to {}, {} trials drawn with seed {}\n",
                                 scenario.name,
                                 day_text(scenario.from_day),
                                 day_text(scenario.until_day),

@@ -36,7 +36,7 @@ Scenario scenario_of(const std::string& toml, const std::vector<std::string>& ov
 
 double middle_days(const std::string& toml, const std::vector<std::string>& overrides = {}) {
   const Scenario scenario = scenario_of(toml, overrides);
-  return play_course(scenario, middle_draw(scenario)).models.front().done_day - scenario.from_day;
+  return play_trial(scenario, middle_draw(scenario)).models.front().done_day - scenario.from_day;
 }
 
 }  // namespace
@@ -98,7 +98,7 @@ TEST_CASE("a model that no site can hold waits for memory") {
 TEST_CASE("a stock is good for more generations the slower they grow") {
   const auto generations = [](const char* growth) {
     const Scenario scenario = scenario_of(kStock, {std::string("generation.growth=") + growth});
-    return play_course(scenario, middle_draw(scenario)).generations;
+    return play_trial(scenario, middle_draw(scenario)).generations;
   };
   CHECK(generations("8") >= 0);
   CHECK(generations("2") > generations("8"));
@@ -111,7 +111,7 @@ TEST_CASE("sites on a thin line lose what the simulator says they wait for it") 
                             "bandwidth_mbit_s = ";
   const auto share = [&](const std::string& mbit_s) {
     const Scenario scenario = scenario_of(apart + mbit_s + "\n");
-    return play_course(scenario, middle_draw(scenario)).models.front().line_share;
+    return play_trial(scenario, middle_draw(scenario)).models.front().line_share;
   };
   CHECK(share("1e6") == doctest::Approx(1));
   CHECK(share("200") < 0.99);
@@ -175,7 +175,7 @@ TEST_CASE("a scenario that cannot be is refused in one line") {
   refused("[[model]]", "[[ban]]\nvendor='AMD'\nfrom='2026-02-01'\n[[model]]", "no order is of AMD");
 }
 
-TEST_CASE("every example of a forecast and of a setting can be read") {
+TEST_CASE("every example of a forecast trains its first model before the end") {
   const std::filesystem::path examples =
       std::filesystem::path(__FILE__).parent_path() / "../../../examples/forecasts";
   int num_read = 0;

@@ -1,4 +1,4 @@
-// The simulator of runs: published settings, the fair share of lines, faults, one seed one course.
+// The simulator of runs: published settings, the fair share of lines, faults, one seed, one trace.
 #include "plan/simulation/run/run_play.h"
 
 #include <doctest/doctest.h>
@@ -177,16 +177,16 @@ TEST_CASE("every second of every site is accounted for, whatever breaks") {
   }
 }
 
-TEST_CASE("one seed has one course, another seed another") {
+TEST_CASE("one seed gives one trace, another seed another") {
   const RunModel model = setting_of(
       kTwoLearners, {"learners.chips=512", "faults.chip.mtbf_h=100", "faults.chip.repair_h=1"});
-  const auto course = [&](uint64_t seed) {
+  const auto trace_of = [&](uint64_t seed) {
     Trace trace;
     play_run(model, {.hours = 1, .seed = seed, .trace = &trace});
     return to_chrome_json(trace);
   };
-  CHECK(course(5) == course(5));
-  CHECK(course(5) != course(6));
+  CHECK(trace_of(5) == trace_of(5));
+  CHECK(trace_of(5) != trace_of(6));
 }
 
 TEST_CASE("more learners lose less to the same failures") {
@@ -217,6 +217,20 @@ TEST_CASE("a site that comes late or leaves early trains while it is there") {
   CHECK(outcome.sites[0].away_s == doctest::Approx(0));
 }
 
+TEST_CASE("who waits for a slower site and who for the line is told apart") {
+  const RunModel unlike = setting_of(std::string(kTwoLearners) +
+                                         "[[learner]]\nname=\"fast\"\n"
+                                         "[[learner]]\nname=\"slow\"\nstep_s=0.2\n",
+                                     {"line.bandwidth_mbit_s=1e7"});
+  const RunOutcome outcome = play_run(unlike, {.steps = 1001});
+  CHECK(outcome.sites[0].behind_s > 0.4 * outcome.played_s);
+  CHECK(outcome.sites[0].behind_s == doctest::Approx(outcome.sites[0].waiting_s).epsilon(0.05));
+  const RunModel thin = setting_of(kTwoLearners, {"line.bandwidth_mbit_s=1000"});
+  const RunOutcome waited = play_run(thin, {.steps = 1001});
+  CHECK(waited.sites[0].waiting_s > 0.4 * waited.played_s);
+  CHECK(waited.sites[0].behind_s < 0.01 * waited.played_s);
+}
+
 TEST_CASE("a line that is down longer than the grace does not stop its sites") {
   const RunModel model = setting_of(
       kTwoLearners, {"faults.line.mtbf_h=0.05", "faults.line.repair_h=0.2", "exchange.grace_s=5"});
@@ -224,6 +238,22 @@ TEST_CASE("a line that is down longer than the grace does not stop its sites") {
   CHECK(outcome.faults.back().count > 3);
   CHECK(outcome.num_left_out > 0);
   CHECK(outcome.sites[0].waiting_s < 0.6 * outcome.played_s);
+}
+
+TEST_CASE("every example of a setting and of rates can be read") {
+  const std::filesystem::path examples =
+      std::filesystem::path(__FILE__).parent_path() / "../../../examples/simulations";
+  int num_settings = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(examples)) {
+    INFO(entry.path().string());
+    if (entry.path().string().ends_with(".rates.toml")) {
+      CHECK(read_faults(entry.path()).kinds.size() == 4);
+    } else {
+      CHECK(read_setting(entry.path(), {}).sites.size() > 1);
+      num_settings += 1;
+    }
+  }
+  CHECK(num_settings == 4);
 }
 
 TEST_CASE("a setting that cannot be is refused by name") {
@@ -237,6 +267,7 @@ TEST_CASE("a setting that cannot be is refused by name") {
   refused({"exchange.method=streaming", "exchange.fragment_layers=5"}, "must divide model.layers");
   refused({"exchange.method=streaming", "exchange.inner_steps=5"}, "too few for 9 fragments");
   refused({"line.bandwith_mbit_s=5"}, "bandwidth_mbit_s");
+  CHECK(contains(refusal([] { setting_of("[train]\nsteps=5\n"); }), "--fleet fleet.toml"));
   CHECK(contains(refusal([] { setting_of("[learners]\nstep_s=1\n"); }), "parameters is missing"));
   CHECK(contains(refusal([] {
                    setting_of(std::string(kTwoLearners) +

@@ -42,10 +42,11 @@ SiteRun random_site(Rng& rng) {
 
 SimulationReport play_example(const std::string& name,
                               const PlannedOptions& options,
-                              RunModel& model) {
+                              RunModel& model,
+                              const std::vector<std::string>& overrides = {}) {
   const std::filesystem::path examples =
       std::filesystem::path(__FILE__).parent_path() / "../../../examples";
-  const JobConfig job = read_job(examples / (name + ".job.toml"), {});
+  const JobConfig job = read_job(examples / (name + ".job.toml"), overrides);
   const Plan plan = make_plan(
       job, read_fleet(examples / (name + ".fleet.toml"), catalogue()), catalogue(), nullptr, 2);
   return play_plan(plan, job, options, model);
@@ -127,8 +128,18 @@ TEST_CASE("a plan of two sites, played, takes what the plan foretells") {
   CHECK(report.steps[0].compute > 0.2);
 }
 
+TEST_CASE("a pipeline over two sites, played, takes what the plan foretells") {
+  RunModel model;
+  PlannedOptions options;
+  options.run.steps = 5;
+  const SimulationReport report =
+      play_example("two-sites", options, model, {"sites.across=pipeline"});
+  REQUIRE(model.sites.size() == 1);
+  CHECK(report.outcome.tokens_s() == doctest::Approx(report.foretold.tokens_s).epsilon(0.1));
+}
+
 TEST_CASE("a plan's trace has every microbatch of the first steps, and the seed decides the rest") {
-  const auto course = [](uint64_t seed) {
+  const auto trace_of = [](uint64_t seed) {
     RunModel model;
     Trace trace;
     PlannedOptions options;
@@ -139,11 +150,11 @@ TEST_CASE("a plan's trace has every microbatch of the first steps, and the seed 
     play_example("one-site", options, model);
     return to_chrome_json(trace);
   };
-  const std::string trace = course(3);
+  const std::string trace = trace_of(3);
   CHECK(contains(trace, "\"name\":\"B0\",\"cat\":\"backward\""));
   CHECK(contains(trace, "\"name\":\"step 29\""));
-  CHECK(trace == course(3));
-  CHECK(trace != course(4));
+  CHECK(trace == trace_of(3));
+  CHECK(trace != trace_of(4));
 }
 
 TEST_CASE("a drawing has a row for each track, and stays small however many spans there are") {

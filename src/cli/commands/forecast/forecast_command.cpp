@@ -42,7 +42,7 @@ void add_forecast(CLI::App& app, Globals& globals) {
                   "\ndocs/FORECAST.md says what a scenario holds and what the answers rest on.\n");
   command->add_option("scenario", arguments->file, "scenario.toml")->required();
   command->add_option("--svg", arguments->svg, "write a chart here");
-  command->add_option("--seed", arguments->seed, "of the courses that are drawn");
+  command->add_option("--seed", arguments->seed, "of the trials that are drawn");
   command->add_option("--set", arguments->overrides, "override a field, as section.key=value");
   command->callback([arguments, &globals] { run_forecast(*arguments, globals); });
 }

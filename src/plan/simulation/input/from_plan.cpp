@@ -65,6 +65,7 @@ PlannedStep step_of(const Plan& plan, const SitePlan& site, const JobConfig& job
 void add_lines(const Plan& plan, const SitePlan& all, const JobConfig& job, PlannedStep& step) {
   const double hidden_bytes = static_cast<double>(plan.sequence_length * job.model.hidden_size) *
                               plan.exchange.activation_bits / 8;
+  double end_s = 0;
   for (size_t p = 0; p < all.pipelines.size(); ++p) {
     const std::vector<StagePlan>& stages = all.pipelines[p].stages;
     std::vector<int>& line_of = step.line_of.emplace_back(stages.size(), -1);
@@ -80,9 +81,15 @@ void add_lines(const Plan& plan, const SitePlan& all, const JobConfig& job, Plan
         StageCosts& costs = step.run.pipelines[p].stages[s];
         costs.message = {link.rtt_ms / 2e3, 0};
         costs.line = {0, 8 * hidden_bytes / (link.bandwidth_mbit_s * 1e6)};
+        if (!job.model.tie_word_embeddings) continue;
+        // Both ends of the model hold a tied embedding: its gradients cross, and then the sums of
+        // the norm, before the first stage can go on.
+        const auto table = static_cast<double>(job.model.vocab_size * job.model.hidden_size);
+        end_s = std::max(end_s, 32 * table / (link.bandwidth_mbit_s * 1e6) + link.rtt_ms / 1e3);
       }
     }
   }
+  step.run.agree_s += end_s;
 }
 
 /// Fragments of equal size, staggered; taken after a step and merged before one.

@@ -293,6 +293,12 @@ RunModel read_setting(const std::filesystem::path& path,
                       const std::vector<std::string>& overrides) {
   ConfigTable file = ConfigTable::read_file(path);
   for (const std::string& assignment : overrides) file.set(assignment);
+  if (file.has("train") || file.has("data")) {
+    fail_usage(
+        "{}: this is a job: say on which devices, with --fleet fleet.toml; what is simulated "
+        "without a fleet is a setting, such as those of examples/simulations",
+        file.where());
+  }
   Setting setting;
   RunModel model;
   model.name = path.filename().string();

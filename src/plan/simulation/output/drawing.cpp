@@ -22,7 +22,7 @@ const char* colour_of(SpanKind kind) {
     case SpanKind::kForward:
       return "#56b4e9";
     case SpanKind::kBackward:
-      return "#0072b2";
+      return "#e69f00";
     case SpanKind::kCompute:
       return "#0072b2";
     case SpanKind::kUpdate:
@@ -58,7 +58,8 @@ std::string escape_xml(const std::string& text) {
 /// the axis of a day.
 struct Panel {
   std::string group;
-  size_t first_row = 0, num_rows = 0;
+  size_t first_row = 0, num_rows = 0;  // tracks that are drawn
+  size_t num_hidden = 0;               // and those of the group that are not
   double begin_s = 0, end_s = 1;
   double top = 0;
   double row_y(size_t row) const { return top + kRow * static_cast<double>(row - first_row); }
@@ -71,19 +72,18 @@ struct Panel {
 
 std::vector<Panel> panels_of(const Trace& trace, const DrawingOptions& options) {
   std::vector<Panel> panels;
-  const size_t num_rows = std::min(options.tracks_max, trace.tracks().size());
   std::vector<size_t> panel_of;
-  for (size_t row = 0; row < num_rows; ++row) {
+  for (size_t row = 0; row < trace.tracks().size(); ++row) {
     const std::string& group = trace.tracks()[row].group;
     if (panels.empty() || panels.back().group != group) {
       panels.push_back({.group = group, .first_row = row, .begin_s = options.begin_s, .end_s = 0});
     }
-    panels.back().num_rows += 1;
+    Panel& panel = panels.back();
+    (panel.num_rows < options.rows_max ? panel.num_rows : panel.num_hidden) += 1;
     panel_of.push_back(panels.size() - 1);
   }
   double last_s = options.end_s;
   for (const Trace::Span& span : trace.spans()) {
-    if (span.track >= num_rows) continue;
     double& end_s = panels[panel_of[span.track]].end_s;
     end_s = std::max(end_s, span.end_s);
     if (options.end_s < 0) last_s = std::max(last_s, span.end_s);
@@ -94,7 +94,7 @@ std::vector<Panel> panels_of(const Trace& trace, const DrawingOptions& options) 
     if (panel.end_s > 0.3 * last_s || panel.end_s <= panel.begin_s) panel.end_s = last_s;
     if (panel.end_s <= panel.begin_s) panel.end_s = panel.begin_s + 1;
     panel.top = top;
-    top = panel.bottom() + 30;
+    top = panel.bottom() + (panel.num_hidden > 0 ? 48 : 30);
   }
   return panels;
 }
@@ -167,7 +167,10 @@ void draw_spans(const Trace& trace, const std::vector<Panel>& panels, std::strin
   };
   std::map<std::pair<uint32_t, SpanKind>, Run> runs;
   std::vector<const Panel*> panel_of;
-  for (const Panel& panel : panels) panel_of.insert(panel_of.end(), panel.num_rows, &panel);
+  for (const Panel& panel : panels) {
+    panel_of.insert(panel_of.end(), panel.num_rows, &panel);
+    panel_of.insert(panel_of.end(), panel.num_hidden, nullptr);
+  }
   const auto draw = [&](uint32_t track, SpanKind kind, const Run& run) {
     if (run.first == nullptr) return;
     const double seconds = run.first->end_s - run.first->begin_s;
@@ -185,7 +188,7 @@ void draw_spans(const Trace& trace, const std::vector<Panel>& panels, std::strin
             : fmt::format("{}: {:.4g} s", escape_xml(trace.names()[run.first->name]), seconds));
   };
   for (const Trace::Span& span : trace.spans()) {
-    if (span.track >= panel_of.size()) continue;
+    if (panel_of[span.track] == nullptr) continue;
     const Panel& scale = *panel_of[span.track];
     if (span.end_s < scale.begin_s || span.begin_s > scale.end_s) continue;
     Run& run = runs[{span.track, span.kind}];
@@ -206,7 +209,6 @@ void draw_spans(const Trace& trace, const std::vector<Panel>& panels, std::strin
 
 std::string to_svg(const Trace& trace, const DrawingOptions& options) {
   const std::vector<Panel> panels = panels_of(trace, options);
-  const size_t num_rows = panels.empty() ? 0 : panels.back().first_row + panels.back().num_rows;
   const double bottom = panels.empty() ? kTop : panels.back().bottom();
   std::string out = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0:.0f} {1:.0f}\" width=\"{0:.0f}\" "
@@ -230,16 +232,16 @@ std::string to_svg(const Trace& trace, const DrawingOptions& options) {
                      panel.row_y(row) + 13,
                      escape_xml(trace.tracks()[row].name));
     }
+    if (panel.num_hidden > 0) {
+      fmt::format_to(
+          std::back_inserter(out),
+          "<text x=\"{:.0f}\" y=\"{:.0f}\" fill=\"#888\">and {} more, in the trace</text>\n",
+          kLeft,
+          panel.bottom() + 12,
+          panel.num_hidden);
+    }
   }
   draw_spans(trace, panels, out);
-  if (num_rows < trace.tracks().size()) {
-    fmt::format_to(
-        std::back_inserter(out),
-        "<text x=\"{:.0f}\" y=\"{:.0f}\" fill=\"#888\">and {} more rows, in the trace</text>\n",
-        kLeft,
-        bottom + 18,
-        trace.tracks().size() - num_rows);
-  }
   return out + "</svg>\n";
 }
 

@@ -37,7 +37,7 @@ std::string time_text(double seconds) {
 }
 
 struct Shares {
-  double computing = 0, waiting = 0, snapshot = 0, lost = 0, down = 0;
+  double computing = 0, line = 0, behind = 0, snapshot = 0, lost = 0, down = 0;
 };
 
 Shares shares_of(const std::vector<SiteOutcome>& sites) {
@@ -45,15 +45,21 @@ Shares shares_of(const std::vector<SiteOutcome>& sites) {
   double all_s = 0;
   for (const SiteOutcome& site : sites) {
     shares.computing += site.computing_s;
-    shares.waiting += site.waiting_s;
+    shares.line += site.waiting_s - site.behind_s;
+    shares.behind += site.behind_s;
     shares.snapshot += site.snapshot_s;
     shares.lost += site.lost_s;
     shares.down += site.down_s;
   }
-  all_s = shares.computing + shares.waiting + shares.snapshot + shares.lost + shares.down;
+  all_s =
+      shares.computing + shares.line + shares.behind + shares.snapshot + shares.lost + shares.down;
   if (all_s <= 0) return {};
-  for (double* share :
-       {&shares.computing, &shares.waiting, &shares.snapshot, &shares.lost, &shares.down}) {
+  for (double* share : {&shares.computing,
+                        &shares.line,
+                        &shares.behind,
+                        &shares.snapshot,
+                        &shares.lost,
+                        &shares.down}) {
     *share /= all_s;
   }
   return shares;
@@ -67,7 +73,8 @@ void print_time(const SimulationReport& report, std::string& out) {
     if (share >= 5e-5) fmt::format_to(end, "  {:<22}{:>7.2f} %  {}\n", what, 100 * share, why);
   };
   row("training", shares.computing, "steps whose work was kept");
-  row("waiting", shares.waiting, "for an exchange: the line, or a slower site");
+  row("waiting for a site", shares.behind, "that is slower, or was missed");
+  row("waiting for the line", shares.line, "");
   row("snapshots", shares.snapshot, "");
   row("lost again", shares.lost, "computed since the last snapshot before a fault");
   row("down", shares.down, "from a fault until the site trains again");
@@ -157,6 +164,7 @@ Json sites_json(const RunOutcome& outcome) {
                      {"tokens", site.tokens},
                      {"computing_s", site.computing_s},
                      {"waiting_s", site.waiting_s},
+                     {"waiting_for_sites_s", site.behind_s},
                      {"snapshot_s", site.snapshot_s},
                      {"lost_s", site.lost_s},
                      {"down_s", site.down_s},

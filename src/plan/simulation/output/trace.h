@@ -63,7 +63,7 @@ struct DrawingOptions {
   double begin_s = 0;
   double end_s = -1;  // below 0: the end of the last span
   std::string title;
-  size_t tracks_max = 48;  // of the rest the drawing says how many there are
+  size_t rows_max = 16;  // of a group; of the rest the drawing says how many there are
 };
 /// A timeline: tracks from top to bottom, time from left to right, a legend, a scale.
 std::string to_svg(const Trace& trace, const DrawingOptions& options);

@@ -22,13 +22,14 @@ struct RunOptions {
   std::function<double(size_t site_idx, int64_t step)> step_seconds = nullptr;
 };
 
-/// How a site spent the time, in seconds that add up to the time played.
+/// How a site spent the time, in seconds that, behind_s apart, add up to the time played.
 struct SiteOutcome {
   std::string name;
   double steps = 0;
   double tokens = 0;       // trained and not lost again
   double computing_s = 0;  // of what was not lost
-  double waiting_s = 0;    // for an exchange: the line, or a slower site
+  double waiting_s = 0;    // for an exchange
+  double behind_s = 0;     // of that: for sites that had not given their part; the rest: the line
   double snapshot_s = 0;
   double lost_s = 0;  // computed, then lost with a fault
   double down_s = 0;  // from a fault until the site computes again

@@ -1,4 +1,4 @@
-// One course that things may take: every range a number, day after day from the first to the last.
+// One trial that things may take: every range a number, day after day from the first to the last.
 #pragma once
 
 #include <string>
@@ -29,7 +29,7 @@ struct WhatIf {
   bool ignores_bans = false;
 };
 
-struct Course {
+struct Trial {
   struct Model {
     double begun_day = -1, done_day = -1;  // below 0: not by the last day
     std::string waited_for;                // why it had not begun: "memory", "the model before"
@@ -44,7 +44,7 @@ struct Course {
   std::vector<std::vector<double>> flop_s;  // by order, by week: of the chips that run
   std::vector<std::vector<double>> chips;   // by order, by week: that are there and whole
 };
-Course play_course(const Scenario& scenario, const Draw& draw, const WhatIf& what_if = {});
+Trial play_trial(const Scenario& scenario, const Draw& draw, const WhatIf& what_if = {});
 
 /// Bytes that training a model takes of a site: weights, gradients, masters and moments, and a
 /// sixth more for activations with recomputing.

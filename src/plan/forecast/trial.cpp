@@ -1,4 +1,4 @@
-#include "plan/forecast/course.h"
+#include "plan/forecast/trial.h"
 
 #include <algorithm>
 #include <cmath>
@@ -29,7 +29,7 @@ double flop_s_of(const chips::Chip& chip, double mfu_ratio, double press_ratio) 
   return is_press_only(chip) ? flop_s * (0.7 + 0.4 * press_ratio) : flop_s;
 }
 
-/// The days of one course.
+/// The days of one trial.
 class Days {
  public:
   Days(const Scenario& scenario, const Draw& draw, const WhatIf& what_if)
@@ -47,25 +47,25 @@ class Days {
     next_model();
   }
 
-  Course play() {
-    course_.flop_s.resize(alive_.size());
-    course_.chips.resize(alive_.size());
+  Trial play() {
+    trial_.flop_s.resize(alive_.size());
+    trial_.chips.resize(alive_.size());
     for (int day = scenario_.from_day; day < scenario_.until_day; ++day) {
       receive(day);
       switch_on();
       if ((day - scenario_.from_day) % kWeek == 0) note_week();
       for (size_t i = 0; i < alive_.size(); ++i) {
-        course_.flops += running_[i] * draw_.orders[i].flop_s * draw_.goodput * kDayS;
+        trial_.flops += running_[i] * draw_.orders[i].flop_s * draw_.goodput * kDayS;
       }
       train(day);
       for (size_t i = 0; i < alive_.size(); ++i) {
         alive_[i] *= std::exp(-draw_.orders[i].failures_a_year / 365.25);
       }
     }
-    if (course_.generations_ended.empty()) course_.generations_ended = "the last day";
-    while (course_.models.size() < scenario_.models.size()) course_.models.emplace_back();
-    course_.models.resize(scenario_.models.size());
-    return std::move(course_);
+    if (trial_.generations_ended.empty()) trial_.generations_ended = "the last day";
+    while (trial_.models.size() < scenario_.models.size()) trial_.models.emplace_back();
+    trial_.models.resize(scenario_.models.size());
+    return std::move(trial_);
   }
 
  private:
@@ -86,9 +86,9 @@ class Days {
       const auto share_by = [&](double at) { return std::clamp((at - first) / length, 0.0, 1.0); };
       double come = due * (share_by(day + 1.0) - share_by(day));
       if (scenario_.money > 0 && order.price > 0) {
-        come = std::min(come, std::max(0.0, scenario_.money - course_.money) / order.price);
+        come = std::min(come, std::max(0.0, scenario_.money - trial_.money) / order.price);
       }
-      course_.money += come * order.price;
+      trial_.money += come * order.price;
       alive_[i] += come;
     }
   }
@@ -97,7 +97,7 @@ class Days {
   void switch_on() {
     double left_w = scenario_.power_mw > 0 ? scenario_.power_mw * 1e6 : 1e300;
     if (scenario_.money > 0 && scenario_.price_kwh > 0) {
-      const double left = std::max(0.0, scenario_.money - course_.money);
+      const double left = std::max(0.0, scenario_.money - trial_.money);
       left_w = std::min(left_w, left / scenario_.price_kwh / 24 * 1000);
     }
     double used_w = 0;
@@ -106,19 +106,19 @@ class Days {
       left_w -= running_[i] * watts(i);
       used_w += running_[i] * watts(i);
     }
-    course_.energy_kwh += used_w * 24 / 1000;
-    course_.money += used_w * 24 / 1000 * scenario_.price_kwh;
+    trial_.energy_kwh += used_w * 24 / 1000;
+    trial_.money += used_w * 24 / 1000 * scenario_.price_kwh;
   }
 
   void note_week() {
     for (size_t i = 0; i < alive_.size(); ++i) {
-      course_.flop_s[i].push_back(running_[i] * draw_.orders[i].flop_s * draw_.goodput);
-      course_.chips[i].push_back(alive_[i]);
+      trial_.flop_s[i].push_back(running_[i] * draw_.orders[i].flop_s * draw_.goodput);
+      trial_.chips[i].push_back(alive_[i]);
     }
   }
 
   void next_model() {
-    const size_t idx = course_.models.size();
+    const size_t idx = trial_.models.size();
     if (idx < scenario_.models.size()) {
       wanted_ = scenario_.models[idx];
     } else {
@@ -129,8 +129,8 @@ class Days {
       wanted_.tokens *= growth;
     }
     left_flops_ = wanted_.flops();
-    course_.models.emplace_back();
-    course_.models.back().flops.assign(alive_.size(), 0.0);
+    trial_.models.emplace_back();
+    trial_.models.back().flops.assign(alive_.size(), 0.0);
     looked_day_ = -1;
   }
 
@@ -184,8 +184,8 @@ class Days {
 
   void train(int day) {
     double left_s = kDayS;
-    while (left_s > 0 && course_.generations_ended.empty()) {
-      Course::Model& model = course_.models.back();
+    while (left_s > 0 && trial_.generations_ended.empty()) {
+      Trial::Model& model = trial_.models.back();
       if (looked_day_ < 0 || day - looked_day_ >= kLookAgainDays || sites_.empty()) {
         sites_ = sites_for(wanted_);
         share_ = line_share(sites_);
@@ -204,16 +204,16 @@ class Days {
       for (size_t i = 0; i < alive_.size(); ++i) model.flops[i] += rate_of(i) * seconds;
       left_flops_ -= flop_s * seconds;
       left_s -= seconds;
-      const bool is_extra = course_.models.size() > scenario_.models.size();
+      const bool is_extra = trial_.models.size() > scenario_.models.size();
       const double lasted = day + (kDayS - left_s) / kDayS - model.begun_day;
       if (is_extra && lasted > scenario_.generation_months * 30.44) {
-        course_.generations_ended = "the next would take longer";
+        trial_.generations_ended = "the next would take longer";
         return;
       }
       if (left_flops_ > 1e-9 * wanted_.flops()) return;
       model.done_day = day + (kDayS - left_s) / kDayS;
-      if (is_extra) course_.generations += 1;
-      if (course_.generations > 20) course_.generations_ended = "20 are counted at most";
+      if (is_extra) trial_.generations += 1;
+      if (trial_.generations > 20) trial_.generations_ended = "20 are counted at most";
       next_model();
     }
   }
@@ -222,7 +222,7 @@ class Days {
     // A fleet that still grows may hold tomorrow what it does not hold today.
     bool grows = false;
     for (const ChipOrder& order : scenario_.orders) grows = grows || day < order.last_day + 365;
-    if (!grows && course_.models.size() > scenario_.models.size()) course_.generations_ended = why;
+    if (!grows && trial_.models.size() > scenario_.models.size()) trial_.generations_ended = why;
   }
 
   /// FLOP/s that order i brings to the model at hand.
@@ -253,7 +253,7 @@ class Days {
   double left_flops_ = 0, share_ = 1;
   int looked_day_ = -1;
   std::map<std::string, double> sites_;
-  Course course_;
+  Trial trial_;
 };
 
 }  // namespace
@@ -294,7 +294,7 @@ Draw random_draw(const Scenario& scenario, Rng rng) {
   return draw;
 }
 
-Course play_course(const Scenario& scenario, const Draw& draw, const WhatIf& what_if) {
+Trial play_trial(const Scenario& scenario, const Draw& draw, const WhatIf& what_if) {
   return Days(scenario, draw, what_if).play();
 }
 
