@@ -45,6 +45,7 @@ void measure_steps(Report& report, size_t num_sequences, double target_tok_s) {
   report.metrics["memory_read_gb_s"] = median(bandwidths) / 1e9;
   report.metrics["weights_gb"] = static_cast<double>(runner->weight_bytes()) / 1e9;
   report.metrics["bandwidth_share"] = median(shares);
+  bind_to_cores(options.cores);
   report.ratio = num_sequences == 1 ? median(shares) : median(rates) / target_tok_s;
   report.target = num_sequences == 1 ? 0.85 : 1.0;
 }

@@ -49,6 +49,8 @@ struct PanelJob {
   float* c = nullptr;      // rows c_stride apart
   size_t c_stride = 0;
   bool adds = false;
+  /// Weights that will be wanted next, as many words of a panel: fetched meanwhile. Null: none.
+  const std::byte* ahead = nullptr;
 };
 
 /// num_rows: 1..tile_rows(format); num_panels: any.

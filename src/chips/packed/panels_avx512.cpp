@@ -24,6 +24,12 @@ inline __m512i broadcast(const uint32_t* word) {
   return _mm512_set1_epi32(static_cast<int>(*word));
 }
 
+/// sums += four products a lane, of unsigned and signed bytes. By hand, since gcc 12 copies every
+/// accumulator of the intrinsic once a use: 590 GOP/s instead of 760 a core.
+inline void add_product(__m512i& sums, __m512i unsigned_bytes, __m512i signed_bytes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(unsigned_bytes), "v"(signed_bytes));
+}
+
 template <int kRows, int kPanels>
 inline void store(const PanelJob& job, const __m512 (&sums)[kRows][kPanels]) {
   PELAGO_UNROLL
@@ -48,7 +54,9 @@ void multiply_floats(const PanelJob& job) {
   }
   const uint32_t* x = job.x;
   const std::byte* weights = job.weights;
-  for (size_t word = 0; word < job.num_words; ++word, x += kRows, weights += 64) {
+  const std::byte* ahead = job.ahead != nullptr ? job.ahead : weights;
+  for (size_t word = 0; word < job.num_words; ++word, x += kRows, weights += 64, ahead += 64) {
+    _mm_prefetch(ahead, _MM_HINT_T1);
     __m512i columns[kPanels];
     PELAGO_UNROLL
     for (int panel = 0; panel < kPanels; ++panel) {
@@ -107,6 +115,7 @@ void multiply_levels(const PanelJob& job) {
   const __m512i low = _mm512_set1_epi8(15);
   const uint32_t* x = job.x;
   const std::byte* weights = job.weights;
+  const std::byte* ahead = job.ahead != nullptr ? job.ahead : weights;
   const size_t num_groups = job.num_words / job.group_words;
   for (size_t group = 0; group < num_groups; ++group) {
     const size_t side = group * kRows;
@@ -118,7 +127,8 @@ void multiply_levels(const PanelJob& job) {
       for (int panel = 0; panel < kPanels; ++panel) levels[row][panel] = start;
     }
     constexpr size_t kStep = kNibbles ? 2 : 1;  // words that 64 bytes of a panel hold
-    for (size_t word = 0; word < job.group_words; word += kStep, weights += 64) {
+    for (size_t word = 0; word < job.group_words; word += kStep, weights += 64, ahead += 64) {
+      _mm_prefetch(ahead, _MM_HINT_T1);
       __m512i columns[kStep][kPanels];
       PELAGO_UNROLL
       for (int panel = 0; panel < kPanels; ++panel) {
@@ -138,8 +148,7 @@ void multiply_levels(const PanelJob& job) {
           const __m512i left = broadcast(x + row);
           PELAGO_UNROLL
           for (int panel = 0; panel < kPanels; ++panel) {
-            levels[row][panel] =
-                _mm512_dpbusd_epi32(levels[row][panel], columns[half][panel], left);
+            add_product(levels[row][panel], columns[half][panel], left);
           }
         }
       }

@@ -48,6 +48,21 @@ void swiglu_row(const float* gate, const float* up, size_t num_values, float* ou
   });
 }
 
+/// columns: [num_rows][stride], pairs of 16 gates and 16 ups; h: 16 columns a pair.
+void swiglu_pairs(const float* columns,
+                  size_t stride,
+                  size_t num_rows,
+                  size_t num_pairs,
+                  float* h,
+                  size_t h_stride) {
+  for (size_t row = 0; row < num_rows; ++row) {
+    for (size_t pair = 0; pair < num_pairs; ++pair) {
+      const float* gate = columns + row * stride + pair * 2 * kPanel;
+      swiglu_row(gate, gate + kPanel, kPanel, h + row * h_stride + pair * kPanel);
+    }
+  }
+}
+
 void rotate_head(float* head, const float* cos, const float* sin, size_t head_dim) {
   const size_t half = head_dim / 2;
   for_each_vector(half, [&](size_t i, auto load, auto store) HWY_ATTR {
@@ -117,6 +132,7 @@ namespace pelago::chips::packed {
 namespace {
 HWY_EXPORT(norm_row);
 HWY_EXPORT(swiglu_row);
+HWY_EXPORT(swiglu_pairs);
 HWY_EXPORT(rotate_head);
 HWY_EXPORT(add_row);
 HWY_EXPORT(narrow_row);
@@ -124,8 +140,9 @@ HWY_EXPORT(widen_row);
 HWY_EXPORT(round_group);
 HWY_EXPORT(scatter_words);
 
-// Of panels that several tiles pass over: a pair of them in the first cache beside a tile.
-constexpr size_t kBlockWords = 256;
+// Of panels that several tiles pass over: a pair of them stays in the second cache, half of it in
+// the first. 256 and 1024 are a twentieth slower.
+constexpr size_t kBlockWords = 512;
 
 /// Calls put(panel, num_panels) for runs of panels after their products with all rows are in
 /// c + panel columns, where begin is c's first.
@@ -158,7 +175,15 @@ void multiply_range(const PackedRows& x,
       job.num_words = std::min(block, weights.num_words() - word);
       job.c_stride = c_stride;
       job.adds = adds || word > 0;
+      const size_t next_word = word + block < weights.num_words() ? word + block : 0;
+      const size_t next_panel = next_word > 0 ? panel : panel + 2;
       for (size_t tile = 0; tile < tiling.num_tiles; ++tile) {
+        // The first two tiles fetch a panel each of the next block: else the first one would wait
+        // for memory, which has nothing to do while the others multiply.
+        job.ahead = tile < 2 && next_panel + tile < end
+                        ? weights.job(next_panel + tile).weights +
+                              next_word * panel_word_bytes(weights.format())
+                        : nullptr;
         x.point(job, tile, word);
         job.c = c + tiling.first_row(tile) * c_stride + (panel - begin) * kPanel;
         product(job, tiling.rows_of(tile), num_panels);
@@ -267,12 +292,8 @@ void multiply_swiglu(CoreTeam::Member& member,
       const size_t num_pairs = std::min<size_t>(2, end - pair);
       multiply_range(
           x, gate_up, 2 * pair, 2 * (pair + num_pairs), columns.data(), 4 * kPanel, false);
-      for (size_t row = 0; row < num_rows; ++row) {
-        for (size_t i = 0; i < num_pairs; ++i) {
-          const float* gate = columns.data() + row * 4 * kPanel + i * 2 * kPanel;
-          swiglu(gate, gate + kPanel, kPanel, h + row * h_stride + (pair + i) * kPanel);
-        }
-      }
+      HWY_DYNAMIC_DISPATCH(swiglu_pairs)
+      (columns.data(), 4 * kPanel, num_rows, num_pairs, h + pair * kPanel, h_stride);
     }
   });
 }

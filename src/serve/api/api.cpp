@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <condition_variable>
 #include <ctime>
 #include <random>
 
@@ -67,12 +68,29 @@ std::string base64(const std::vector<float>& numbers) {
 
 }  // namespace
 
+/// Models that nobody holds any more, until a thread that may end them comes by.
+struct Api::Departed {
+  std::mutex mutex;  // guards what follows
+  std::condition_variable changed;
+  std::vector<std::unique_ptr<ServedModel>> models;
+  size_t num_living = 0;  // and those in models
+};
+
 Api::Api(ApiOptions options)
     : options_(std::move(options)),
       keys_(options_.keys),
-      id_seed_((uint64_t{std::random_device()()} << 32) | std::random_device()()) {}
+      id_seed_((uint64_t{std::random_device()()} << 32) | std::random_device()()),
+      departed_(std::make_shared<Departed>()) {}
 
-Api::~Api() = default;
+Api::~Api() {
+  set_model(nullptr);
+  {
+    std::unique_lock lock(departed_->mutex);
+    departed_->changed.wait(lock,
+                            [this] { return departed_->models.size() == departed_->num_living; });
+  }
+  release_idle_models();
+}
 
 HttpResponse Api::http_error(int status, const std::string& message) {
   ApiError error(status, message);
@@ -80,25 +98,33 @@ HttpResponse Api::http_error(int status, const std::string& message) {
   return error_response(error);
 }
 
-void Api::set_model(std::shared_ptr<ServedModel> model) {
-  const std::lock_guard lock(models_mutex_);
-  if (model_) retired_.push_back(model_);
-  model_ = std::move(model);
+void Api::set_model(std::unique_ptr<ServedModel> model) {
+  ServedModelPtr next;
+  if (model) {
+    const std::lock_guard lock(departed_->mutex);
+    ++departed_->num_living;
+    next = std::shared_ptr<ServedModel>(model.release(), [departed = departed_](ServedModel* last) {
+      const std::lock_guard last_lock(departed->mutex);
+      departed->models.emplace_back(last);
+      departed->changed.notify_all();
+    });
+  }
+  const std::lock_guard lock(model_mutex_);
+  model_.swap(next);
 }
 
 ServedModelPtr Api::model() const {
-  const std::lock_guard lock(models_mutex_);
+  const std::lock_guard lock(model_mutex_);
   return model_;
 }
 
 size_t Api::release_idle_models() {
-  std::vector<ServedModelPtr> idle;  // let go without the lock: an engine's end takes a while
-  const std::lock_guard lock(models_mutex_);
-  const auto first = std::partition(
-      retired_.begin(), retired_.end(), [](const auto& model) { return model.use_count() > 1; });
-  idle.assign(std::make_move_iterator(first), std::make_move_iterator(retired_.end()));
-  retired_.erase(first, retired_.end());
-  return retired_.size();
+  std::vector<std::unique_ptr<ServedModel>> idle;
+  const bool has_current = model() != nullptr;
+  const std::lock_guard lock(departed_->mutex);
+  idle.swap(departed_->models);
+  departed_->num_living -= idle.size();
+  return departed_->num_living - (has_current ? 1 : 0);
 }
 
 ServedModelPtr Api::ready_model() const {
@@ -314,20 +340,20 @@ void Api::generate(const HttpRequest& request,
     prompt.user = (keys_.is_open() ? request.peer : lease->name()) + '/' + prompt.user;
   }
   const uint64_t number = num_answers_++;
-  const auto answer = std::make_shared<Answer>(
+  const auto answer = std::make_shared<ApiAnswer>(
       std::move(asked),
-      Answer::Context{.model = current,
-                      .reply = reply,
-                      .id = fmt::format("{}-{:016x}",
-                                        is_chat ? "chatcmpl" : "cmpl",
-                                        Rng(id_seed_).fork("answer", number).next_u64()),
-                      .created_s = now_since_1970_s(),
-                      .start_s = start_s,
-                      .on_end = [this, path, lease](const AnswerReport& report) {
-                        lease->charge(report.prompt_tokens + report.completion_tokens);
-                        metrics_.count_request(path, report.status, lease->name());
-                        metrics_.count_answer(report);
-                      }});
+      ApiAnswer::Context{.model = current,
+                         .reply = reply,
+                         .id = fmt::format("{}-{:016x}",
+                                           is_chat ? "chatcmpl" : "cmpl",
+                                           Rng(id_seed_).fork("answer", number).next_u64()),
+                         .created_s = now_since_1970_s(),
+                         .start_s = start_s,
+                         .on_end = [this, path, lease](const AnswerReport& report) {
+                           lease->charge(report.prompt_tokens + report.completion_tokens);
+                           metrics_.count_request(path, report.status, lease->name());
+                           metrics_.count_answer(report);
+                         }});
   answer->start();
 }
 

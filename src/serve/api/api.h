@@ -35,13 +35,15 @@ struct ApiOptions {
 class Api {
  public:
   explicit Api(ApiOptions options);
+  /// After the server has stopped and so has cancelled what it was answering. Waits until the
+  /// engines have let go of that.
   ~Api();
 
-  /// Replaces the model. The one before lives until its last answer is out, and is let go by
-  /// release_idle_models(), never on an engine's own thread.
-  void set_model(std::shared_ptr<ServedModel> model);
+  /// Replaces the model. The one before lives until its last answer is out.
+  void set_model(std::unique_ptr<ServedModel> model);
   ServedModelPtr model() const;
-  /// Lets go of models that answer nothing any more. Returns how many still do.
+  /// To be called now and then: ends models that answer nothing any more. Not where the last answer
+  /// ends, which is on the engine's own thread. Returns how many replaced ones are still at it.
   size_t release_idle_models();
 
   /// Adds the routes; both this and server live until server has stopped. /ready answers 503 from
@@ -86,9 +88,10 @@ class Api {
   std::atomic<bool> is_draining_ = false;
   std::atomic<uint64_t> num_answers_ = 0;
   const uint64_t id_seed_;
-  mutable std::mutex models_mutex_;  // guards what follows
+  struct Departed;
+  std::shared_ptr<Departed> departed_;  // owners: this, and each model that is not there yet
+  mutable std::mutex model_mutex_;      // guards model_
   ServedModelPtr model_;
-  std::vector<ServedModelPtr> retired_;
 };
 
 }  // namespace pelago::serve

@@ -18,7 +18,7 @@ Vocabulary make_vocabulary(const data::Tokenizer& tokenizer, int64_t vocab_size)
 
 /// The whole answer matches the pattern: what RE2 understands, without \b and ^, $ inside.
 Result<Constraint> regex_constraint(Vocabulary vocabulary, std::string_view pattern);
-/// The answer is JSON that fits the schema (JSON Schema 2020-12; docs/SERVING.md says which part).
+/// The answer is JSON that fits the schema (JSON Schema 2020-12; docs/ENGINE.md says which part).
 /// Properties come in the order of the schema.
 Result<Constraint> json_schema_constraint(Vocabulary vocabulary, std::string_view schema);
 /// The answer is any JSON object.

@@ -118,6 +118,7 @@ class HttpServerCore : public std::enable_shared_from_this<HttpServerCore> {
   // Owned by the io thread.
   std::list<std::shared_ptr<Connection>> connections;  // owners: this, and their operations
   size_t all_bodies_bytes = 0;
+  bool is_stopped = false;  // a tick that was due already must not set the timer again
   std::atomic<bool> is_draining = false;
 
   std::atomic<uint64_t> num_accepted = 0, num_requests = 0, num_refused = 0, num_evicted = 0;
@@ -497,6 +498,7 @@ bool HttpServerCore::evict_idle() {
 }
 
 void HttpServerCore::tick() {
+  if (is_stopped) return;
   const double now_s = steady_now_s();
   for (auto it = connections.begin(); it != connections.end();) {
     const auto connection = *it++;
@@ -519,7 +521,7 @@ void HttpServerCore::stop() {
   if (!io_thread.joinable()) return;
   asio::post(io, [this] {
     SystemError ignored;
-    is_draining = true;
+    is_stopped = is_draining = true;
     acceptor.close(ignored);
     timer.cancel();
     pause.cancel();

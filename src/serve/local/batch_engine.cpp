@@ -53,12 +53,7 @@ struct BatchEngine::Request {
 BatchEngine::BatchEngine(ModelRunner& runner,
                          const data::Tokenizer& tokenizer,
                          const BatchOptions& options)
-    : BatchEngine(runner,
-                  tokenizer,
-                  options,
-                  options.speculation.draft_max > 0
-                      ? std::make_unique<NgramDrafter>(options.speculation.ngram_tokens)
-                      : nullptr) {}
+    : BatchEngine(runner, tokenizer, options, repeated_text_drafter(options.speculation)) {}
 
 BatchEngine::BatchEngine(ModelRunner& runner,
                          const data::Tokenizer& tokenizer,

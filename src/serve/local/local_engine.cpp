@@ -10,10 +10,19 @@ namespace pelago::serve {
 LocalEngine::LocalEngine(std::unique_ptr<ModelRunner> runner,
                          data::Tokenizer tokenizer,
                          const BatchOptions& options)
+    : LocalEngine(std::move(runner),
+                  std::move(tokenizer),
+                  options,
+                  repeated_text_drafter(options.speculation)) {}
+
+LocalEngine::LocalEngine(std::unique_ptr<ModelRunner> runner,
+                         data::Tokenizer tokenizer,
+                         const BatchOptions& options,
+                         std::unique_ptr<Drafter> drafter)
     : runner_(std::move(runner)),
       tokenizer_(std::move(tokenizer)),
       options_(options),
-      engine_(*runner_, tokenizer_, options),
+      engine_(*runner_, tokenizer_, options, std::move(drafter)),
       stats_(engine_.stats()),
       thread_([this](const std::stop_token& stop) { run(stop); }) {}
 

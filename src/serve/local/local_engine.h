@@ -27,6 +27,10 @@ class LocalEngine final : public Engine {
   LocalEngine(std::unique_ptr<ModelRunner> runner,
               data::Tokenizer tokenizer,
               const BatchOptions& options);
+  LocalEngine(std::unique_ptr<ModelRunner> runner,
+              data::Tokenizer tokenizer,
+              const BatchOptions& options,
+              std::unique_ptr<Drafter> drafter);
   /// Ends what is under way as cancelled.
   ~LocalEngine() override;
 
@@ -80,17 +84,20 @@ class LocalEngine final : public Engine {
 
 /// How open_engine() finds its memory and threads.
 struct EngineOptions {
-  std::string device = "cpu";
-  std::string dtype = "";          // of the weights: "f32", "bf16"; empty: as stored, f32 as bf16
-  std::string kv_dtype = "bf16";   // of keys and values
+  std::string device = "cpu";      // any other runs the trainer's transformer on that chip
+  std::string dtype = "";          // of weights: f32, bf16, int8, int4; empty: as stored
+  int64_t group_size = 64;         // values a scale, where weights are quantised when opened
+  std::string kv_dtype = "bf16";   // of keys and values: f32, bf16, int8
   double kv_memory_gb = 1.0;       // for pages; 1 GB holds 46,000 tokens of a 1B model
   int64_t page_tokens = 32;        // smaller: more of a prefix is found; larger: fewer lookups
+  int num_threads = 0;             // of a pass, bound to cores of their own; 0: one a core
   int64_t context_tokens_max = 0;  // 0: what the model was made for
   SchedulerLimits scheduler = {};
   SpeculationOptions speculation = {};
-  int64_t waiting_max = 256;     // requests in the queue
-  std::optional<uint64_t> seed;  // of requests that bring none; absent: by chance
-  void validate() const;         // throws Failure naming field, value and what is allowed
+  std::filesystem::path draft_folder = {};  // a small model that guesses; empty: repeated text only
+  int64_t waiting_max = 256;                // requests in the queue
+  std::optional<uint64_t> seed = {};        // of requests that bring none; absent: by chance
+  void validate() const;  // throws Failure naming field, value and what is allowed
 };
 
 /// An engine on a Hugging Face folder, with its tokenizer. Throws Failure naming file or option.

@@ -5,9 +5,11 @@
 
 #include "base/files.h"
 #include "base/text/json.h"
+#include "base/threads.h"
 #include "model/config.h"
 #include "serve/local/local_engine.h"
 #include "serve/runner/transformer_runner.h"
+#include "serve/speculation/model_drafter.h"
 
 namespace pelago::serve {
 
@@ -40,17 +42,13 @@ std::vector<int32_t> end_tokens_of(const fs::path& folder,
   return tokens;
 }
 
-int64_t bytes_per_token(const model::ModelConfig& config, const std::string& dtype) {
-  const int64_t value_bytes = dtype == "f32" ? 4 : dtype == "int8" ? 1 : 2;
-  return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * value_bytes;
-}
-
-int64_t num_pages_for(const EngineOptions& options,
-                      const model::ModelConfig& config,
-                      const std::string& dtype) {
+int64_t num_pages_for(const EngineOptions& options, const model::ModelConfig& config) {
+  const int64_t value_bytes = options.kv_dtype == "f32" ? 4 : options.kv_dtype == "int8" ? 1 : 2;
   const double page_bytes =
-      static_cast<double>(bytes_per_token(config, dtype) * options.page_tokens);
+      static_cast<double>(2 * config.num_hidden_layers * config.num_key_value_heads *
+                          config.head_dim * value_bytes * options.page_tokens);
   const auto affordable = static_cast<int64_t>(options.kv_memory_gb * 1e9 / page_bytes);
+  // Beyond twice what all sequences can hold, pages would only ever be remembered.
   const int64_t useful = 2 * options.scheduler.sequences_max *
                          (config.max_position_embeddings / options.page_tokens + 1);
   const int64_t num_pages =
@@ -63,13 +61,85 @@ int64_t num_pages_for(const EngineOptions& options,
   return num_pages;
 }
 
+int64_t batch_tokens_for(const EngineOptions& options) {
+  return options.scheduler.step_tokens + options.scheduler.sequences_max +
+         options.speculation.rows_max + options.page_tokens;
+}
+
+WeightDtype weight_dtype(const std::string& dtype) {
+  if (dtype.empty()) return WeightDtype::kAsStored;
+  if (dtype == "f32") return WeightDtype::kF32;
+  if (dtype == "bf16") return WeightDtype::kBf16;
+  return dtype == "int8" ? WeightDtype::kInt8 : WeightDtype::kInt4;
+}
+
+KvDtype kv_dtype(const std::string& dtype) {
+  if (dtype == "f32") return KvDtype::kF32;
+  return dtype == "int8" ? KvDtype::kInt8 : KvDtype::kBf16;
+}
+
+std::unique_ptr<ModelRunner> open_runner(const fs::path& folder,
+                                         const EngineOptions& options,
+                                         const model::ModelConfig& config) {
+  const int64_t num_pages = num_pages_for(options, config);
+  if (options.device != "cpu") {
+    return open_transformer_runner(folder,
+                                   {.device = options.device,
+                                    .dtype = options.dtype.empty() ? "bf16" : options.dtype,
+                                    .page_tokens = options.page_tokens,
+                                    .num_pages = num_pages,
+                                    .max_batch_tokens = batch_tokens_for(options)});
+  }
+  RunnerOptions runner;
+  runner.weights = weight_dtype(options.dtype);
+  runner.group_size = options.group_size;
+  runner.kv = kv_dtype(options.kv_dtype);
+  runner.page_tokens = options.page_tokens;
+  runner.num_pages = num_pages;
+  runner.max_batch_tokens = batch_tokens_for(options);
+  runner.cores = allowed_cores();
+  runner.num_threads =
+      options.num_threads > 0 ? options.num_threads : static_cast<int>(runner.cores.size());
+  return open_cpu_runner(folder, runner);
+}
+
+std::unique_ptr<Drafter> open_drafter(const EngineOptions& options, int64_t vocab_size) {
+  if (options.speculation.draft_max == 0 || options.draft_folder.empty()) {
+    return repeated_text_drafter(options.speculation);
+  }
+  const model::ModelConfig config = model::read_model_config(options.draft_folder / "config.json");
+  if (config.vocab_size != vocab_size) {
+    fail_usage("draft_folder {}: a vocabulary of {}, the model has one of {}: they must be one",
+               options.draft_folder.string(),
+               config.vocab_size,
+               vocab_size);
+  }
+  return std::make_unique<ModelDrafter>(open_runner(options.draft_folder, options, config));
+}
+
 }  // namespace
 
 void EngineOptions::validate() const {
   const auto check = [](const char* field, auto value, bool is_good, const char* allowed) {
     if (!is_good) fail_usage("{} is {}: it must be {}", field, value, allowed);
   };
-  check("dtype", dtype, dtype.empty() || dtype == "f32" || dtype == "bf16", "f32 or bf16");
+  const auto is_one_of = [](const std::string& word, std::initializer_list<const char*> words) {
+    return std::ranges::find(words, word) != words.end();
+  };
+  const bool is_cpu = device == "cpu";
+  check("dtype",
+        dtype,
+        dtype.empty() || is_one_of(dtype, {"f32", "bf16"}) ||
+            (is_cpu && is_one_of(dtype, {"int8", "int4"})),
+        is_cpu ? "f32, bf16, int8 or int4" : "f32 or bf16");
+  check("kv_dtype",
+        kv_dtype,
+        is_cpu ? is_one_of(kv_dtype, {"f32", "bf16", "int8"}) : kv_dtype == "bf16",
+        is_cpu ? "f32, bf16 or int8" : "bf16: on this device they have the dtype of the weights");
+  const auto num_cores = static_cast<int>(allowed_cores().size());
+  if (num_threads < 0 || num_threads > num_cores) {
+    fail_usage("num_threads is {}: it must be 0 (one a core) to {}", num_threads, num_cores);
+  }
   check("kv_memory_gb", kv_memory_gb, kv_memory_gb > 0 && kv_memory_gb < 1e6, "above 0, in GB");
   check("page_tokens",
         page_tokens,
@@ -114,16 +184,10 @@ std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions&
   batch.waiting_max = options.waiting_max;
   batch.end_tokens = end_tokens_of(folder, config, tokenizer);
   batch.seed = options.seed ? *options.seed : std::random_device()();
-  const std::string dtype = options.dtype.empty() ? "bf16" : options.dtype;
-  auto runner = open_transformer_runner(
-      folder,
-      {.device = options.device,
-       .dtype = dtype,
-       .page_tokens = options.page_tokens,
-       .num_pages = num_pages_for(options, config, dtype),
-       .max_batch_tokens =
-           options.scheduler.step_tokens + options.scheduler.sequences_max + options.page_tokens});
-  return std::make_unique<LocalEngine>(std::move(runner), std::move(tokenizer), batch);
+  auto runner = open_runner(folder, options, config);
+  auto drafter = open_drafter(options, config.vocab_size);
+  return std::make_unique<LocalEngine>(
+      std::move(runner), std::move(tokenizer), batch, std::move(drafter));
 }
 
 }  // namespace pelago::serve

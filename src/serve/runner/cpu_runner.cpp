@@ -56,7 +56,9 @@ class CpuRunner final : public ModelRunner {
                 .key_heads = static_cast<size_t>(config_.num_key_value_heads),
                 .head_dim = static_cast<size_t>(config_.head_dim)},
         pages_(layout_.page_bytes() * static_cast<size_t>(options.num_pages)),
-        rows_(rows_max(), static_cast<size_t>(inputs_max())),
+        hidden_in_(rows_max(), static_cast<size_t>(config_.hidden_size)),
+        mixed_in_(rows_max(), static_cast<size_t>(query_width())),
+        fed_in_(rows_max(), static_cast<size_t>(config_.intermediate_size)),
         stream_(rows_max() * stream_stride()),
         qkv_(rows_max() * qkv_stride()),
         mixed_(rows_max() * mixed_stride()),
@@ -118,7 +120,10 @@ class CpuRunner final : public ModelRunner {
   void put_normed(Member& member,
                   const std::vector<float>& norm,
                   std::span<const size_t> from_rows);
-  void put_rows(Member& member, const std::vector<float>& from, size_t stride);
+  void put_rows(Member& member,
+                const std::vector<float>& from,
+                size_t stride,
+                packed::PackedRows& to);
   void rotate_and_keep(Member& member, const PackedLayer& layer, size_t layer_idx);
   void attend(Member& member, size_t layer_idx);
   void run_layer(Member& member, size_t layer_idx);
@@ -135,11 +140,11 @@ class CpuRunner final : public ModelRunner {
   std::span<const SequenceChunk> chunks_;
   std::vector<Row> row_infos_;
   std::vector<size_t> all_rows_, logit_rows_, hidden_rows_;
-  packed::PackedRows rows_;
-  std::vector<float> stream_;  // [rows,D]: the residual stream
-  std::vector<float> qkv_;     // [rows,(H+2K)*E]
-  std::vector<float> mixed_;   // [rows,H*E]
-  std::vector<float> fed_;     // [rows,F]
+  packed::PackedRows hidden_in_, mixed_in_, fed_in_;  // what products take
+  std::vector<float> stream_;                         // [rows,D]: the residual stream
+  std::vector<float> qkv_;                            // [rows,(H+2K)*E]
+  std::vector<float> mixed_;                          // [rows,H*E]
+  std::vector<float> fed_;                            // [rows,F]
   std::vector<float> logits_, hidden_;
   /// Attention's pieces: some rows of one key head of one chunk.
   struct AttentionPiece {
@@ -210,6 +215,10 @@ void CpuRunner::take(std::span<const SequenceChunk> chunks) {
     };
     return last(a) > last(b);
   });
+  const PackedLayer& layer = weights_.layers.front();  // gate and up take what q, k and v take
+  hidden_in_.begin(row_infos_.size(), layer.qkv);
+  mixed_in_.begin(row_infos_.size(), layer.output);
+  fed_in_.begin(row_infos_.size(), layer.down);
   logits_.resize(logit_rows_.size() * stride_of(config_.vocab_size));
   hidden_.resize(hidden_rows_.size() * static_cast<size_t>(config_.hidden_size));
 }
@@ -245,16 +254,19 @@ void CpuRunner::put_normed(Member& member,
                        norm.size(),
                        config_.rms_norm_eps,
                        scratch.row.data());
-      rows_.put(row, scratch.row.data(), scratch.narrow.data());
+      hidden_in_.put(row, scratch.row.data(), scratch.narrow.data());
     }
   });
 }
 
-void CpuRunner::put_rows(Member& member, const std::vector<float>& from, size_t stride) {
+void CpuRunner::put_rows(Member& member,
+                         const std::vector<float>& from,
+                         size_t stride,
+                         packed::PackedRows& to) {
   ThreadScratch& scratch = threads_[static_cast<size_t>(member.thread_idx())];
   member.share(row_infos_.size(), 4, [&](size_t begin, size_t end) {
     for (size_t row = begin; row < end; ++row) {
-      rows_.put(row, from.data() + row * stride, scratch.narrow.data());
+      to.put(row, from.data() + row * stride, scratch.narrow.data());
     }
   });
 }
@@ -318,25 +330,16 @@ void CpuRunner::attend(Member& member, size_t layer_idx) {
 
 void CpuRunner::run_layer(Member& member, size_t layer_idx) {
   const PackedLayer& layer = weights_.layers[layer_idx];
-  const size_t num_rows = row_infos_.size();
-  const auto begin_rows = [&](const packed::PackedMatrix& weights) {
-    // One thread prepares, all wait: a part of no items but its own.
-    member.share(1, 1, [&](size_t, size_t) { rows_.begin(num_rows, weights); });
-  };
-  begin_rows(layer.qkv);
   put_normed(member, layer.input_norm, all_rows_);
-  packed::multiply(member, rows_, layer.qkv, qkv_.data(), qkv_stride(), false);
+  packed::multiply(member, hidden_in_, layer.qkv, qkv_.data(), qkv_stride(), false);
   rotate_and_keep(member, layer, layer_idx);
   attend(member, layer_idx);
-  begin_rows(layer.output);
-  put_rows(member, mixed_, mixed_stride());
-  packed::multiply(member, rows_, layer.output, stream_.data(), stream_stride(), true);
-  begin_rows(layer.gate_up);
+  put_rows(member, mixed_, mixed_stride(), mixed_in_);
+  packed::multiply(member, mixed_in_, layer.output, stream_.data(), stream_stride(), true);
   put_normed(member, layer.post_attention_norm, all_rows_);
-  packed::multiply_swiglu(member, rows_, layer.gate_up, fed_.data(), fed_stride());
-  begin_rows(layer.down);
-  put_rows(member, fed_, fed_stride());
-  packed::multiply(member, rows_, layer.down, stream_.data(), stream_stride(), true);
+  packed::multiply_swiglu(member, hidden_in_, layer.gate_up, fed_.data(), fed_stride());
+  put_rows(member, fed_, fed_stride(), fed_in_);
+  packed::multiply(member, fed_in_, layer.down, stream_.data(), stream_stride(), true);
 }
 
 void CpuRunner::finish(Member& member) {
@@ -353,10 +356,10 @@ void CpuRunner::finish(Member& member) {
     });
   }
   if (logit_rows_.empty()) return;
-  member.share(1, 1, [&](size_t, size_t) { rows_.begin(logit_rows_.size(), weights_.head); });
+  member.share(1, 1, [&](size_t, size_t) { hidden_in_.begin(logit_rows_.size(), weights_.head); });
   put_normed(member, weights_.final_norm, logit_rows_);
   packed::multiply(
-      member, rows_, weights_.head, logits_.data(), stride_of(config_.vocab_size), false);
+      member, hidden_in_, weights_.head, logits_.data(), stride_of(config_.vocab_size), false);
 }
 
 RunnerOutput CpuRunner::forward(std::span<const SequenceChunk> chunks) {

@@ -8,6 +8,8 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "model/config.h"
+#include "serve/grammar/constraints.h"
 #include "serve/web/pages.h"
 
 namespace pelago::serve {
@@ -56,6 +58,23 @@ HttpServerOptions http_options(const ServeOptions& options) {
   return http;
 }
 
+ConstraintMaker constraint_maker(const data::Tokenizer& tokenizer, int64_t vocab_size) {
+  const Vocabulary vocabulary = make_vocabulary(tokenizer, vocab_size);
+  return [vocabulary](ConstraintKind kind, const std::string& text) -> Result<Constraint> {
+    switch (kind) {
+      case ConstraintKind::kJsonObject:
+        return json_object_constraint(vocabulary);
+      case ConstraintKind::kJsonSchema:
+        return json_schema_constraint(vocabulary, text);
+      case ConstraintKind::kRegex:
+        return regex_constraint(vocabulary, text);
+      case ConstraintKind::kGrammar:
+        return grammar_constraint(vocabulary, text);
+    }
+    return Error{ErrorCode::kRefused, "structured output of an unknown kind"};
+  };
+}
+
 // As many connections as the system lets a process have.
 void raise_file_limit() {
   struct rlimit files {};
@@ -102,13 +121,17 @@ ModelServer::ModelServer(ServeOptions options)
 
 ModelServer::~ModelServer() = default;
 
-std::shared_ptr<ServedModel> ModelServer::open() const {
+std::unique_ptr<ServedModel> ModelServer::open() const {
   auto engine = open_engine(folder_, options_.engine);
-  return std::make_shared<ServedModel>(
+  ChatText text = ChatText::read(folder_);
+  auto make_constraint = constraint_maker(
+      text.tokenizer(), model::read_model_config(folder_ / "config.json").vocab_size);
+  return std::make_unique<ServedModel>(
       ServedModel{.id = name_,
                   .created_s = static_cast<int64_t>(std::time(nullptr)),
-                  .text = ChatText::read(folder_),
-                  .engine = std::move(engine)});
+                  .text = std::move(text),
+                  .engine = std::move(engine),
+                  .make_constraint = std::move(make_constraint)});
 }
 
 std::string ModelServer::url() const {

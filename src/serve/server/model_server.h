@@ -56,7 +56,7 @@ class ModelServer {
   bool drain();
 
  private:
-  std::shared_ptr<ServedModel> open() const;
+  std::unique_ptr<ServedModel> open() const;
   std::string stamp() const;
 
   const ServeOptions options_;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -54,5 +55,11 @@ class NgramDrafter final : public Drafter {
  private:
   const size_t ngram_tokens_;
 };
+
+/// Null if nothing is to be guessed.
+inline std::unique_ptr<Drafter> repeated_text_drafter(const SpeculationOptions& options) {
+  if (options.draft_max == 0) return nullptr;
+  return std::make_unique<NgramDrafter>(options.ngram_tokens);
+}
 
 }  // namespace pelago::serve

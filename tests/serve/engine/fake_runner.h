@@ -26,7 +26,7 @@ inline uint64_t hash_token(uint64_t hash, int32_t token) {
   return Rng::mix(hash * 31 + static_cast<uint64_t>(token) + 1);
 }
 
-class FakeRunner final : public ModelRunner {
+class FakeRunner : public ModelRunner {
  public:
   struct Shape {
     int64_t num_pages = 64, page_tokens = 4, vocab_size = 260, context_length = 200;

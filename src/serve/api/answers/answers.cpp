@@ -35,7 +35,7 @@ std::string_view finish_name(Finish finish) {
 
 }  // namespace
 
-Answer::Answer(ApiRequest request, Context context)
+ApiAnswer::ApiAnswer(ApiRequest request, Context context)
     : request_(std::move(request)), context_(std::move(context)) {
   size_t num_choices = 0;
   for (const GenerateRequest& prompt : request_.prompts) {
@@ -51,7 +51,7 @@ Answer::Answer(ApiRequest request, Context context)
   }
 }
 
-void Answer::start() {
+void ApiAnswer::start() {
   const auto self = shared_from_this();
   for (size_t i = 0; i < request_.prompts.size(); ++i) {
     auto id = context_.model->engine->submit(std::move(request_.prompts[i]),
@@ -96,11 +96,11 @@ void Answer::start() {
   early_.clear();
 }
 
-void Answer::cancel_all() {
+void ApiAnswer::cancel_all() {
   for (const RequestId id : ids_) context_.model->engine->cancel(id);
 }
 
-void Answer::take(size_t prompt_idx, const Piece& piece) {
+void ApiAnswer::take(size_t prompt_idx, const Piece& piece) {
   if (is_over_) return;
   if (piece.finish == Finish::kError || piece.finish == Finish::kCancelled) {
     return fail_with(piece.finish == Finish::kError ? 500 : 503,
@@ -130,7 +130,7 @@ void Answer::take(size_t prompt_idx, const Piece& piece) {
   if (num_left_ == 0) finish();
 }
 
-void Answer::add(int choice_idx, const Piece& piece, std::string& events) {
+void ApiAnswer::add(int choice_idx, const Piece& piece, std::string& events) {
   Choice& choice = choices_[static_cast<size_t>(choice_idx)];
   std::string text = choice.catcher ? choice.catcher->add(piece.text) : piece.text;
   const size_t text_offset = choice.text.size();
@@ -171,7 +171,7 @@ void Answer::add(int choice_idx, const Piece& piece, std::string& events) {
   events += chunk(choice_idx, delta, logprobs, "");
 }
 
-void Answer::end_choice(int choice_idx, const Piece& piece, std::string& events) {
+void ApiAnswer::end_choice(int choice_idx, const Piece& piece, std::string& events) {
   Choice& choice = choices_[static_cast<size_t>(choice_idx)];
   choice.finish_reason = finish_name(piece.finish);
   if (!request_.forced_tool.empty()) {
@@ -195,7 +195,7 @@ void Answer::end_choice(int choice_idx, const Piece& piece, std::string& events)
   }
 }
 
-void Answer::end_prompt(const Piece& piece, std::string& events) {
+void ApiAnswer::end_prompt(const Piece& piece, std::string& events) {
   report_.cached_tokens += piece.cached_tokens;
   report_.completion_tokens += piece.completion_tokens;
   if (--num_left_ > 0 || !request_.is_stream) return;
@@ -206,7 +206,7 @@ void Answer::end_prompt(const Piece& piece, std::string& events) {
   events += "data: [DONE]\n\n";
 }
 
-void Answer::finish() {
+void ApiAnswer::finish() {
   const auto reply = context_.reply;
   report(200, false);
   if (request_.is_stream) {
@@ -216,7 +216,7 @@ void Answer::finish() {
   }
 }
 
-void Answer::fail_with(int status, const std::string& message) {
+void ApiAnswer::fail_with(int status, const std::string& message) {
   report(status, false);
   cancel_all();
   if (!request_.is_stream) {
@@ -229,7 +229,7 @@ void Answer::fail_with(int status, const std::string& message) {
 }
 
 // Once.
-void Answer::report(int status, bool is_cancelled) {
+void ApiAnswer::report(int status, bool is_cancelled) {
   if (is_over_) return;
   is_over_ = true;
   report_.status = status;
@@ -246,7 +246,7 @@ void Answer::report(int status, bool is_cancelled) {
 
 // ---- JSON ----
 
-std::string Answer::head(std::string_view object) const {
+std::string ApiAnswer::head(std::string_view object) const {
   return fmt::format(R"({{"id":"{}","object":"{}","created":{},"model":{})",
                      context_.id,
                      object,
@@ -254,10 +254,10 @@ std::string Answer::head(std::string_view object) const {
                      json_quoted(context_.model->id));
 }
 
-std::string Answer::chunk(int choice_idx,
-                          const std::string& delta,
-                          const std::string& logprobs,
-                          const std::string& finish_reason) const {
+std::string ApiAnswer::chunk(int choice_idx,
+                             const std::string& delta,
+                             const std::string& logprobs,
+                             const std::string& finish_reason) const {
   const std::string tail = fmt::format(R"("logprobs":{},"finish_reason":{}}}])",
                                        logprobs.empty() ? "null" : logprobs,
                                        quoted_or_null(finish_reason));
@@ -272,7 +272,7 @@ std::string Answer::chunk(int choice_idx,
                usage);
 }
 
-std::string Answer::usage_json() const {
+std::string ApiAnswer::usage_json() const {
   return fmt::format(
       R"({{"prompt_tokens":{},"completion_tokens":{},"total_tokens":{},"prompt_tokens_details":{{"cached_tokens":{}}}}})",
       report_.prompt_tokens,
@@ -281,7 +281,7 @@ std::string Answer::usage_json() const {
       report_.cached_tokens);
 }
 
-std::string Answer::calls_json(int choice_idx, bool with_index) const {
+std::string ApiAnswer::calls_json(int choice_idx, bool with_index) const {
   const Choice& choice = choices_[static_cast<size_t>(choice_idx)];
   std::string out = "[";
   for (size_t i = 0; i < choice.calls.size(); ++i) {
@@ -296,7 +296,7 @@ std::string Answer::calls_json(int choice_idx, bool with_index) const {
   return out + "]";
 }
 
-std::string Answer::message_of(int choice_idx) const {
+std::string ApiAnswer::message_of(int choice_idx) const {
   const Choice& choice = choices_[static_cast<size_t>(choice_idx)];
   const bool is_call = !choice.calls.empty();
   const bool has_text = request_.forced_tool.empty() && (!is_call || !choice.text.empty());
@@ -305,7 +305,7 @@ std::string Answer::message_of(int choice_idx) const {
                      is_call ? R"(,"tool_calls":)" + calls_json(choice_idx, false) : "");
 }
 
-std::string Answer::whole_answer() const {
+std::string ApiAnswer::whole_answer() const {
   std::string choices;
   for (size_t i = 0; i < choices_.size(); ++i) {
     const Choice& choice = choices_[i];
@@ -322,8 +322,8 @@ std::string Answer::whole_answer() const {
          choices + R"(],"usage":)" + usage_json() + "}";
 }
 
-std::string Answer::logprobs_json(const std::vector<TokenLogprob>& logprobs,
-                                  size_t text_offset) const {
+std::string ApiAnswer::logprobs_json(const std::vector<TokenLogprob>& logprobs,
+                                     size_t text_offset) const {
   const ChatText& text = context_.model->text;
   if (!request_.is_chat) {
     std::string tokens, values, tops, offsets;

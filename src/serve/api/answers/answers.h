@@ -27,7 +27,7 @@ struct AnswerReport {
 };
 
 /// shared: owners are the engine's callbacks and the reply's on_gone().
-class Answer : public std::enable_shared_from_this<Answer> {
+class ApiAnswer : public std::enable_shared_from_this<ApiAnswer> {
  public:
   struct Context {
     ServedModelPtr model;
@@ -37,7 +37,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
     double start_s = 0;                               // steady_now_s() when the request came
     std::function<void(const AnswerReport&)> on_end;  // once
   };
-  Answer(ApiRequest request, Context context);
+  ApiAnswer(ApiRequest request, Context context);
 
   /// Hands the request to the engine. Throws ApiError if it does not take it.
   void start();
