@@ -102,6 +102,11 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
   table.read("faults", faults);
   table.read("memory_gib", memory_gib);
   table.read("count", count);
+  double power_w = 0, price_hour = 0;
+  table.read("power_w", power_w);
+  table.read("price_hour", price_hour);
+  if (table.has("power_w")) require_positive(table, "power_w", power_w);
+  if (table.has("price_hour")) require_positive(table, "price_hour", price_hour);
   const std::vector<int> cores = read_cores(table);
   table.refuse_unknown();
   if (device.empty()) {
@@ -132,7 +137,9 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
                     .node = node,
                     .chip = chip,
                     .memory_gib = memory_gib,
-                    .faults = faults};
+                    .faults = faults,
+                    .power_w = power_w,
+                    .price_hour = price_hour};
     if (!numbered.kind.empty()) one.device = fmt::format("{}:{}", numbered.kind, numbered.idx + i);
     if (!cores.empty()) {
       one.cores = deal_cores(cores, static_cast<size_t>(count), static_cast<size_t>(i), one.device);
@@ -206,6 +213,8 @@ FleetLink read_link(const ConfigTable& table, const std::vector<FleetSite>& site
   table.read("between", between);
   table.read("bandwidth_mbit_s", link.bandwidth_mbit_s);
   table.read("rtt_ms", link.rtt_ms);
+  table.read("back_mbit_s", link.back_mbit_s);
+  table.read("loss", link.loss);
   table.read("emulate", link.emulate);
   table.refuse_unknown();
   if (between.size() != 2 || between[0] == between[1]) {
@@ -228,6 +237,14 @@ FleetLink read_link(const ConfigTable& table, const std::vector<FleetSite>& site
   link.to = between[1];
   require_positive(table, "bandwidth_mbit_s", link.bandwidth_mbit_s);
   require_positive(table, "rtt_ms", link.rtt_ms);
+  if (table.has("back_mbit_s")) require_positive(table, "back_mbit_s", link.back_mbit_s);
+  constexpr double kLossMax = 0.15;  // above it congestion control gives way
+  if (!(link.loss >= 0 && link.loss <= kLossMax)) {
+    fail_usage("{}: loss = {:g} must be between 0 and {:g}: the share of packets that are lost",
+               table.where(),
+               link.loss,
+               kLossMax);
+  }
   return link;
 }
 

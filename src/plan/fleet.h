@@ -21,6 +21,8 @@ struct FleetDevice {
                      // empty: not known, so that only a probe can tell its pace
   double memory_gib = 0;            // emulated: instead of the catalogue's; 0: as the fleet says
   std::vector<std::string> faults;  // emulated: what breaks and when ("wrong@op=120"), for tests
+  double power_w = 0;               // at work; 0: the catalogue's
+  double price_hour = 0;            // currency of the fleet's owner; 0: not known
 };
 
 struct FleetSite {
@@ -32,8 +34,10 @@ struct FleetSite {
 /// A line between two sites. With `emulate`, the transport holds frames back as such a line would.
 struct FleetLink {
   std::string from, to;
-  double bandwidth_mbit_s = 1000;  // each way
+  double bandwidth_mbit_s = 1000;  // from `from` to `to`
   double rtt_ms = 10;
+  double back_mbit_s = 0;  // from `to` to `from`; 0: as the other way
+  double loss = 0;         // share of packets that are lost: 0 to 0.15
   bool emulate = false;
 };
 

@@ -180,6 +180,7 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_word("recompute", train.recompute, {"auto", "always", "never"});
   section.take_word("slice_optimizer", train.slice_optimizer, {"auto", "always", "never"});
   section.take_between("tensor_parallel", train.tensor_parallel, 0, 64);
+  section.take_between("memory_reserve", train.memory_reserve, 0, 0.5);
   section.take_between("stages", train.stages, 0, 10'000);
   check_cuts(section, train);
   section.take_between("seed", train.seed, 0, INT64_MAX);
@@ -289,6 +290,24 @@ void read_checkpoint(const Section& section, CheckpointConfig& checkpoint) {
   }
 }
 
+/// Experts stand in [model] beside the dense fields, as in config.json.
+void read_experts(const Section& section, ExpertsConfig& experts) {
+  section.take_between("num_experts", experts.num_experts, 0, 100'000);
+  section.take_between("num_experts_per_tok", experts.num_experts_per_tok, 0, 100'000);
+  section.take_between("moe_intermediate_size", experts.moe_intermediate_size, 0, kCountMax);
+  if (experts.is_dense()) return;
+  if (experts.num_experts_per_tok < 1 || experts.num_experts_per_tok > experts.num_experts) {
+    section.refuse("num_experts_per_tok",
+                   experts.num_experts_per_tok,
+                   fmt::format("must be between 1 and num_experts = {}", experts.num_experts));
+  }
+  if (experts.moe_intermediate_size < 1) {
+    section.refuse("moe_intermediate_size",
+                   experts.moe_intermediate_size,
+                   "must be 1 or more beside num_experts: the width of one expert");
+  }
+}
+
 void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   const Section root(table, pass);
   root.take("name", job.name);
@@ -300,6 +319,7 @@ void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   }
   if (job.runs_dir.empty()) root.refuse("runs_dir", job.runs_dir, "must name a folder");
   read_model(Section(table.table("model"), pass), table.where(), job);
+  read_experts(Section(table.table("model"), pass), job.experts);
   read_data(Section(table.table("data"), pass), job.model, job.data);
   read_train(Section(table.table("train"), pass), job.train);
   read_sites(Section(table.table("sites"), pass), job.sites);
@@ -307,6 +327,16 @@ void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
 }
 
 }  // namespace
+
+int64_t num_parameters(const JobConfig& job) {
+  const int64_t dense = job.model.num_parameters();
+  if (job.experts.is_dense()) return dense;
+  const int64_t hidden = job.model.hidden_size;
+  const int64_t feed_forward = 3 * hidden * job.model.intermediate_size;
+  const int64_t experts =
+      job.experts.num_experts * hidden * (3 * job.experts.moe_intermediate_size + 1);
+  return dense + job.model.num_hidden_layers * (experts - feed_forward);
+}
 
 double delta_bytes(double values, int bits) {
   if (bits == 32) return 4 * values;

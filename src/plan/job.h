@@ -41,8 +41,10 @@ struct TrainConfig {
                                    // model; "always": none does, where a site has several
   std::string recompute = "auto";  // where memory demands it; "always"; "never"
   std::string slice_optimizer = "auto";  // ZeRO-1: where it lets a faster plan fit; ...
-  int64_t tensor_parallel = 0;  // devices that a block is cut over; 0: the planner's choice
-  int64_t stages = 0;           // of every pipeline; 0: the planner's choice
+  int64_t tensor_parallel = 0;   // devices that a block is cut over; 0: the planner's choice
+  int64_t stages = 0;            // of every pipeline; 0: the planner's choice
+  double memory_reserve = 0.03;  // share of each chip's memory that plans leave alone: what the
+                                 // memory model may be wrong by, and allocators lose between blocks
   int64_t seed = 1;
   int64_t eval_every_steps = 50;  // 0: only at start and end
   int64_t eval_sequences = 64;    // of the held-out split, 0: all
@@ -97,6 +99,15 @@ struct CheckpointConfig {
                         // for the day on which the disk is gone; empty: nowhere
 };
 
+/// A mixture of experts in place of each block's feed-forward, as the planner counts it; the fields
+/// are those of Qwen 3 MoE's config.json. The trainer has dense blocks only.
+struct ExpertsConfig {
+  int64_t num_experts = 0;          // 0: dense
+  int64_t num_experts_per_tok = 0;  // of these, those that a token goes through
+  int64_t moe_intermediate_size = 0;
+  bool is_dense() const { return num_experts == 0; }
+};
+
 /// Bytes on the line of so many values of a delta, at 2 (thin), 4, 8 or 32 bits.
 double delta_bytes(double values, int bits);
 
@@ -109,8 +120,12 @@ struct JobConfig {
   TrainConfig train;
   SitesConfig sites;
   CheckpointConfig checkpoint;
+  ExpertsConfig experts;
   std::string source_toml;  // the text after --set, as it is copied into the run folder
 };
+
+/// Parameters of the job's model, its experts included.
+int64_t num_parameters(const JobConfig& job);
 
 /// Reads and validates job.toml. [model]: preset = "10m" or config = "path/config.json", plus any
 /// field of ModelConfig. Throws Failure (exit 2) naming file, key, value and remedy. vocab_size is

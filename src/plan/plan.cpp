@@ -41,6 +41,8 @@ void each_field(Visitor& visit, P& profile) {
   visit("group_byte_s", profile.group_byte_s);
   visit("host_busy_ratio", profile.host_busy_ratio);
   visit("measured", profile.measured);
+  visit.maybe("least_ratio", profile.least_ratio, 1.0);
+  visit.maybe("most_ratio", profile.most_ratio, 1.0);
 }
 
 template <typename Visitor, Like<Probe> P>
@@ -107,6 +109,8 @@ void each_field(Visitor& visit, P& link) {
   visit("to", link.to);
   visit("bandwidth_mbit_s", link.bandwidth_mbit_s);
   visit("rtt_ms", link.rtt_ms);
+  visit.maybe("back_mbit_s", link.back_mbit_s);
+  visit.maybe("loss", link.loss);
   visit("emulate", link.emulate);
 }
 
@@ -142,6 +146,11 @@ void each_field(Visitor& visit, P& plan) {
   visit("emulation_slowdown", plan.emulation_slowdown);
   visit("emulation_memory_bytes", plan.emulation_memory_bytes);
   visit("predicted_tokens_s", plan.predicted_tokens_s);
+  visit.maybe("predicted_tokens_s_lo", plan.predicted_tokens_s_lo);
+  visit.maybe("predicted_tokens_s_hi", plan.predicted_tokens_s_hi);
+  visit.maybe("bound_tokens_s", plan.bound_tokens_s);
+  visit.maybe("predicted_power_w", plan.predicted_power_w);
+  visit.maybe("predicted_price_hour", plan.predicted_price_hour);
   visit("predicted_line_mbit_s", plan.predicted_line_mbit_s);
   visit.maybe("predicted_rounds_tokens_s", plan.predicted_rounds_tokens_s);
   visit.maybe("predicted_line_share", plan.predicted_line_share);

@@ -44,6 +44,7 @@ struct DeviceProfile {
   double group_byte_s = 0;     // to all others of its kind in its node together
   double host_busy_ratio = 0;  // emulated: processors of the host it keeps busy (0..1); real: 0
   bool measured = false;       // from a probe, else from the catalogue
+  double least_ratio = 1, most_ratio = 1;  // its seconds may be so many times these: facts differ
 };
 
 /// Profiles by device string. probe.json, version 2.
@@ -132,7 +133,10 @@ struct Plan {
   double emulation_slowdown = 0;
   double emulation_memory_bytes = 0;  // 0: the catalogue's
   double predicted_tokens_s = 0;
-  double predicted_line_mbit_s = 0;      // sent by each site, average
+  double predicted_tokens_s_lo = 0, predicted_tokens_s_hi = 0;  // with facts at their worst, best
+  double bound_tokens_s = 0;  // no plan of these devices is faster, by the same costs
+  double predicted_power_w = 0, predicted_price_hour = 0;  // of all chips; 0: not known
+  double predicted_line_mbit_s = 0;                        // sent by each site, average
   double predicted_rounds_tokens_s = 0;  // of a joint plan: what its sites would do by rounds; 0:
                                          // one of them cannot hold the model
   double predicted_line_share = 0;       // of a joint plan: of a step, what the lines cost

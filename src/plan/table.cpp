@@ -322,6 +322,35 @@ std::string emulation_line(const Plan& plan) {
           : "load of this machine not measured");
 }
 
+/// How good the plan is, how sure, what it draws and costs, as far as that is known.
+std::string figure_lines(const Plan& plan) {
+  std::string text;
+  if (plan.bound_tokens_s > 0) {
+    text += fmt::format(
+        "bound      {} tokens/s if every chip computed all the time: this plan {:.1f} %\n",
+        grouped(plan.bound_tokens_s),
+        100 * plan.predicted_tokens_s / plan.bound_tokens_s);
+  }
+  if (plan.predicted_tokens_s_hi > 0) {
+    text += fmt::format(
+        "interval   {} to {} tokens/s: published figures of some chips differ, or are the "
+        "press's\n",
+        grouped(plan.predicted_tokens_s_lo),
+        grouped(plan.predicted_tokens_s_hi));
+  }
+  if (plan.predicted_power_w > 0) {
+    text += fmt::format("power      {:.1f} kW of chips, {:.3g} tokens a joule\n",
+                        plan.predicted_power_w / 1e3,
+                        plan.predicted_tokens_s / plan.predicted_power_w);
+  }
+  if (plan.predicted_price_hour > 0) {
+    text += fmt::format("price      {:.2f} an hour, {:.4g} a million tokens\n",
+                        plan.predicted_price_hour,
+                        plan.predicted_price_hour / 3600 / plan.predicted_tokens_s * 1e6);
+  }
+  return text;
+}
+
 bool is_measured(const Plan& plan) {
   for (const SitePlan& site : plan.sites) {
     for (const DevicePlan& device : site.devices) {
@@ -345,6 +374,7 @@ std::string to_table(const Plan& plan) {
       grouped(static_cast<double>(plan.batch_sequences * plan.sequence_length)),
       grouped(static_cast<double>(plan.steps * plan.batch_sequences * plan.sequence_length)),
       duration(static_cast<double>(plan.steps) * slowest_step_s(plan)));
+  text += figure_lines(plan);
   text += exchange_lines(plan) + emulation_line(plan);
   if (!is_measured(plan)) {
     text += "paces      from the catalogue, not measured: `pelago probe` makes them exact\n";

@@ -173,8 +173,9 @@ TEST_CASE("a number of stages that the job names is kept") {
   train.stages = 3;
   const auto layout = find_layout(make_problem(devices, sizes_of_preset("350m"), train, 64));
   REQUIRE(layout);
-  REQUIRE(layout->pipelines.size() == 2);
-  CHECK(layout->pipelines[0].shape.stages.size() == 3);
+  for (const SiteLayout::Pipeline& pipeline : layout->pipelines) {
+    CHECK(pipeline.shape.stages.size() == 3);
+  }
 }
 
 TEST_CASE("three kinds of 256 devices are planned, and all of them are used") {

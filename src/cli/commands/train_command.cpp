@@ -311,6 +311,13 @@ void run_train(const TrainArguments& arguments, const Globals& globals) {
   if (arguments.resume && !arguments.plan.empty())
     fail_usage("--resume goes on with the plan of the run; leave --plan out");
   const Setup setup = read_setup(arguments.job, arguments.fleet, arguments.overrides);
+  if (!setup.job.experts.is_dense()) {
+    fail_usage(
+        "{}: model.num_experts = {}: the trainer has dense blocks only; such a job can be planned, "
+        "with `pelago plan --no-probe`",
+        arguments.job,
+        setup.job.experts.num_experts);
+  }
   std::signal(SIGINT, count_stop_request);
   std::signal(SIGTERM, count_stop_request);
   if (arguments.state.empty()) {

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "plan/across/joint.h"
-#include "plan/planner/cost/profile.h"
+#include "plan/cost/device/profile.h"
 #include "plan/planner/planner.h"
 
 namespace pelago::plan {
@@ -123,8 +123,7 @@ void check_plan_fits(const Plan& plan,
                      const chips::Catalogue& catalogue,
                      const std::string& name) {
   must_equal(name, "num_blocks", plan.num_blocks, "num_hidden_layers", job.model.num_hidden_layers);
-  must_equal(
-      name, "num_parameters", plan.num_parameters, "the model's", job.model.num_parameters());
+  must_equal(name, "num_parameters", plan.num_parameters, "the model's", num_parameters(job));
   must_equal(name,
              "sequence_length",
              plan.sequence_length,
@@ -136,7 +135,7 @@ void check_plan_fits(const Plan& plan,
              plan.emulation_slowdown,
              "emulation.slowdown",
              fleet.emulation_slowdown);
-  const ModelSizes sizes = sizes_of(job.model, plan.sequence_length);
+  const ModelSizes sizes = sizes_of(job, plan.sequence_length);
   std::vector<SiteDevice> all_devices;
   for (size_t i = 0; i < plan.sites.size(); ++i) {
     const SitePlan& site = plan.sites[i];

@@ -6,8 +6,9 @@
 
 #include "base/error.h"
 #include "plan/across/joint.h"
-#include "plan/planner/cost/memory.h"
-#include "plan/planner/cost/profile.h"
+#include "plan/cost/device/profile.h"
+#include "plan/cost/lines.h"
+#include "plan/cost/memory.h"
 #include "plan/planner/search/layout.h"
 
 namespace pelago::plan {
@@ -150,7 +151,7 @@ void refuse_large_model(const std::string& site, const SiteProblem& problem, con
       site,
       fmt::join(kinds, ", "),
       has / kGib,
-      static_cast<double>(job.model.num_parameters()) / 1e6,
+      static_cast<double>(num_parameters(job)) / 1e6,
       needed / kGib,
       needed > has ? fmt::format("{:.2f} GiB are missing", (needed - has) / kGib)
                    : "no cut of its blocks fits every device",
@@ -210,20 +211,13 @@ void check_lines(Plan& plan) {
   if (exchange.fragments == 0) return;
   double step_s = 0;
   for (const SitePlan& site : plan.sites) step_s = std::max(step_s, site.predicted_step_s);
-  const auto num_sites = static_cast<double>(plan.sites.size());
-  const double fragment_bytes =
-      delta_bytes(static_cast<double>(plan.num_parameters), exchange.delta_bits) /
-      static_cast<double>(exchange.fragments);
-  const double interval_s =
-      step_s * static_cast<double>(exchange.inner_steps) / static_cast<double>(exchange.fragments);
-  const double overlap_s = step_s * static_cast<double>(exchange.overlap_steps);
-  // Each site sends a slice of its delta to every other, and its slice of the mean to every other;
-  // thin ones are not summed: all of every delta comes to every site.
-  const double line_bits = 8 * fragment_bytes * (exchange.delta_bits == 2 ? 1 : 2 / num_sites);
-  plan.predicted_line_mbit_s = line_bits * (num_sites - 1) / interval_s / 1e6;
+  const ExchangeCosts costs = exchange_costs(plan);
+  const double interval_s = costs.interval_s, overlap_s = costs.overlap_s;
+  const double line_bits = 8 * costs.line_bytes;
+  plan.predicted_line_mbit_s =
+      line_bits * static_cast<double>(plan.sites.size() - 1) / interval_s / 1e6;
   for (const FleetLink& link : plan.links) {
-    // Three one-way trips beside the bytes: deltas, means, and the word that all have them.
-    const double transfer_s = line_bits / (link.bandwidth_mbit_s * 1e6) + 1.5 * link.rtt_ms / 1e3;
+    const double transfer_s = costs.seconds(link);
     const std::string line = fmt::format("the line {} - {}", link.from, link.to);
     if (transfer_s > interval_s) {
       plan.warnings.push_back(
@@ -231,7 +225,7 @@ void check_lines(Plan& plan) {
                       "of their pace; raise sites.inner_steps to {} or lower sites.delta_bits",
                       line,
                       line_bits / interval_s / 1e6,
-                      link.bandwidth_mbit_s,
+                      8e-6 / line_costs(link).slower_byte_s(),
                       100 * interval_s / transfer_s,
                       exchange.fragments * static_cast<int64_t>(std::ceil(transfer_s / step_s))));
     } else if (transfer_s > overlap_s) {

@@ -4,13 +4,15 @@
 #include <cmath>
 #include <map>
 #include <numeric>
-#include <set>
 
 #include "base/error.h"
+#include "plan/cost/device/profile.h"
 #include "plan/plan.h"
 #include "plan/planner/across/joint_plan.h"
-#include "plan/planner/cost/profile.h"
+#include "plan/planner/figures/figures.h"
+#include "plan/planner/figures/warnings.h"
 #include "plan/planner/limits.h"
+#include "plan/planner/search/play/play_through.h"
 
 namespace pelago::plan {
 
@@ -38,7 +40,7 @@ std::vector<std::vector<SiteDevice>> gather_devices(const JobConfig& job,
       const std::string name = profile_name(device.device, device.cores.size());
       const int cards = num_cards.at({kind_of_device(device.device), device.node});
       const auto [found, is_new] =
-          known.try_emplace(fmt::format("{} {} {}", name, device.chip, cards));
+          known.try_emplace(fmt::format("{} {} {} {}", name, device.chip, cards, device.memory_gib));
       if (is_new) {
         SiteDevice& one = found->second;
         one.device = device.device;
@@ -89,16 +91,33 @@ SiteLayout must_find(const SiteProblem& problem, const std::string& site, const 
   refuse_large_model(site, problem, job);
 }
 
+/// Sites that differ in nothing but their name have one layout: it is found once.
+bool is_same_site(const std::vector<SiteDevice>& one, const std::vector<SiteDevice>& other) {
+  return std::ranges::equal(one, other, [](const SiteDevice& a, const SiteDevice& b) {
+    return a.device == b.device && a.node == b.node && a.memory_bytes == b.memory_bytes &&
+           a.profile.block_forward.sequence_s == b.profile.block_forward.sequence_s;
+  });
+}
+
 /// A layout for each site, at the share of the batch that its speed will earn it.
 std::vector<PlannedSite> plan_sites(const std::vector<std::vector<SiteDevice>>& devices,
                                     const FleetConfig& fleet,
                                     const JobConfig& job) {
-  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const ModelSizes sizes = sizes_of(job, job.data.sequence_length);
   const auto num_sites = static_cast<int64_t>(devices.size());
   const int64_t batch = job.train.batch_sequences;
   std::vector<PlannedSite> sites;
   double rate = 0;
   for (size_t i = 0; i < devices.size(); ++i) {
+    const auto same = std::find_if(
+        devices.begin(), devices.begin() + static_cast<std::ptrdiff_t>(i), [&](const auto& other) {
+          return is_same_site(devices[i], other);
+        });
+    if (same != devices.begin() + static_cast<std::ptrdiff_t>(i)) {
+      sites.push_back(sites[static_cast<size_t>(same - devices.begin())]);
+      rate += sites.back().layout.sequences_a_second;
+      continue;
+    }
     PlannedSite site;
     const int64_t share = std::max<int64_t>(1, batch / num_sites);
     site.problem = make_problem(devices[i], sizes, job.train, share);
@@ -112,6 +131,16 @@ std::vector<PlannedSite> plan_sites(const std::vector<std::vector<SiteDevice>>& 
     if (std::abs(share - expected) < 0.1 * expected) continue;
     SiteProblem problem = site.problem;
     problem.batch = std::max<int64_t>(1, std::llround(share));
+    const auto same = std::find_if(
+        sites.begin(), sites.begin() + (&site - sites.data()), [&](const PlannedSite& other) {
+          return other.problem.batch == problem.batch &&
+                 is_same_site(devices[static_cast<size_t>(&other - sites.data())],
+                              devices[static_cast<size_t>(&site - sites.data())]);
+        });
+    if (&*same != &site) {
+      site = *same;
+      continue;
+    }
     if (auto layout = find_layout(problem)) {
       site.problem = std::move(problem);
       site.layout = std::move(*layout);
@@ -157,91 +186,6 @@ void fill_sites(const std::vector<PlannedSite>& planned,
       static_cast<double>(balance.batch * job.data.sequence_length) / slowest_s;
 }
 
-/// A pipeline that slows all others with a single sequence is kept, but named: with whole sequences
-/// there is no smaller share to give it.
-void warn_of_brakes(const std::vector<Pace>& paces,
-                    const BatchRange& range,
-                    const Balance& balance,
-                    Plan& plan) {
-  std::set<std::string> named;
-  size_t pace_idx = 0;
-  for (const SitePlan& site : plan.sites) {
-    for (const PipelinePlan& pipeline : site.pipelines) {
-      const double one_s = paces[pace_idx++].time_s(1);
-      const bool is_brake =
-          pipeline.sequences == 1 && paces.size() > 1 && one_s >= 0.999 * balance.step_s;
-      const auto rank = static_cast<size_t>(pipeline.stages.front().ranks.front());
-      const std::string& device = site.devices[rank].device;
-      if (!is_brake || !named.insert(device).second) continue;
-      std::vector<Pace> others;
-      for (const Pace& pace : paces) {
-        if (pace.time_s(1) < one_s) others.push_back(pace);
-      }
-      if (others.empty()) continue;
-      const auto length = static_cast<double>(plan.sequence_length);
-      const double with = balance.sequences_a_second() * length;
-      const double without = balance_batch(others, range).sequences_a_second() * length;
-      if (without < 1.01 * with) continue;
-      plan.warnings.push_back(
-          fmt::format("{} of site \"{}\" holds the others back: one sequence takes it {:.3f} s; "
-                      "the fleet would do {:.0f} tokens/s without it, {:.0f} with it",
-                      device,
-                      site.name,
-                      one_s,
-                      without,
-                      with));
-    }
-  }
-}
-
-void warn_of_memory(const std::vector<PlannedSite>& planned, const JobConfig& job, Plan& plan) {
-  double on_host_bytes = 0;
-  std::set<std::string> named;
-  for (size_t i = 0; i < plan.sites.size(); ++i) {
-    const SitePlan& site = plan.sites[i];
-    for (const DevicePlan& device : site.devices) {
-      if (runs_on_host(device.device)) on_host_bytes += device.predicted_memory.total();
-    }
-    for (size_t k = 0; k < site.pipelines.size(); ++k) {
-      const int64_t fits = planned[i].layout.pipelines[k].shape.pace.microbatch_max;
-      if (site.pipelines[k].stages.size() > 1 || fits == job.train.microbatch_sequences) continue;
-      const auto rank = static_cast<size_t>(site.pipelines[k].stages.front().ranks.front());
-      const std::string& device = site.devices[rank].device;
-      if (!named.insert(device).second) continue;
-      plan.warnings.push_back(
-          fmt::format("{} has memory for {} sequences at once, not for the {} of "
-                      "train.microbatch_sequences: it takes them in smaller cuts",
-                      device,
-                      fits,
-                      job.train.microbatch_sequences));
-    }
-  }
-  if (on_host_bytes > host_memory_bytes()) {
-    plan.warnings.push_back(fmt::format(
-        "the devices \"cpu\" and \"emulated\" need {:.1f} GiB of this machine's memory, "
-        "which is {:.1f} GiB: take fewer devices or a smaller model",
-        on_host_bytes / kGib,
-        host_memory_bytes() / kGib));
-  }
-}
-
-void warn_of_short_run(const JobConfig& job, Plan& plan) {
-  if (plan.exchange.fragments > 0 && plan.steps < plan.exchange.inner_steps) {
-    plan.warnings.push_back(
-        fmt::format("{} steps are fewer than sites.inner_steps = {}: not every fragment is "
-                    "exchanged before the end",
-                    plan.steps,
-                    plan.exchange.inner_steps));
-  }
-  if (job.train.warmup_steps >= plan.steps) {
-    plan.warnings.push_back(
-        fmt::format("{} steps end within train.warmup_steps = {}: the learning rate never reaches "
-                    "its peak",
-                    plan.steps,
-                    job.train.warmup_steps));
-  }
-}
-
 void refuse_small_batch(const BatchRange& range, size_t num_pipelines) {
   if (static_cast<int64_t>(num_pipelines) <= range.hi()) return;
   fail_usage(
@@ -255,7 +199,7 @@ void refuse_small_batch(const BatchRange& range, size_t num_pipelines) {
 void fill_terms(const JobConfig& job, const FleetConfig& fleet, double host_cores, Plan& plan) {
   plan.job_name = job.name;
   plan.sequence_length = job.data.sequence_length;
-  plan.num_parameters = job.model.num_parameters();
+  plan.num_parameters = num_parameters(job);
   plan.num_blocks = job.model.num_hidden_layers;
   plan.links = fleet.links;
   plan.exchange = job.sites;
@@ -360,16 +304,23 @@ Plan make_plan(const JobConfig& job,
     check_lines(plan);
     warn_of_short_run(job, plan);
     warn_of_rounds_settings(job, plan);
+    fill_figures(devices, job, fleet, catalogue, plan);
     return plan;
   }
-  const std::vector<PlannedSite> planned = plan_sites(devices, fleet, job);
+  std::vector<PlannedSite> planned = plan_sites(devices, fleet, job);
   std::vector<Pace> paces;
   for (const PlannedSite& site : planned) {
     for (Pace& pace : site.paces()) paces.push_back(std::move(pace));
   }
   const BatchRange range{.asked = job.train.batch_sequences, .is_fixed = job.train.exact_batch};
   refuse_small_batch(range, paces.size());
-  const Balance balance = balance_batch(paces, range);
+  Balance balance = balance_batch(paces, range);
+  std::span<int64_t> shares(balance.sequences);
+  for (PlannedSite& site : planned) {
+    const size_t num_pipelines = site.layout.pipelines.size();
+    settle_shares(site.problem, site.layout, shares.first(num_pipelines));
+    shares = shares.subspan(num_pipelines);
+  }
 
   plan.batch_sequences = balance.batch;
   if (fleet.sites.size() == 1) plan.exchange.fragments = 0;
@@ -382,6 +333,7 @@ Plan make_plan(const JobConfig& job,
   warn_of_brakes(paces, range, balance, plan);
   warn_of_memory(planned, job, plan);
   warn_of_short_run(job, plan);
+  fill_figures(devices, job, fleet, catalogue, plan);
   return plan;
 }
 

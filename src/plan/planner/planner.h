@@ -1,6 +1,7 @@
 // What making a plan and making it anew have in common.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,12 @@ std::string name_bound_of(const SlowestStage& slowest,
                           const FleetSite& site,
                           const JobConfig& job,
                           const chips::Catalogue& catalogue);
+
+/// The devices of a site of a plan that exists, with the plan's profiles. pace_factors: by rank,
+/// how many times longer a device takes than its profile says; empty: 1 for all.
+std::vector<SiteDevice> devices_of(const Plan& plan,
+                                   const SitePlan& site,
+                                   std::span<const double> pace_factors);
 
 /// A device before it has work. plan: has its profile.
 DevicePlan device_plan(const FleetDevice& from,

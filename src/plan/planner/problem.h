@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "plan/cost/sizes.h"
 #include "plan/plan.h"
-#include "plan/planner/cost/sizes.h"
 
 namespace pelago::plan {
 

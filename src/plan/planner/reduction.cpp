@@ -4,8 +4,8 @@
 #include <cmath>
 #include <map>
 
-#include "plan/planner/cost/links.h"
-#include "plan/planner/cost/profile.h"
+#include "plan/cost/device/links.h"
+#include "plan/cost/device/profile.h"
 
 namespace pelago::plan {
 

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "plan/planner/planner.h"
+#include "plan/planner/search/play/play_through.h"
 #include "plan/planner/sharing/share_batch.h"
 
 namespace pelago::plan {
@@ -15,6 +16,38 @@ namespace {
 
 // Moving blocks between processes costs a restart; shares alone cost nothing.
 constexpr double kWorthARestart = 1.1;
+
+/// The site without the ranks that are lost; the factors likewise.
+std::vector<double> remove_lost(std::span<const size_t> lost,
+                                std::span<const double> pace_factors,
+                                SitePlan& site) {
+  const std::set<size_t> gone(lost.begin(), lost.end());
+  std::vector<DevicePlan> left;
+  std::vector<double> factors;
+  for (size_t rank = 0; rank < site.devices.size(); ++rank) {
+    if (gone.contains(rank)) continue;
+    left.push_back(std::move(site.devices[rank]));
+    if (rank < pace_factors.size()) factors.push_back(pace_factors[rank]);
+  }
+  site.devices = std::move(left);
+  return factors;
+}
+
+/// Fills the site from a layout, with the batch that it has. False if the batch is too small for
+/// so many pipelines.
+bool fill_with(PlannedSite& planned, int64_t batch, int64_t sequence_length, SitePlan& site) {
+  if (static_cast<int64_t>(planned.layout.pipelines.size()) > batch) return false;
+  Balance balance = balance_batch(planned.paces(), {.asked = batch, .is_fixed = true});
+  settle_shares(planned.problem, planned.layout, balance.sequences);
+  const SiteTime time =
+      fill_site(planned.problem, planned.layout, balance.sequences, sequence_length, site);
+  const SlowestStage slowest = find_slowest(site, time);
+  site.bound_by =
+      slowest.instead.empty() ? site.devices[slowest.rank].device + " compute" : slowest.instead;
+  return true;
+}
+
+}  // namespace
 
 std::vector<SiteDevice> devices_of(const Plan& plan,
                                    const SitePlan& site,
@@ -39,37 +72,6 @@ std::vector<SiteDevice> devices_of(const Plan& plan,
   }
   return devices;
 }
-
-/// The site without the ranks that are lost; the factors likewise.
-std::vector<double> remove_lost(std::span<const size_t> lost,
-                                std::span<const double> pace_factors,
-                                SitePlan& site) {
-  const std::set<size_t> gone(lost.begin(), lost.end());
-  std::vector<DevicePlan> left;
-  std::vector<double> factors;
-  for (size_t rank = 0; rank < site.devices.size(); ++rank) {
-    if (gone.contains(rank)) continue;
-    left.push_back(std::move(site.devices[rank]));
-    if (rank < pace_factors.size()) factors.push_back(pace_factors[rank]);
-  }
-  site.devices = std::move(left);
-  return factors;
-}
-
-/// Fills the site from a layout, with the batch that it has. False if the batch is too small for
-/// so many pipelines.
-bool fill_with(const PlannedSite& planned, int64_t batch, int64_t sequence_length, SitePlan& site) {
-  if (static_cast<int64_t>(planned.layout.pipelines.size()) > batch) return false;
-  const Balance balance = balance_batch(planned.paces(), {.asked = batch, .is_fixed = true});
-  const SiteTime time =
-      fill_site(planned.problem, planned.layout, balance.sequences, sequence_length, site);
-  const SlowestStage slowest = find_slowest(site, time);
-  site.bound_by =
-      slowest.instead.empty() ? site.devices[slowest.rank].device + " compute" : slowest.instead;
-  return true;
-}
-
-}  // namespace
 
 bool has_same_stages(const SitePlan& one, const SitePlan& other) {
   if (one.devices.size() != other.devices.size() || one.slice_optimizer != other.slice_optimizer ||
@@ -105,7 +107,7 @@ Plan share_batch(const Plan& plan,
       const auto factors = i == site_idx ? pace_factors : std::span<const double>();
       PlannedSite planned;
       planned.problem = make_problem(devices_of(plan, site, factors),
-                                     sizes_of(job.model, plan.sequence_length),
+                                     sizes_of(job, plan.sequence_length),
                                      job.train,
                                      sequences[i]);
       auto layout = keep_layout(planned.problem, site);
@@ -138,7 +140,7 @@ Plan replan_site(const Plan& plan,
   if (site.devices.empty()) fail("site \"{}\" has lost all its devices", site.name);
   PlannedSite planned;
   planned.problem = make_problem(
-      devices_of(plan, site, factors), sizes_of(job.model, plan.sequence_length), job.train, batch);
+      devices_of(plan, site, factors), sizes_of(job, plan.sequence_length), job.train, batch);
   SitePlan kept = site;
   bool keeps = false;
   if (lost.empty()) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "plan/planner/cost/links.h"
+#include "plan/cost/device/links.h"
 #include "plan/planner/reduction.h"
 
 namespace pelago::plan {

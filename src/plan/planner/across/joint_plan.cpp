@@ -11,7 +11,7 @@ namespace {
 
 /// Sequences a second of all sites, each by itself; 0 if one of them cannot hold the model.
 double rate_apart(const std::vector<std::vector<SiteDevice>>& devices, const JobConfig& job) {
-  const ModelSizes sizes = sizes_of(job.model, job.data.sequence_length);
+  const ModelSizes sizes = sizes_of(job, job.data.sequence_length);
   const auto num_sites = static_cast<int64_t>(devices.size());
   const int64_t share = std::max<int64_t>(1, job.train.batch_sequences / num_sites);
   double rate = 0;

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "plan/planner/cost/profile.h"
+#include "plan/cost/device/profile.h"
+#include "plan/cost/lines.h"
 #include "plan/planner/site_run.h"
 
 namespace pelago::plan {
@@ -22,10 +23,8 @@ SiteProblem join_problems(const std::vector<std::vector<SiteDevice>>& sites,
   SiteProblem joint;
   int first_rank = 0;
   for (size_t i = 0; i < sites.size(); ++i) {
-    SiteProblem own = make_problem(sites[i],
-                                   sizes_of(job.model, job.data.sequence_length),
-                                   job.train,
-                                   job.train.batch_sequences);
+    SiteProblem own = make_problem(
+        sites[i], sizes_of(job, job.data.sequence_length), job.train, job.train.batch_sequences);
     for (Kind& kind : own.kinds) {
       for (std::vector<int>& node : kind.nodes) {
         for (int& rank : node) rank += first_rank;
@@ -94,7 +93,8 @@ class JointSearch {
       composition.push_back(static_cast<int64_t>(of_kind.size()) / num_pipelines);
     }
     const ShapeOptions options{.widths = std::vector<int64_t>(sets.size(), width)};
-    auto shape = make_shape(problem_, composition, options, microbatch);
+    BlockLimits limits;
+    auto shape = make_shape(problem_, composition, options, microbatch, limits);
     if (!shape) return;
     JointLayout found;
     for (int64_t i = 0; i < num_pipelines; ++i) {
@@ -102,7 +102,8 @@ class JointSearch {
                              (i < problem_.batch % num_pipelines ? 1 : 0));
     }
     // Nobody is to choose another microbatch than the one whose depths these are.
-    shape->pace = {.latency = {}, .periods = {{.fixed_s = 1}}, .microbatch_max = microbatch};
+    shape->pace = {
+        .latency = {}, .periods = {{.fixed_s = 1}}, .microbatch_max = microbatch, .played = {}};
     const SiteLayout near = lay_out(*shape, sets, composition, num_pipelines);
     add_lines(*shape);
     if (!choose_depths(*shape, microbatch, found.shares.front(), options.traits())) return;
@@ -166,8 +167,8 @@ class JointSearch {
       const FleetLink* line = line_behind(shape, stage);
       if (line == nullptr) continue;
       StageCosts& costs = shape.costs[stage];
-      costs.message = {line->rtt_ms / 2e3, 0};
-      costs.line = {0, 8 * hidden_bytes(shape, stage) / (line->bandwidth_mbit_s * 1e6)};
+      costs.message = {line_costs(*line).way_s, 0};
+      costs.line = {0, hidden_bytes(shape, stage) * line_costs(*line).slower_byte_s()};
     }
   }
 
@@ -218,8 +219,9 @@ class JointSearch {
     for (size_t stage = 0; stage < shape.stages.size(); ++stage) {
       const FleetLink* line = line_behind(shape, stage);
       if (line == nullptr || !problem_.sizes.is_tied) continue;
-      const double bits = 8 * 4 * problem_.sizes.vocab * problem_.sizes.hidden;
-      line_s = std::max(line_s, bits / (line->bandwidth_mbit_s * 1e6) + line->rtt_ms / 1e3);
+      const double bytes = 4 * problem_.sizes.vocab * problem_.sizes.hidden;
+      const LineCosts costs = line_costs(*line);
+      line_s = std::max(line_s, bytes * costs.slower_byte_s() + 2 * costs.way_s);
     }
     return line_s;
   }

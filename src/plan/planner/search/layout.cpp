@@ -2,11 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
+#include <memory>
 #include <queue>
 
 #include "plan/planner/reduction.h"
-#include "plan/planner/search/balance.h"
 #include "plan/planner/search/enumerate.h"
+#include "plan/planner/search/few/division.h"
+#include "plan/planner/search/few/variants.h"
+#include "plan/planner/search/play/play_through.h"
 #include "plan/planner/site_run.h"
 
 namespace pelago::plan {
@@ -19,26 +24,18 @@ constexpr int64_t kPlayedThroughFew = 96;  // of the best by the closed form, fe
 constexpr int64_t kPlayedThroughMany = 12;
 constexpr int64_t kSequencesPlayed = 400'000;  // in all of them together
 
-/// What a more intricate layout must gain to be worth its moving parts.
+/// What a more intricate layout must gain to be worth its moving parts: in all less than the
+/// hundredth by which a plan may miss the best.
 double handicap(const Layout& layout) {
   double share = 0;
   for (const LayoutPart& part : layout.parts) {
-    if (num_stages(part.composition) > 1) share = 0.005;
+    if (num_stages(part.composition) > 1) share = 0.003;
   }
   for (const int64_t width : layout.options.widths) {
-    if (width > 1) return share + 0.01;
+    if (width > 1) return share + 0.004;
   }
-  return share + (layout.slices_optimizer ? 0.005 : 0);
+  return share + (layout.slices_optimizer ? 0.002 : 0);
 }
-
-struct Estimate {
-  Layout layout;
-  std::vector<double> shares;  // of each part's pipelines
-  double sequences_a_second = 0;
-  bool operator<(const Estimate& other) const {
-    return sequences_a_second > other.sequences_a_second;
-  }
-};
 
 /// Sequences that a pipeline ends within this time, in any of its shapes; at least one.
 double sequences_within(const std::vector<PipelineShape>& shapes, double seconds) {
@@ -82,7 +79,9 @@ std::optional<Estimate> estimate(ShapeBook& book, const std::vector<LayoutPart>&
   }
   // A pipeline that takes longer for a single sequence holds all others up.
   for (size_t i = 0; i < parts.size(); ++i) {
-    enough_s = std::max(enough_s, fastest_for(*shapes[i], 1).pace.time_s(1));
+    double one_s = std::numeric_limits<double>::infinity();
+    for (const PipelineShape& shape : *shapes[i]) one_s = std::min(one_s, shape.pace.time_s(1));
+    enough_s = std::max(enough_s, one_s);
     estimate.shares.push_back(sequences_within(*shapes[i], enough_s));
   }
   const double step_s = enough_s + estimate_reduction_s(book, estimate.layout);
@@ -113,61 +112,6 @@ class Shortlist {
   size_t num_kept_;
   std::priority_queue<Estimate> kept_;
 };
-
-/// Hands out the sets of devices of each kind, in order.
-class SetDealer {
- public:
-  SetDealer(const SiteProblem& problem, const ShapeOptions& options) {
-    for (size_t kind = 0; kind < problem.kinds.size(); ++kind) {
-      sets_.push_back(tensor_sets(problem.kinds[kind], options.widths[kind]));
-    }
-    next_.assign(sets_.size(), 0);
-  }
-  std::vector<std::vector<int>> deal(const PipelineShape& shape) {
-    std::vector<std::vector<int>> ranks;
-    for (const StageChoice& stage : shape.stages) {
-      ranks.push_back(sets_[stage.kind_idx][next_[stage.kind_idx]++]);
-    }
-    return ranks;
-  }
-
- private:
-  std::vector<std::vector<std::vector<int>>> sets_;
-  std::vector<size_t> next_;
-};
-
-int lowest_rank(const SiteLayout::Pipeline& pipeline) {
-  int lowest = pipeline.ranks.front().front();
-  for (const std::vector<int>& stage : pipeline.ranks) lowest = std::min(lowest, stage.front());
-  return lowest;
-}
-
-/// Plays the layout through with the best shares; its rate is then exact.
-SiteLayout play_through(const SiteProblem& problem, const Estimate& estimate) {
-  ShapeBook book(problem, estimate.layout.options);
-  SetDealer dealer(problem, estimate.layout.options);
-  SiteLayout layout;
-  layout.slices_optimizer = estimate.layout.slices_optimizer;
-  for (size_t i = 0; i < estimate.layout.parts.size(); ++i) {
-    const LayoutPart& part = estimate.layout.parts[i];
-    const auto share = std::max<int64_t>(1, std::llround(estimate.shares[i]));
-    const PipelineShape& shape = fastest_for(book.shapes(part.composition), share);
-    for (int64_t k = 0; k < part.count; ++k)
-      layout.pipelines.push_back({shape, dealer.deal(shape)});
-  }
-  std::sort(layout.pipelines.begin(), layout.pipelines.end(), [](const auto& a, const auto& b) {
-    return lowest_rank(a) < lowest_rank(b);
-  });
-  std::vector<Pace> paces;
-  for (const SiteLayout::Pipeline& pipeline : layout.pipelines) {
-    paces.push_back(pipeline.shape.pace);
-  }
-  const Balance balance =
-      balance_batch(paces, {.asked = problem.batch, .is_fixed = problem.train.exact_batch});
-  const SiteTime time = simulate_site(site_run(problem, layout, balance.sequences));
-  layout.sequences_a_second = static_cast<double>(balance.batch) / time.step_s;
-  return layout;
-}
 
 /// Widths to try: one for all kinds that can have it, and each kind alone.
 std::vector<std::vector<int64_t>> widths_to_try(const SiteProblem& problem) {
@@ -203,8 +147,9 @@ std::vector<std::vector<int64_t>> widths_to_try(const SiteProblem& problem) {
   return all;
 }
 
-void look_at(const SiteProblem& problem, const ShapeOptions& options, Shortlist& shortlist) {
-  ShapeBook book(problem, options);
+void look_at(ShapeBook& book, size_t division_idx, Shortlist& shortlist) {
+  const SiteProblem& problem = book.problem();
+  const ShapeOptions& options = book.options();
   Composition sets;
   for (size_t kind = 0; kind < problem.kinds.size(); ++kind) {
     sets.push_back(problem.kinds[kind].count / options.widths[kind]);
@@ -213,41 +158,61 @@ void look_at(const SiteProblem& problem, const ShapeOptions& options, Shortlist&
   const auto num_pipelines_min = std::llround(1 / options.optimizer_share);
   const VisitLayout visit = [&](const std::vector<LayoutPart>& parts) {
     if (Layout{parts, options}.num_pipelines() < num_pipelines_min) return;
-    if (auto estimated = estimate(book, parts)) shortlist.add(std::move(*estimated));
+    auto estimated = estimate(book, parts);
+    if (!estimated) return;
+    estimated->division_idx = division_idx;
+    shortlist.add(std::move(*estimated));
   };
   const bool is_done =
       num_stages(sets) <= kDevicesFew && visit_all_layouts(book, sets, kLayoutsMax, visit);
   if (!is_done) visit_bulk_layouts(book, sets, visit);
 }
 
-/// Numbers of pipelines that may share the optimizer's state: those that there are, or twice as
-/// many and so on; without a layout to begin with, from two on.
+/// Numbers of pipelines that may share the optimizer's state: of few devices any; else those that
+/// there are, or twice as many and so on; without a layout to begin with, from two on.
 std::vector<int64_t> slices_to_try(const SiteProblem& problem, const SiteLayout* whole) {
   std::vector<int64_t> slices;
   const int64_t most = std::min(problem.num_devices(), problem.batch);
-  const auto first = whole == nullptr ? 2 : static_cast<int64_t>(whole->pipelines.size());
   const bool is_small = problem.num_devices() <= kDevicesFew / 2;
+  const auto first =
+      whole == nullptr || is_small ? 2 : static_cast<int64_t>(whole->pipelines.size());
   for (int64_t count = std::max<int64_t>(first, 2); count <= most; count += is_small ? 1 : count) {
     slices.push_back(count);
   }
   return slices;
 }
 
+/// Shape books by division and slices: what was thought out once serves every layout.
+class Library {
+ public:
+  ShapeBook& book(const Division& division, size_t division_idx, double optimizer_share) {
+    auto& one = books_[{division_idx, optimizer_share}];
+    if (!one) {
+      const bool is_few = division.problem.num_devices() <= kDevicesFewest;
+      one = std::make_unique<ShapeBook>(
+          division.problem, ShapeOptions{division.widths, optimizer_share, /*is_thorough=*/is_few});
+    }
+    return *one;
+  }
+
+ private:
+  std::map<std::pair<size_t, double>, std::unique_ptr<ShapeBook>> books_;
+};
+
 /// slices: numbers of pipelines that the optimizer's state is cut over; 1: it is not.
 std::optional<SiteLayout> best_of(const SiteProblem& problem,
-                                  const std::vector<std::vector<int64_t>>& all_widths,
+                                  const std::vector<Division>& divisions,
                                   const std::vector<int64_t>& slices) {
   const int64_t most_played =
       problem.num_devices() <= kDevicesFew ? kPlayedThroughFew : kPlayedThroughMany;
   const auto num_played = static_cast<size_t>(
       std::clamp<int64_t>(kSequencesPlayed / std::max<int64_t>(problem.batch, 1), 1, most_played));
+  Library library;
   std::vector<Estimate> estimates;
-  for (const std::vector<int64_t>& widths : all_widths) {
-    Shortlist shortlist(all_widths.size() == 1 ? num_played : (num_played + 2) / 3);
+  for (size_t i = 0; i < divisions.size(); ++i) {
+    Shortlist shortlist(divisions.size() == 1 ? num_played : (num_played + 2) / 3);
     for (const int64_t count : slices) {
-      look_at(problem,
-              {.widths = widths, .optimizer_share = 1 / static_cast<double>(count)},
-              shortlist);
+      look_at(library.book(divisions[i], i, 1 / static_cast<double>(count)), i, shortlist);
     }
     std::ranges::move(shortlist.take(), std::back_inserter(estimates));
   }
@@ -256,15 +221,34 @@ std::optional<SiteLayout> best_of(const SiteProblem& problem,
   double best_rate = 0;
   for (const Estimate& estimate : estimates) {
     // The closed form is too hopeful rather than too sober: what it puts far behind stays there.
-    constexpr double kHopeless = 0.7;
+    constexpr double kHopeless = 0.8;
     if (estimate.sequences_a_second < kHopeless * best_rate) break;
-    SiteLayout layout = play_through(problem, estimate);
+    const Division& division = divisions[estimate.division_idx];
+    SiteLayout layout = play_through(
+        problem,
+        division,
+        library.book(division, estimate.division_idx, estimate.layout.options.optimizer_share),
+        estimate);
     const double rate = layout.sequences_a_second * (1 - handicap(estimate.layout));
     if (rate <= best_rate) continue;
     best_rate = rate;
     best = std::move(layout);
   }
   return best;
+}
+
+/// What to join the devices to: few of them in every way, else by widths_to_try(). The first has
+/// single devices only, unless the job asks for a width.
+std::vector<Division> divisions_to_try(const SiteProblem& problem) {
+  constexpr size_t kDivisionsMax = 48;
+  if (problem.num_devices() <= kDevicesFewest && problem.train.tensor_parallel == 0) {
+    return all_divisions(problem, kDivisionsMax);
+  }
+  std::vector<Division> divisions;
+  for (const std::vector<int64_t>& widths : widths_to_try(problem)) {
+    divisions.push_back(uniform_division(problem, widths));
+  }
+  return divisions;
 }
 
 /// Memory decided something that slicing the optimizer might change.
@@ -287,21 +271,22 @@ int64_t Layout::num_pipelines() const {
 
 std::optional<SiteLayout> find_layout(const SiteProblem& problem) {
   const std::string& slicing = problem.train.slice_optimizer;
-  const std::vector<std::vector<int64_t>> widths = widths_to_try(problem);
-  if (widths.empty()) return std::nullopt;
+  std::vector<Division> divisions = divisions_to_try(problem);
+  if (divisions.empty()) return std::nullopt;
   std::optional<SiteLayout> whole;
   if (slicing != "always") {
-    whole = best_of(problem, {widths.front()}, {1});
+    const std::vector<Division> single(divisions.begin(), divisions.begin() + 1);
+    whole = best_of(problem, single, {1});
     const bool is_simple = whole && !is_pressed(problem, *whole);
     // Devices that hold the model alone and have work enough gain nothing by sharing it.
-    if (is_simple && problem.batch >= 2 * problem.num_devices()) return whole;
-    if (widths.size() > 1) whole = best_of(problem, widths, {1});
-    if (slicing == "never" || is_simple) return whole;
+    if (is_simple && problem.batch >= 4 * problem.num_devices()) return whole;
+    if (divisions.size() > 1) whole = best_of(problem, divisions, {1});
+    if (slicing == "never") return whole;
   }
   const std::vector<int64_t> slices = slices_to_try(problem, whole ? &*whole : nullptr);
-  std::optional<SiteLayout> sliced = best_of(problem, widths, slices);
-  if (!sliced) return slicing == "always" ? best_of(problem, widths, {1}) : whole;
-  constexpr double kWorthIt = 1.01;
+  std::optional<SiteLayout> sliced = best_of(problem, divisions, slices);
+  if (!sliced) return slicing == "always" ? best_of(problem, divisions, {1}) : whole;
+  constexpr double kWorthIt = 1.003;
   if (whole && sliced->sequences_a_second < kWorthIt * whole->sequences_a_second) return whole;
   return sliced;
 }

@@ -59,9 +59,16 @@ double Pace::time_s(int64_t sequences, int64_t microbatch) const {
   return seconds;
 }
 
-double Pace::time_s(int64_t sequences) const { return best_cut(*this, sequences).seconds; }
+double Pace::time_s(int64_t sequences) const {
+  const auto num_played = static_cast<int64_t>(played.size());
+  if (sequences <= num_played) return played[static_cast<size_t>(sequences - 1)].seconds + step_s;
+  const double estimate_s = best_cut(*this, sequences).seconds;
+  return played.empty() ? estimate_s : std::max(estimate_s, played.back().seconds + step_s);
+}
 
 int64_t Pace::best_microbatch(int64_t sequences) const {
+  const auto num_played = static_cast<int64_t>(played.size());
+  if (sequences <= num_played) return played[static_cast<size_t>(sequences - 1)].microbatch;
   return best_cut(*this, sequences).microbatch;
 }
 

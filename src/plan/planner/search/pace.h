@@ -20,6 +20,12 @@ struct Pace {
   std::vector<LinearCost> periods;  // the largest counts; each as a function of the microbatch
   double step_s = 0;                // once a step
   int64_t microbatch_max = 1;       // sequences of the largest microbatch
+  /// Of shares of 1, 2, ... sequences, played through instead of estimated, without step_s.
+  struct Played {
+    double seconds = 0;
+    int64_t microbatch = 1;
+  };
+  std::vector<Played> played;
 
   /// Of one microbatch after another.
   double period_s(double sequences) const;

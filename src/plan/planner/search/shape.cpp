@@ -3,16 +3,18 @@
 #include <algorithm>
 #include <numeric>
 
-#include "plan/planner/cost/links.h"
-#include "plan/planner/cost/profile.h"
+#include "plan/cost/device/links.h"
+#include "plan/cost/device/profile.h"
+#include "plan/planner/search/few/variants.h"
 #include "plan/planner/search/split.h"
 
 namespace pelago::plan {
 
 namespace {
 
-// What the memory model may be wrong by, and an allocator loses between its blocks.
-constexpr double kMemoryShare = 0.97;
+double planned_memory(const SiteProblem& problem, const Kind& kind) {
+  return (1 - problem.train.memory_reserve) * kind.memory_bytes;
+}
 
 /// A rank gives and gets its part of [N,D] four times a pass: in front of each half of a block the
 /// ranks' tokens are gathered, behind it their sums are scattered.
@@ -51,7 +53,8 @@ StageLimits limits_of(const SiteProblem& problem,
                       std::vector<StageChoice>& stages,
                       size_t stage_idx,
                       int64_t microbatch,
-                      const SharedTraits& traits) {
+                      const SharedTraits& traits,
+                      BlockLimits& known) {
   StageChoice& stage = stages[stage_idx];
   const Kind& kind = problem.kinds[stage.kind_idx];
   const auto sequences = static_cast<double>(microbatch);
@@ -65,23 +68,9 @@ StageLimits limits_of(const SiteProblem& problem,
   if (stage.shape.has_head) {
     limits.fixed_s += cut(kind.profile.head, stage.shape.width).at(sequences);
   }
-  const auto fits_blocks = [&](int64_t num_blocks) {
-    stage.shape.num_blocks = num_blocks;
-    const double needed =
-        memory_of_stage(
-            problem, stages, stage_idx, microbatch, most_microbatches(problem, microbatch), traits)
-            .total();
-    return kind.memory_bytes <= 0 || needed <= kMemoryShare * kind.memory_bytes;
-  };
   const auto most_blocks = [&](bool recompute) {
     stage.shape.recompute = recompute;
-    if (fits_blocks(problem.sizes.num_blocks)) return problem.sizes.num_blocks;
-    int64_t enough = 0;
-    for (int64_t beyond = problem.sizes.num_blocks; beyond - enough > 1;) {
-      const int64_t middle = enough + (beyond - enough) / 2;
-      (fits_blocks(middle) ? enough : beyond) = middle;
-    }
-    return enough;
+    return known.most_blocks(problem, stages, stage_idx, microbatch, traits);
   };
   if (problem.train.recompute != "always") limits.blocks_max = most_blocks(false);
   // Where all blocks fit without, nobody asks.
@@ -92,15 +81,40 @@ StageLimits limits_of(const SiteProblem& problem,
 }
 
 std::vector<StageChoice> empty_stages(const Composition& composition, const ShapeOptions& options) {
-  std::vector<StageChoice> stages;
+  std::vector<size_t> kinds;
   for (size_t kind_idx = 0; kind_idx < composition.size(); ++kind_idx) {
-    for (int64_t i = 0; i < composition[kind_idx]; ++i) {
-      stages.push_back({kind_idx, {.width = options.widths[kind_idx]}});
-    }
+    kinds.insert(kinds.end(), static_cast<size_t>(composition[kind_idx]), kind_idx);
   }
-  stages.front().shape.has_embedding = true;
-  stages.back().shape.has_head = true;
-  return stages;
+  return stages_in_order(kinds, options);
+}
+
+/// Limits of all stages; empty if one of them cannot hold a block.
+std::vector<StageLimits> all_limits(const SiteProblem& problem,
+                                    std::vector<StageChoice>& stages,
+                                    const ShapeOptions& options,
+                                    int64_t microbatch,
+                                    BlockLimits& known) {
+  std::vector<StageLimits> limits;
+  const SharedTraits traits = options.traits();
+  for (size_t i = 0; i < stages.size(); ++i) {
+    limits.push_back(limits_of(problem, stages, i, microbatch, traits, known));
+    if (limits.back().most() == 0) return {};
+  }
+  return limits;
+}
+
+PipelineShape shape_of_cut(const SiteProblem& problem,
+                           std::vector<StageChoice> stages,
+                           const std::vector<StageLimits>& limits,
+                           const std::vector<int64_t>& blocks,
+                           int64_t microbatch,
+                           const SharedTraits& traits) {
+  for (size_t i = 0; i < stages.size(); ++i) {
+    StageShape& stage = stages[i].shape;
+    stage.num_blocks = blocks[i];
+    stage.recompute = stage.num_blocks > limits[i].blocks_max;
+  }
+  return finish_shape(problem, std::move(stages), microbatch, traits);
 }
 
 }  // namespace
@@ -187,7 +201,7 @@ bool fits(const SiteProblem& problem,
         memory_of_stage(
             problem, stages, i, microbatch, most_microbatches(problem, microbatch), traits)
             .total();
-    if (needed > kMemoryShare * has) return false;
+    if (needed > planned_memory(problem, problem.kinds[stages[i].kind_idx])) return false;
   }
   return true;
 }
@@ -195,21 +209,79 @@ bool fits(const SiteProblem& problem,
 std::optional<PipelineShape> make_shape(const SiteProblem& problem,
                                         const Composition& composition,
                                         const ShapeOptions& options,
-                                        int64_t microbatch) {
+                                        int64_t microbatch,
+                                        BlockLimits& known) {
   std::vector<StageChoice> stages = empty_stages(composition, options);
-  std::vector<StageLimits> limits;
-  for (size_t i = 0; i < stages.size(); ++i) {
-    limits.push_back(limits_of(problem, stages, i, microbatch, options.traits()));
-    if (limits.back().most() == 0) return std::nullopt;
-  }
+  const std::vector<StageLimits> limits = all_limits(problem, stages, options, microbatch, known);
+  if (limits.empty()) return std::nullopt;
   const auto blocks = split_blocks(limits, problem.sizes.num_blocks);
   if (!blocks) return std::nullopt;
-  for (size_t i = 0; i < stages.size(); ++i) {
-    StageShape& stage = stages[i].shape;
-    stage.num_blocks = (*blocks)[i];
-    stage.recompute = stage.num_blocks > limits[i].blocks_max;
+  return shape_of_cut(problem, std::move(stages), limits, *blocks, microbatch, options.traits());
+}
+
+std::vector<StageChoice> stages_in_order(const std::vector<size_t>& kinds,
+                                         const ShapeOptions& options) {
+  std::vector<StageChoice> stages;
+  for (const size_t kind : kinds) stages.push_back({kind, {.width = options.widths[kind]}});
+  stages.front().shape.has_embedding = true;
+  stages.back().shape.has_head = true;
+  return stages;
+}
+
+std::vector<PipelineShape> make_shapes(const SiteProblem& problem,
+                                       const std::vector<StageChoice>& stages,
+                                       const ShapeOptions& options,
+                                       int64_t microbatch,
+                                       size_t num_cuts,
+                                       BlockLimits& known) {
+  std::vector<StageChoice> empty = stages;
+  const std::vector<StageLimits> limits = all_limits(problem, empty, options, microbatch, known);
+  std::vector<PipelineShape> shapes;
+  if (limits.empty()) return shapes;
+  const size_t most = stages.size() == 1 ? 1 : num_cuts;
+  for (const std::vector<int64_t>& blocks :
+       split_variants(limits, problem.sizes.num_blocks, most)) {
+    shapes.push_back(shape_of_cut(problem, empty, limits, blocks, microbatch, options.traits()));
   }
-  return finish_shape(problem, std::move(stages), microbatch, options.traits());
+  return shapes;
+}
+
+int64_t BlockLimits::most_blocks(const SiteProblem& problem,
+                                 std::vector<StageChoice>& stages,
+                                 size_t stage_idx,
+                                 int64_t microbatch,
+                                 const SharedTraits& traits) {
+  StageChoice& stage = stages[stage_idx];
+  const int64_t num_blocks = problem.sizes.num_blocks;
+  const int64_t num_microbatches = most_microbatches(problem, microbatch);
+  const auto behind = static_cast<int64_t>(stages.size() - stage_idx);
+  const int64_t role = (stage.shape.has_embedding ? 1 : 0) + (stage.shape.has_head ? 2 : 0) +
+                       (stage.shape.recompute ? 4 : 0);
+  const int64_t in_flight =
+      std::min(stage.in_flight > 0 ? stage.in_flight : behind, num_microbatches);
+  // Neither number comes near a million.
+  const uint64_t key = (static_cast<uint64_t>(stage.kind_idx * 8) + static_cast<uint64_t>(role))
+                           << 40 |
+                       static_cast<uint64_t>(microbatch) << 20 | static_cast<uint64_t>(in_flight);
+  const auto [found, is_new] = known_.try_emplace(key, 0);
+  if (!is_new) return found->second;
+  const Kind& kind = problem.kinds[stage.kind_idx];
+  const auto fits_blocks = [&](int64_t blocks) {
+    stage.shape.num_blocks = blocks;
+    const double needed =
+        memory_of_stage(problem, stages, stage_idx, microbatch, num_microbatches, traits).total();
+    return kind.memory_bytes <= 0 || needed <= planned_memory(problem, kind);
+  };
+  int64_t enough = 0;
+  if (fits_blocks(num_blocks)) {
+    enough = num_blocks;
+  } else {
+    for (int64_t beyond = num_blocks; beyond - enough > 1;) {
+      const int64_t middle = enough + (beyond - enough) / 2;
+      (fits_blocks(middle) ? enough : beyond) = middle;
+    }
+  }
+  return found->second = enough;
 }
 
 ShapeBook::ShapeBook(const SiteProblem& problem, ShapeOptions options)
@@ -219,8 +291,11 @@ const std::vector<PipelineShape>& ShapeBook::shapes(const Composition& compositi
   const auto [found, is_new] = known_.try_emplace(composition);
   if (!is_new) return found->second;
   std::vector<PipelineShape>& shapes = found->second;
+  if (options_.is_thorough) {
+    return shapes = shape_variants(*problem_, composition, options_, limits_);
+  }
   const auto make = [&](int64_t microbatch) {
-    return make_shape(*problem_, composition, options_, microbatch);
+    return make_shape(*problem_, composition, options_, microbatch, limits_);
   };
   // What fits with some microbatch fits with every smaller one.
   std::optional<PipelineShape> largest;

@@ -5,10 +5,11 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
+#include "plan/cost/memory.h"
 #include "plan/pipeline_time.h"
-#include "plan/planner/cost/memory.h"
 #include "plan/planner/problem.h"
 #include "plan/planner/search/pace.h"
 
@@ -40,6 +41,7 @@ struct SharedTraits {
 struct ShapeOptions {
   std::vector<int64_t> widths;  // devices a stage, by kind
   double optimizer_share = 1;
+  bool is_thorough = false;  // every order of stages, several cuts of each
   SharedTraits traits() const {
     const bool is_cut =
         std::any_of(widths.begin(), widths.end(), [](int64_t width) { return width > 1; });
@@ -73,11 +75,40 @@ bool fits(const SiteProblem& problem,
           int64_t microbatch,
           const SharedTraits& traits);
 
+/// How many blocks fit a stage at most, by what that hangs on: kind, place, microbatch,
+/// microbatches under way. Compositions are many and stages alike, so what was found is kept. Of
+/// one problem and one ShapeOptions.
+class BlockLimits {
+ public:
+  /// Of stages[stage_idx], recomputing or not as it says; its num_blocks is changed.
+  int64_t most_blocks(const SiteProblem& problem,
+                      std::vector<StageChoice>& stages,
+                      size_t stage_idx,
+                      int64_t microbatch,
+                      const SharedTraits& traits);
+
+ private:
+  std::unordered_map<uint64_t, int64_t> known_;
+};
+
 /// The best cut for microbatches of at most this many sequences; none if it does not fit.
 std::optional<PipelineShape> make_shape(const SiteProblem& problem,
                                         const Composition& composition,
                                         const ShapeOptions& options,
-                                        int64_t microbatch);
+                                        int64_t microbatch,
+                                        BlockLimits& known);
+
+/// Stages of these kinds, without blocks.
+std::vector<StageChoice> stages_in_order(const std::vector<size_t>& kinds,
+                                         const ShapeOptions& options);
+/// The best cut of these stages, and others that suit fewer microbatches: num_cuts as in
+/// split_variants().
+std::vector<PipelineShape> make_shapes(const SiteProblem& problem,
+                                       const std::vector<StageChoice>& stages,
+                                       const ShapeOptions& options,
+                                       int64_t microbatch,
+                                       size_t num_cuts,
+                                       BlockLimits& known);
 
 /// Shapes of one composition for small and large microbatches: small ones leave room for more
 /// blocks and make shorter bubbles, large ones start fewer operators. Remembers what was asked.
@@ -93,6 +124,7 @@ class ShapeBook {
  private:
   const SiteProblem* problem_;
   ShapeOptions options_;
+  BlockLimits limits_;
   std::map<Composition, std::vector<PipelineShape>> known_;
 };
 

@@ -8,32 +8,121 @@ namespace pelago::plan {
 
 namespace {
 
-/// The most blocks that a stage can take within this time.
-int64_t blocks_within(const StageLimits& stage, double seconds) {
-  int64_t enough = 0;
-  for (int64_t beyond = stage.most() + 1; beyond - enough > 1;) {
-    const int64_t middle = enough + (beyond - enough) / 2;
-    (stage.time_s(middle) <= seconds ? enough : beyond) = middle;
-  }
-  return enough;
+int64_t whole_blocks(double seconds, double block_s, int64_t most) {
+  if (!(seconds >= 0)) return 0;
+  if (block_s <= 0) return most;
+  const double blocks = seconds / block_s;
+  return blocks >= static_cast<double>(most) ? most : static_cast<int64_t>(blocks);
 }
 
-bool can_hold(const std::vector<StageLimits>& stages, int64_t num_blocks, double seconds) {
-  int64_t sum = 0;
+/// The most blocks that a stage can take within this time.
+int64_t blocks_within(const StageLimits& stage, double seconds) {
+  const double left_s = seconds - stage.fixed_s;
+  int64_t blocks = whole_blocks(left_s, stage.block_s, stage.blocks_max);
+  if (stage.recomputed_blocks_max > stage.blocks_max) {
+    const int64_t recomputed =
+        whole_blocks(left_s, stage.recomputed_block_s, stage.recomputed_blocks_max);
+    if (recomputed > stage.blocks_max) blocks = recomputed;
+  }
+  // The quotient is rounded; what counts is time_s() as it is.
+  while (blocks < stage.most() && stage.time_s(blocks + 1) <= seconds) ++blocks;
+  while (blocks > 0 && stage.time_s(blocks) > seconds) --blocks;
+  return blocks;
+}
+
+/// Neighbouring stages with the same limits: pipelines have many of few kinds.
+struct AlikeStages {
+  StageLimits stage;
+  int64_t count = 1;
+};
+
+bool is_alike(const StageLimits& one, const StageLimits& other) {
+  return one.fixed_s == other.fixed_s && one.block_s == other.block_s &&
+         one.recomputed_block_s == other.recomputed_block_s && one.blocks_max == other.blocks_max &&
+         one.recomputed_blocks_max == other.recomputed_blocks_max;
+}
+
+std::vector<AlikeStages> join_alike(const std::vector<StageLimits>& stages) {
+  std::vector<AlikeStages> alike;
   for (const StageLimits& stage : stages) {
-    const int64_t blocks = blocks_within(stage, seconds);
+    if (!alike.empty() && is_alike(alike.back().stage, stage)) {
+      alike.back().count += 1;
+    } else {
+      alike.push_back({stage, 1});
+    }
+  }
+  return alike;
+}
+
+bool can_hold(const std::vector<AlikeStages>& stages, int64_t num_blocks, double seconds) {
+  int64_t sum = 0;
+  for (const AlikeStages& alike : stages) {
+    const int64_t blocks = blocks_within(alike.stage, seconds);
     if (blocks == 0) return false;
-    sum += blocks;
+    sum += alike.count * blocks;
   }
   return sum >= num_blocks;
 }
 
-/// Every time that a stage can have, in order.
+/// The least time of the slowest stage; none if the stages cannot hold so many blocks. Bisected to
+/// the last bits, then it is the time of a whole number of blocks again.
+std::optional<double> least_time(const std::vector<AlikeStages>& stages, int64_t num_blocks) {
+  double enough_s = 0;
+  for (const AlikeStages& alike : stages) {
+    const int64_t most = std::min(alike.stage.most(), num_blocks);
+    enough_s = std::max(enough_s, alike.stage.time_s(most));
+  }
+  if (!can_hold(stages, num_blocks, enough_s)) return std::nullopt;
+  constexpr double kLastBits = 1e-12;
+  double short_s = 0;
+  while (enough_s - short_s > kLastBits * enough_s) {
+    const double middle_s = (short_s + enough_s) / 2;
+    (can_hold(stages, num_blocks, middle_s) ? enough_s : short_s) = middle_s;
+  }
+  double slowest_s = 0;
+  for (const AlikeStages& alike : stages) {
+    slowest_s = std::max(slowest_s, alike.stage.time_s(blocks_within(alike.stage, enough_s)));
+  }
+  return slowest_s;
+}
+
+bool has_same_times(const StageLimits& one, const StageLimits& other) {
+  return one.fixed_s == other.fixed_s && one.block_s == other.block_s &&
+         one.recomputed_block_s == other.recomputed_block_s;
+}
+
+/// Every time that a stage can have, in order. Stages of one kind have the same times, but for how
+/// many blocks fit, so each kind is listed once.
 std::vector<double> possible_times(const std::vector<StageLimits>& stages, int64_t num_blocks) {
-  std::vector<double> times;
+  struct Listed {
+    StageLimits stage;
+    int64_t whole_max = 0, recomputed_min = 0, recomputed_max = 0;
+  };
+  std::vector<Listed> kinds;
   for (const StageLimits& stage : stages) {
-    for (int64_t blocks = 1; blocks <= std::min(stage.most(), num_blocks); ++blocks) {
-      times.push_back(stage.time_s(blocks));
+    auto found = std::find_if(kinds.begin(), kinds.end(), [&](const Listed& kind) {
+      return has_same_times(kind.stage, stage);
+    });
+    if (found == kinds.end()) {
+      kinds.push_back({stage, 0, num_blocks + 1, 0});
+      found = kinds.end() - 1;
+    }
+    found->whole_max = std::max(found->whole_max, stage.blocks_max);
+    if (stage.recomputed_blocks_max > stage.blocks_max) {
+      found->recomputed_min = std::min(found->recomputed_min, stage.blocks_max + 1);
+      found->recomputed_max = std::max(found->recomputed_max, stage.recomputed_blocks_max);
+    }
+  }
+  std::vector<double> times;
+  const auto add = [&](const StageLimits& stage, int64_t blocks, double block_s) {
+    times.push_back(stage.fixed_s + static_cast<double>(blocks) * block_s);
+  };
+  for (const Listed& kind : kinds) {
+    const int64_t whole = std::min(kind.whole_max, num_blocks);
+    const int64_t recomputed = std::min(kind.recomputed_max, num_blocks);
+    for (int64_t k = 1; k <= whole; ++k) add(kind.stage, k, kind.stage.block_s);
+    for (int64_t k = kind.recomputed_min; k <= recomputed; ++k) {
+      add(kind.stage, k, kind.stage.recomputed_block_s);
     }
   }
   std::sort(times.begin(), times.end());
@@ -76,21 +165,72 @@ void remove_surplus(const std::vector<StageLimits>& stages,
   }
 }
 
+/// Every cut into these stages, unless there are more than `most` of them.
+bool list_cuts(const std::vector<StageLimits>& stages,
+               int64_t num_blocks,
+               size_t most,
+               std::vector<int64_t>& cut,
+               std::vector<std::vector<int64_t>>& cuts) {
+  if (cut.size() == stages.size()) {
+    if (num_blocks == 0) cuts.push_back(cut);
+    return cuts.size() <= most;
+  }
+  const StageLimits& stage = stages[cut.size()];
+  const auto behind = static_cast<int64_t>(stages.size() - cut.size() - 1);
+  for (int64_t blocks = behind == 0 ? num_blocks : 1; blocks <= num_blocks - behind; ++blocks) {
+    if (blocks > stage.most()) break;
+    cut.push_back(blocks);
+    const bool go_on = list_cuts(stages, num_blocks - blocks, most, cut, cuts);
+    cut.pop_back();
+    if (!go_on) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::optional<std::vector<int64_t>> split_blocks(const std::vector<StageLimits>& stages,
                                                  int64_t num_blocks) {
-  if (static_cast<int64_t>(stages.size()) > num_blocks) return std::nullopt;
-  const std::vector<double> times = possible_times(stages, num_blocks);
-  if (times.empty() || !can_hold(stages, num_blocks, times.back())) return std::nullopt;
-  const auto slowest = std::partition_point(times.begin(), times.end(), [&](double seconds) {
-    return !can_hold(stages, num_blocks, seconds);
-  });
-  std::vector<int64_t> blocks;
-  for (const StageLimits& stage : stages) blocks.push_back(blocks_within(stage, *slowest));
-  const int64_t surplus = std::accumulate(blocks.begin(), blocks.end(), int64_t{0}) - num_blocks;
-  remove_surplus(stages, surplus, blocks);
-  return blocks;
+  auto cuts = split_variants(stages, num_blocks, 1);
+  if (cuts.empty()) return std::nullopt;
+  return std::move(cuts.front());
+}
+
+std::vector<std::vector<int64_t>> split_variants(const std::vector<StageLimits>& stages,
+                                                 int64_t num_blocks,
+                                                 size_t most) {
+  std::vector<std::vector<int64_t>> cuts;
+  if (static_cast<int64_t>(stages.size()) > num_blocks) return cuts;
+  if (most > 1) {
+    std::vector<int64_t> cut;
+    if (list_cuts(stages, num_blocks, most, cut, cuts)) return cuts;
+    cuts.clear();
+    constexpr size_t kTradesMax = 5;
+    most = std::min(most, kTradesMax);
+  }
+  const auto least_s = least_time(join_alike(stages), num_blocks);
+  if (!least_s) return cuts;
+  std::vector<double> slowest_s = {*least_s};
+  if (most > 1) {
+    // Evenly over all times that are long enough, the last included.
+    const std::vector<double> times = possible_times(stages, num_blocks);
+    const auto first = std::upper_bound(times.begin(), times.end(), *least_s);
+    const auto num_later = static_cast<size_t>(times.end() - first);
+    const size_t num_taken = std::min(most - 1, num_later);
+    for (size_t i = 1; i <= num_taken; ++i) {
+      slowest_s.push_back(first[static_cast<std::ptrdiff_t>(i * num_later / num_taken - 1)]);
+    }
+  }
+  for (const double seconds : slowest_s) {
+    std::vector<int64_t> blocks;
+    for (const StageLimits& stage : stages) blocks.push_back(blocks_within(stage, seconds));
+    const int64_t surplus = std::accumulate(blocks.begin(), blocks.end(), int64_t{0}) - num_blocks;
+    if (surplus > 0) remove_surplus(stages, surplus, blocks);
+    if (std::find(cuts.begin(), cuts.end(), blocks) == cuts.end()) {
+      cuts.push_back(std::move(blocks));
+    }
+  }
+  return cuts;
 }
 
 }  // namespace pelago::plan

@@ -32,4 +32,10 @@ struct StageLimits {
 std::optional<std::vector<int64_t>> split_blocks(const std::vector<StageLimits>& stages,
                                                  int64_t num_blocks);
 
+/// All cuts if there are at most so many. Else the same as above, and cuts whose slowest stage is
+/// slower but the sum of times less, which suits few microbatches. Each once.
+std::vector<std::vector<int64_t>> split_variants(const std::vector<StageLimits>& stages,
+                                                 int64_t num_blocks,
+                                                 size_t most);
+
 }  // namespace pelago::plan

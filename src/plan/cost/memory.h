@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
+#include "plan/cost/sizes.h"
 #include "plan/plan.h"
-#include "plan/planner/cost/sizes.h"
 
 namespace pelago::plan {
 

@@ -1,4 +1,4 @@
-#include "plan/planner/cost/memory.h"
+#include "plan/cost/memory.h"
 
 #include <algorithm>
 
@@ -28,11 +28,12 @@ struct BlockBytes {
   double gate_up, gated;   // [N,2F], [N,F]
   double weights;          // the block's gradients before they are added up
   double largest_weight;
+  double routed = 0;  // the tokens in the order of their experts
 
   /// Kept for backward: input and output norm's sums, what each product read, and attention.
   double kept() const {
     return 2 * stream + 2 * normed + 2 * norm_scale + qkv + 2 * query + key + head_scales +
-           log_sum_exp + gate_up + gated;
+           log_sum_exp + gate_up + gated + routed;
   }
 };
 
@@ -49,10 +50,13 @@ BlockBytes block_bytes(const ModelSizes& sizes, double width, const StageLoad& l
   bytes.head_scales =
       sizes.has_qk_norm ? 4 * tokens * (sizes.query_heads + sizes.key_heads) / width : 0;
   bytes.log_sum_exp = 4 * tokens * sizes.query_heads / width;
-  bytes.gated = row * sizes.feed_forward / width;
+  // A token's copies for its experts, each with what that expert makes of it.
+  bytes.gated = row * sizes.experts_per_token * sizes.feed_forward / width;
   bytes.gate_up = 2 * bytes.gated;
   bytes.weights = load.value_bytes * block_values(sizes, width);
-  bytes.largest_weight = load.value_bytes * 2 * sizes.hidden * sizes.feed_forward / width;
+  bytes.largest_weight =
+      load.value_bytes * 2 * sizes.hidden * sizes.feed_forward * sizes.experts / width;
+  if (!sizes.is_dense()) bytes.routed = row * sizes.experts_per_token * sizes.hidden / width;
   return bytes;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "model/config.h"
+#include "plan/job.h"
 
 namespace pelago::plan {
 
@@ -17,8 +18,13 @@ struct ModelSizes {
   bool has_qk_norm = true;
   bool has_bias = false;
   int64_t num_blocks = 0;
+  // A mixture of experts: feed_forward is one expert's width. 1 and 1: dense.
+  double experts = 1, experts_per_token = 1;
+  bool is_dense() const { return experts == 1; }
 };
 ModelSizes sizes_of(const model::ModelConfig& config, int64_t sequence_length);
+/// The same with the job's experts.
+ModelSizes sizes_of(const JobConfig& job, int64_t sequence_length);
 
 /// What one rank holds: a run of blocks, cut over `width` ranks.
 struct StageShape {

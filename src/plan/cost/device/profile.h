@@ -33,6 +33,9 @@ void refuse_wrong_dtype(const JobConfig& job,
 double device_memory_bytes(const FleetDevice& device,
                            const FleetConfig& fleet,
                            const chips::Catalogue& catalogue);
+/// Watts of a device at work: the fleet's word, else the catalogue's; 0: not known.
+double device_power_w(const FleetDevice& device, const chips::Catalogue& catalogue);
+
 /// Memory of this machine.
 double host_memory_bytes();
 

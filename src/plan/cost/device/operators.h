@@ -4,7 +4,7 @@
 // chain of operators. For models of a few million parameters the starts are most of it.
 #pragma once
 
-#include "plan/planner/cost/sizes.h"
+#include "plan/cost/sizes.h"
 
 namespace pelago::plan {
 

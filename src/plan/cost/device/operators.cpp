@@ -1,4 +1,4 @@
-#include "plan/planner/cost/operators.h"
+#include "plan/cost/device/operators.h"
 
 namespace pelago::plan {
 
@@ -17,6 +17,15 @@ class Operators {
   void product_backward(double rows, double inner, double columns) {
     product(rows, columns, inner);
     product(columns, rows, inner);
+  }
+  /// Rows shared out over matrices of so many experts.
+  void grouped_product(double experts, double rows, double inner, double columns) {
+    const double values = rows * inner + experts * inner * columns + rows * columns;
+    add(2 * rows * inner * columns, rates_.value_bytes * values);
+  }
+  void grouped_backward(double experts, double rows, double inner, double columns) {
+    grouped_product(experts, rows, columns, inner);
+    grouped_product(experts, rows, inner, columns);
   }
   /// Reads and writes so many values of the training dtype.
   void pass(double values) { add(0, rates_.value_bytes * values); }
@@ -64,9 +73,16 @@ OperatorTime block_forward_time(const ModelSizes& sizes,
                 rates.value_bytes * rows * (2 * sizes.query + 2 * sizes.key));
   operators.product(rows, sizes.query, sizes.hidden);
   operators.pass(4 * rows * sizes.hidden);
-  operators.product(rows, sizes.hidden, 2 * sizes.feed_forward);
-  operators.pass(3 * rows * sizes.feed_forward);
-  operators.product(rows, sizes.feed_forward, sizes.hidden);
+  // Through experts a token goes several times; their products run as one grouped launch each, in
+  // which every expert's weights are read.
+  const double routed = rows * sizes.experts_per_token;
+  if (!sizes.is_dense()) {
+    operators.product(rows, sizes.hidden, sizes.experts);
+    operators.pass(4 * routed * sizes.hidden);  // to the experts and back
+  }
+  operators.grouped_product(sizes.experts, routed, sizes.hidden, 2 * sizes.feed_forward);
+  operators.pass(3 * routed * sizes.feed_forward);
+  operators.grouped_product(sizes.experts, routed, sizes.feed_forward, sizes.hidden);
   return operators.time();
 }
 
@@ -76,9 +92,14 @@ OperatorTime block_backward_time(const ModelSizes& sizes,
   const double rows = sequences * sizes.tokens;
   const double projected = sizes.query + 2 * sizes.key;
   Operators operators(rates);
-  operators.product_backward(rows, sizes.feed_forward, sizes.hidden);
-  operators.pass(5 * rows * sizes.feed_forward);
-  operators.product_backward(rows, sizes.hidden, 2 * sizes.feed_forward);
+  const double routed = rows * sizes.experts_per_token;
+  if (!sizes.is_dense()) {
+    operators.product_backward(rows, sizes.hidden, sizes.experts);
+    operators.pass(6 * routed * sizes.hidden);
+  }
+  operators.grouped_backward(sizes.experts, routed, sizes.feed_forward, sizes.hidden);
+  operators.pass(5 * routed * sizes.feed_forward);
+  operators.grouped_backward(sizes.experts, routed, sizes.hidden, 2 * sizes.feed_forward);
   operators.pass(4 * rows * sizes.hidden);
   operators.product_backward(rows, sizes.query, sizes.hidden);
   operators.add(2.5 * attention_flops(sizes, sequences),

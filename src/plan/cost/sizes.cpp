@@ -1,4 +1,4 @@
-#include "plan/planner/cost/sizes.h"
+#include "plan/cost/sizes.h"
 
 #include <cmath>
 
@@ -21,12 +21,23 @@ ModelSizes sizes_of(const model::ModelConfig& config, int64_t sequence_length) {
   return sizes;
 }
 
+ModelSizes sizes_of(const JobConfig& job, int64_t sequence_length) {
+  ModelSizes sizes = sizes_of(job.model, sequence_length);
+  if (job.experts.is_dense()) return sizes;
+  sizes.feed_forward = static_cast<double>(job.experts.moe_intermediate_size);
+  sizes.experts = static_cast<double>(job.experts.num_experts);
+  sizes.experts_per_token = static_cast<double>(job.experts.num_experts_per_tok);
+  return sizes;
+}
+
 double block_values(const ModelSizes& sizes, double width) {
   const double projected = sizes.query + 2 * sizes.key;
-  const double cut = sizes.hidden * (projected + sizes.query + 3 * sizes.feed_forward) +
-                     (sizes.has_bias ? projected : 0);
+  const double cut =
+      sizes.hidden * (projected + sizes.query + 3 * sizes.feed_forward * sizes.experts) +
+      (sizes.has_bias ? projected : 0);
   const double head_dim = sizes.query / sizes.query_heads;
-  return cut / width + 2 * sizes.hidden + (sizes.has_qk_norm ? 2 * head_dim : 0);
+  const double router = sizes.is_dense() ? 0 : sizes.hidden * sizes.experts;
+  return cut / width + router + 2 * sizes.hidden + (sizes.has_qk_norm ? 2 * head_dim : 0);
 }
 
 double held_values(const ModelSizes& sizes, const StageShape& shape) {

@@ -1,4 +1,4 @@
-#include "plan/planner/cost/links.h"
+#include "plan/cost/device/links.h"
 
 #include <algorithm>
 

@@ -1,0 +1,247 @@
+#include "plan/planner/search/play/play_through.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+
+#include "plan/planner/search/balance.h"
+#include "plan/planner/search/few/variants.h"
+#include "plan/planner/site_run.h"
+
+namespace pelago::plan {
+
+namespace {
+
+/// Hands out the sets of devices of each kind, in order.
+class SetDealer {
+ public:
+  SetDealer(const SiteProblem& problem, const ShapeOptions& options) {
+    for (size_t kind = 0; kind < problem.kinds.size(); ++kind) {
+      sets_.push_back(tensor_sets(problem.kinds[kind], options.widths[kind]));
+    }
+    next_.assign(sets_.size(), 0);
+  }
+  std::vector<std::vector<int>> deal(const PipelineShape& shape) {
+    std::vector<std::vector<int>> ranks;
+    for (const StageChoice& stage : shape.stages) {
+      ranks.push_back(sets_[stage.kind_idx][next_[stage.kind_idx]++]);
+    }
+    return ranks;
+  }
+
+ private:
+  std::vector<std::vector<std::vector<int>>> sets_;
+  std::vector<size_t> next_;
+};
+
+int lowest_rank(const SiteLayout::Pipeline& pipeline) {
+  int lowest = pipeline.ranks.front().front();
+  for (const std::vector<int>& stage : pipeline.ranks) lowest = std::min(lowest, stage.front());
+  return lowest;
+}
+
+/// Shares of at most so many sequences are played, not estimated, where devices are few.
+constexpr int64_t kSequencesOfFew = 64;
+
+/// The shapes of a thorough search for given shares, and the shares for these shapes.
+Balance settle_shapes(ShapeBook& book,
+                      const std::vector<const Composition*>& compositions,
+                      const BatchRange& range,
+                      SiteLayout& layout,
+                      Balance balance) {
+  constexpr double kNear = 1.2;  // of estimates
+  constexpr int kTurns = 2;
+  for (int turn = 0; turn < kTurns; ++turn) {
+    std::vector<Pace> paces;
+    for (size_t i = 0; i < layout.pipelines.size(); ++i) {
+      PipelineShape& shape = layout.pipelines[i].shape;
+      shape = fastest_played(book.shapes(*compositions[i]), balance.sequences[i], kNear);
+      play_shares(shape, std::min(range.hi(), balance.sequences[i] + kTurns));
+      paces.push_back(shape.pace);
+    }
+    balance = balance_batch(paces, range);
+  }
+  for (SiteLayout::Pipeline& pipeline : layout.pipelines) {
+    play_shares(pipeline.shape, range.hi());
+  }
+  return balance;
+}
+
+/// Shares and sizes of microbatches, changed one by one where the site's step is shorter by it.
+class Settling {
+ public:
+  Settling(const SiteProblem& problem, SiteLayout& layout, std::span<int64_t> shares)
+      : layout_(layout),
+        shares_(shares),
+        run_(site_run(problem, layout, shares)),
+        best_s_(simulate_site(run_).step_s) {
+    for (size_t i = 0; i < shares.size(); ++i) {
+      sizes_.push_back(layout.pipelines[i].shape.pace.best_microbatch(shares[i]));
+    }
+  }
+
+  /// Each pipeline in the microbatches that suit the site best.
+  void settle_sizes() {
+    for (size_t i = 0; i < shares_.size(); ++i) try_sizes(i);
+  }
+
+  /// A sequence from one pipeline to another. True if something was gained.
+  bool move_one() {
+    for (size_t from = 0; from < shares_.size(); ++from) {
+      for (size_t to = 0; to < shares_.size(); ++to) {
+        if (from == to || shares_[from] < 2) continue;
+        const std::vector<int64_t> before = sizes_;
+        const double before_s = best_s_;
+        shares_[from] -= 1;
+        shares_[to] += 1;
+        for (const size_t i : {from, to}) {
+          sizes_[i] = layout_.pipelines[i].shape.pace.best_microbatch(shares_[i]);
+        }
+        best_s_ = std::numeric_limits<double>::infinity();
+        cut(to);
+        try_sizes(from);
+        try_sizes(to);
+        if (best_s_ < kBetter * before_s) return true;
+        shares_[from] += 1;
+        shares_[to] -= 1;
+        sizes_ = before;
+        best_s_ = before_s;
+        cut(from);
+        cut(to);
+      }
+    }
+    return false;
+  }
+
+  /// Makes the paces of the layout say what was found.
+  void write() {
+    for (size_t i = 0; i < shares_.size(); ++i) {
+      Pace& pace = layout_.pipelines[i].shape.pace;
+      if (pace.best_microbatch(shares_[i]) == sizes_[i]) continue;
+      while (static_cast<int64_t>(pace.played.size()) < shares_[i]) {
+        const auto next = static_cast<int64_t>(pace.played.size()) + 1;
+        pace.played.push_back({pace.time_s(next) - pace.step_s, pace.best_microbatch(next)});
+      }
+      pace.played[static_cast<size_t>(shares_[i] - 1)].microbatch = sizes_[i];
+    }
+  }
+
+ private:
+  // Less is not worth a share or a size that looks odd.
+  static constexpr double kBetter = 0.998;
+
+  void cut(size_t i) {
+    run_.pipelines[i].sequences = cut_microbatches(shares_[i], std::min(sizes_[i], shares_[i]));
+  }
+  void try_sizes(size_t i) {
+    int64_t best = std::min(sizes_[i], shares_[i]);
+    for (const int64_t size :
+         even_cuts(shares_[i], layout_.pipelines[i].shape.pace.microbatch_max)) {
+      run_.pipelines[i].sequences = cut_microbatches(shares_[i], size);
+      const double step_s = simulate_site(run_).step_s;
+      if (step_s >= kBetter * best_s_) continue;
+      best_s_ = step_s;
+      best = size;
+    }
+    sizes_[i] = best;
+    cut(i);
+  }
+
+  SiteLayout& layout_;  // outlives this, as do the shares
+  std::span<int64_t> shares_;
+  std::vector<int64_t> sizes_;
+  SiteRun run_;
+  double best_s_;
+};
+
+/// The order of stages may have become another than that of the ranks dealt.
+void deal_again(const SiteProblem& problem, const ShapeOptions& options, SiteLayout& layout) {
+  SetDealer dealer(problem, options);
+  for (SiteLayout::Pipeline& pipeline : layout.pipelines) {
+    pipeline.ranks = dealer.deal(pipeline.shape);
+  }
+}
+
+/// Sets of unlike widths are of one kind again, whose links they share; then the site is played.
+void rate_layout(const SiteProblem& site,
+                 const Division& division,
+                 SiteLayout& layout,
+                 std::span<int64_t> shares) {
+  for (SiteLayout::Pipeline& pipeline : layout.pipelines) {
+    for (StageChoice& stage : pipeline.shape.stages) {
+      stage.kind_idx = division.kind_of[stage.kind_idx];
+    }
+  }
+  settle_shares(site, layout, shares);
+  const SiteTime time = simulate_site(site_run(site, layout, shares));
+  int64_t batch = 0;
+  for (const int64_t share : shares) batch += share;
+  layout.sequences_a_second = static_cast<double>(batch) / time.step_s;
+}
+
+}  // namespace
+
+void settle_shares(const SiteProblem& problem, SiteLayout& layout, std::span<int64_t> shares) {
+  int64_t batch = 0;
+  for (const int64_t share : shares) batch += share;
+  if (problem.num_devices() > kDevicesFewest || batch > kSequencesOfFew) return;
+  Settling settling(problem, layout, shares);
+  settling.settle_sizes();
+  constexpr int kMovesMax = 4;
+  for (int move = 0; move < kMovesMax && settling.move_one(); ++move) {
+  }
+  settling.write();
+}
+
+SiteLayout play_through(const SiteProblem& site,
+                        const Division& division,
+                        ShapeBook& book,
+                        const Estimate& estimate) {
+  const SiteProblem& problem = division.problem;
+  SetDealer dealer(problem, estimate.layout.options);
+  SiteLayout layout;
+  layout.slices_optimizer = estimate.layout.slices_optimizer;
+  std::vector<std::pair<SiteLayout::Pipeline, const Composition*>> dealt;
+  for (size_t i = 0; i < estimate.layout.parts.size(); ++i) {
+    const LayoutPart& part = estimate.layout.parts[i];
+    const auto share = std::max<int64_t>(1, std::llround(estimate.shares[i]));
+    const PipelineShape& shape = fastest_for(book.shapes(part.composition), share);
+    for (int64_t k = 0; k < part.count; ++k) {
+      dealt.push_back({{shape, dealer.deal(shape)}, &part.composition});
+    }
+  }
+  std::sort(dealt.begin(), dealt.end(), [](const auto& a, const auto& b) {
+    return lowest_rank(a.first) < lowest_rank(b.first);
+  });
+  std::vector<Pace> paces;
+  std::vector<const Composition*> compositions;
+  for (auto& [pipeline, composition] : dealt) {
+    paces.push_back(pipeline.shape.pace);
+    layout.pipelines.push_back(std::move(pipeline));
+    compositions.push_back(composition);
+  }
+  const BatchRange range{.asked = problem.batch, .is_fixed = problem.train.exact_batch};
+  Balance balance = balance_batch(paces, range);
+  const bool is_thorough = estimate.layout.options.is_thorough && range.hi() <= kSequencesOfFew;
+  std::vector<int64_t> shares = std::move(balance.sequences);
+  if (is_thorough) {
+    shares =
+        settle_shapes(book, compositions, range, layout, {shares, balance.batch, balance.step_s})
+            .sequences;
+    deal_again(problem, estimate.layout.options, layout);
+  }
+  SiteLayout turned = layout;
+  std::vector<int64_t> turned_shares = shares;
+  rate_layout(site, division, layout, shares);
+  if (!is_thorough || layout.pipelines.size() < 2) return layout;
+  // Which of two pipelines of one composition has the larger share matters where nodes differ.
+  std::reverse(turned.pipelines.begin(), turned.pipelines.end());
+  std::reverse(turned_shares.begin(), turned_shares.end());
+  deal_again(problem, estimate.layout.options, turned);
+  rate_layout(site, division, turned, turned_shares);
+  constexpr double kWorthTurning = 1.002;
+  return turned.sequences_a_second > kWorthTurning * layout.sequences_a_second ? turned : layout;
+}
+
+}  // namespace pelago::plan
