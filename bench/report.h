@@ -34,7 +34,8 @@ namespace pelago::bench {
 struct Report {
   std::string bench;                      // the program's name
   std::string case_name;                  // which of its cases was run
-  double ratio = 0.0;                     // the headline figure; >= target is good
+  double ratio = 0.0;                     // the headline figure; >= target is good,
+  bool is_cost = false;                   // unless it is a cost: then <= target is
   double target = 0.0;                    // what ratio should reach
   std::map<std::string, double> metrics;  // every other figure, unit last in the name
   std::vector<std::string> notes;         // lines under the table: what a reader must know
@@ -68,6 +69,10 @@ inline std::string measured_commit() {
   return commit != nullptr && *commit != '\0' ? commit : "unknown";
 }
 
+inline bool is_reached(const Report& report) {
+  return report.is_cost ? report.ratio <= report.target : report.ratio >= report.target;
+}
+
 inline void print_table(const Report& report) {
   fmt::print("{} --case {}\n", report.bench, report.case_name);
   fmt::print("  host {}, commit {}\n", host_name_and_cores(), measured_commit());
@@ -76,7 +81,7 @@ inline void print_table(const Report& report) {
              "ratio",
              report.ratio,
              report.target,
-             report.ratio >= report.target ? "reached" : "MISSED");
+             is_reached(report) ? "reached" : "MISSED");
   for (const std::string& note : report.notes) fmt::print("  {}\n", note);
 }
 
