@@ -80,7 +80,7 @@ function(pelago_precompile target)
   endforeach()
 endfunction()
 
-set(PELAGO_BUSY_SOURCES "/(sites/exchange|train/grid|train/health)/")
+set(PELAGO_BUSY_SOURCES "/(sites/exchange|train/grid|train/health|serve/sampling)/")
 
 # pelago_calm(TARGET): compiled with less optimisation in a release, a quarter faster.
 function(pelago_calm target)

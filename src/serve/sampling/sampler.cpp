@@ -47,23 +47,34 @@ double total_of(const std::vector<Candidate>& candidates) {
   return total;
 }
 
-/// Keeps the fewest candidates that together have top_p of the mass.
+/// Keeps the fewest candidates that together have top_p of the mass, in the order they have. Halves
+/// where the border lies until few are left: of a flat distribution nearly all tokens stay, and
+/// sorting them would take longer than a small model does.
 void keep_top_p(std::vector<Candidate>& candidates, float top_p) {
+  constexpr std::ptrdiff_t kFew = 64;
   const double wanted = static_cast<double>(top_p) * total_of(candidates);
-  // Most of the mass lies in few tokens: sorting them all is rarely needed.
-  for (size_t count = 64;; count *= 8) {
-    count = std::min(count, candidates.size());
-    put_likeliest_first(candidates, count);
-    double kept = 0;
-    for (size_t idx = 0; idx < count; ++idx) {
-      kept += candidates[idx].weight;
-      if (kept >= wanted) {
-        candidates.resize(idx + 1);
-        return;
-      }
+  std::vector<Candidate> pool = candidates;
+  auto begin = pool.begin(), end = pool.end();
+  double kept = 0;  // by those before begin, all likelier than the rest
+  while (end - begin > kFew) {
+    const auto middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end, is_likelier);
+    double half = 0;
+    for (auto each = begin; each != middle; ++each) half += each->weight;
+    if (kept + half >= wanted) {
+      end = middle;
+    } else {
+      kept += half;
+      begin = middle;
     }
-    if (count == candidates.size()) return;
   }
+  std::sort(begin, end, is_likelier);
+  auto last = begin;
+  for (; last + 1 != end; ++last) {
+    kept += last->weight;
+    if (kept >= wanted) break;
+  }
+  std::erase_if(candidates, [&](const Candidate& c) { return is_likelier(*last, c); });
 }
 
 void refuse(const char* field, double value, const char* allowed) {
@@ -164,7 +175,7 @@ std::optional<int32_t> Sampler::draw(std::span<const float> logits,
   if (sampling_.top_p < 1) keep_top_p(candidates, sampling_.top_p);
   // The likeliest token's weight is 1 here.
   std::erase_if(candidates, [&](const Candidate& c) { return c.weight < sampling_.min_p; });
-  if (top_k > 0 || sampling_.top_p < 1) std::ranges::sort(candidates, {}, &Candidate::token);
+  if (top_k > 0) std::ranges::sort(candidates, {}, &Candidate::token);
 
   double point =
       rng_.fork("token", static_cast<uint64_t>(position)).next_uniform() * total_of(candidates);
