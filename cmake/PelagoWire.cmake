@@ -18,6 +18,7 @@ foreach(wire_proto ${PROJECT_SOURCE_DIR}/src/sites/transport/wire.proto ${PROJEC
 endforeach()
 add_library(pelago_wire STATIC ${wire_made})
 target_compile_options(pelago_wire PRIVATE -w)
+pelago_calm(pelago_wire)
 target_include_directories(pelago_wire SYSTEM PUBLIC ${wire_dir})
 # PRIVATE: their -pthread would make the precompiled torch header unusable for everyone above.
 target_link_libraries(pelago_wire PRIVATE gRPC::grpc++ protobuf::libprotobuf)

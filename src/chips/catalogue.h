@@ -1,6 +1,7 @@
 // Facts about chips, each with its source. No torch here: the planner reads this too.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>

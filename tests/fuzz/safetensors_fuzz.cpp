@@ -1,6 +1,5 @@
 // A model file from anywhere: its header decides where tensors lie.
-#include <ATen/ATen.h>
-
+#include "chips/torch.h"
 #include "model/safetensors.h"
 #include "outside_bytes.h"
 

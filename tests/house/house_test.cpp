@@ -67,6 +67,13 @@ TEST_CASE("a library is named only where the table allows it") {
   expect_none_in_sources(check_heavy_headers);
 }
 
+TEST_CASE("a header includes what it names of the standard library") {
+  expect_none(check_standard_headers(all_sources()));
+  const std::string precompiled = "tests/house/std_headers.h";
+  expect_none(
+      check_precompiled_headers(make_source_file(precompiled, read_text(kRoot / precompiled))));
+}
+
 TEST_CASE("files, functions and folders hold one idea each") {
   expect_none_in_sources(check_file_size);
   expect_none_in_sources(check_function_size);

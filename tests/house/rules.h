@@ -21,6 +21,14 @@ std::vector<Violation> check_heavy_headers(const SourceFile& file);
 /// The USES lists of CMakeLists.txt say the same as the table. cmake: its text.
 std::vector<Violation> check_cmake_rooms(const std::string& cmake);
 
+// std_rules.cpp: what a header may not leave to others to include.
+
+/// A header of src/ includes what it names of the standard library and fmt, itself or through
+/// headers of ours. Headers behind libtorch's, which bring most of it, are not looked at.
+std::vector<Violation> check_standard_headers(const std::vector<SourceFile>& files);
+/// What house_headers precompiles is what the rule above knows.
+std::vector<Violation> check_precompiled_headers(const SourceFile& file);
+
 // size_rules.cpp: when a file holds two ideas.
 
 /// Header up to 200 lines, source up to 600.

@@ -73,6 +73,26 @@ TEST_CASE("a library in a room that may not name it is found") {
   CHECK(found("src/train/a.cpp", "ucp/api/ucp.h") == 1);
 }
 
+TEST_CASE("a header that leaves its part of the standard library to others is found") {
+  const auto num_missing = [](const std::string& text) {
+    return check_standard_headers(
+               {make_source_file("src/a/a.h", text),
+                make_source_file("src/a/words.h", "#include <string>\n#include <vector>\n")})
+        .size();
+  };
+  CHECK(num_missing("std::string a();\nstd::string b();\n") == 1);
+  CHECK(num_missing("std::string a(std::vector<int> b);\n") == 2);
+  CHECK(num_missing("#include <string>\nstd::string a();\n") == 0);
+  CHECK(num_missing("#include \"a/words.h\"\nstd::string a();\n") == 0);
+  CHECK(num_missing("#include <string>\nstd::string_view a();\n") == 0);
+  CHECK(num_missing("#include <string_view>\nstd::string a();\n") == 1);
+  CHECK(num_missing("// std::string\nstruct string;\n") == 0);
+  CHECK(num_missing("uint32_t a();\n") == 1);
+  CHECK(num_missing("#include <cstdint>\nint64_t a(std::int8_t b);\n") == 0);
+  CHECK(num_missing("std::string a() { return fmt::format(\"a\"); }\n#include <string>\n") == 1);
+  CHECK(check_precompiled_headers(make_source_file("a.h", "#include <regex>\n")).size() == 1);
+}
+
 TEST_CASE("libtorch taken whole, or by a header outside model, is found") {
   const std::string ours = "#include \"chips/torch.h\"\n";
   CHECK(num_found(check_heavy_headers, "src/train/a.h", ours) == 1);

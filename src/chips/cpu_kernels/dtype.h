@@ -4,6 +4,8 @@
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 
+#include <cstdint>
+
 #include "chips/cpu_kernels/simd.h"
 
 namespace pelago::chips::cpu {
