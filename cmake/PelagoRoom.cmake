@@ -21,6 +21,12 @@ if(PELAGO_CCACHE)
   add_compile_options($<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
 endif()
 
+# Forty programs and libraries are linked to libtorch: 1.7 s of processor time each with GNU ld, 0.2 s with lld.
+find_program(PELAGO_LLD ld.lld)
+if(PELAGO_LLD)
+  add_link_options(-fuse-ld=lld)
+endif()
+
 # Programs are compiled with -fPIC like the libraries: gcc refuses a precompiled header made with other
 # code generation settings than -fPIE.
 set(CMAKE_CXX_COMPILE_OPTIONS_PIE ${CMAKE_CXX_COMPILE_OPTIONS_PIC})
