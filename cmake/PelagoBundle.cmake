@@ -101,6 +101,8 @@ function(pelago_bundle result)
     if(options_of_${bundle})
       set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS ${options_of_${bundle}})
     endif()
+    # To gcc what a bundle includes is a header, where a type may not be made of a source's own types.
+    set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS -Wno-subobject-linkage)
     if(BUNDLE_TESTS)
       # A local of one source may be called like a function of another.
       set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS -Wno-shadow)

@@ -21,6 +21,16 @@ if(PELAGO_CCACHE)
   add_compile_options($<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
 endif()
 
+# pelago_keep_comments(TARGET): for one that makes a precompiled header. gcc knows the headers in it by a checksum of
+# all their text and reads any other a second time, so ccache must not take what differs in comments for the same.
+function(pelago_keep_comments target)
+  if(PELAGO_CCACHE)
+    list(TRANSFORM CMAKE_CXX_COMPILER_LAUNCHER REPLACE "^(CCACHE_SLOPPINESS=.*)" "\\1;CCACHE_COMMENTS=1"
+         OUTPUT_VARIABLE launcher)
+    set_target_properties(${target} PROPERTIES CXX_COMPILER_LAUNCHER "${launcher}")
+  endif()
+endfunction()
+
 # Forty programs and libraries are linked to libtorch: 1.7 s of processor time each with GNU ld, 0.2 s with lld.
 find_program(PELAGO_LLD ld.lld)
 if(PELAGO_LLD)
@@ -37,6 +47,7 @@ file(WRITE ${CMAKE_BINARY_DIR}/torch_pch.cpp "// Exists to carry the precompiled
 add_library(pelago_torch_pch OBJECT ${CMAKE_BINARY_DIR}/torch_pch.cpp)
 target_link_libraries(pelago_torch_pch PUBLIC pelago_options pelago_torch)
 target_precompile_headers(pelago_torch_pch PRIVATE ${PROJECT_SOURCE_DIR}/src/chips/torch.h)
+pelago_keep_comments(pelago_torch_pch)
 
 file(GLOB_RECURSE headers RELATIVE ${PROJECT_SOURCE_DIR}/src CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*.h)
 file(GLOB_RECURSE test_headers RELATIVE ${PROJECT_SOURCE_DIR}/tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*.h)
