@@ -141,7 +141,14 @@ Result<HttpAnswer> HttpClient::send(const HttpRequest& request) {
   curl_easy_setopt(curl, CURLOPT_HEADERDATA, &answer.etag);
   const CURLcode code = curl_easy_perform(curl);
   if (code != CURLE_OK) {
-    const char* reason = wire_->reason[0] != '\0' ? wire_->reason.data() : curl_easy_strerror(code);
+    std::string reason =
+        wire_->reason[0] != '\0' ? wire_->reason.data() : curl_easy_strerror(code);
+    // Two authorities of one name, or a certificate that the server refuses: OpenSSL's words say
+    // neither.
+    if (!options_.certs_dir.empty() && reason.find("OpenSSL") != std::string::npos) {
+      reason += fmt::format("; are ca.pem and client.pem in {} of the server's authority?",
+                            options_.certs_dir.string());
+    }
     return Error{is_about_certificates(code) ? ErrorCode::kRefused : ErrorCode::kUnavailable,
                  reason};
   }

@@ -1,5 +1,5 @@
-// A real etcd of three members on loopback, in memory where the machine has /dev/shm, whose members
-// are killed and started again. Leaders are elected in half a second.
+// A real etcd on loopback, in memory where the machine has /dev/shm, whose members are killed and
+// started again. Leaders are elected in half a second.
 #pragma once
 
 #include <arpa/inet.h>
@@ -37,23 +37,25 @@ class EtcdCluster {
     return false;
   }
 
-  EtcdCluster() {
+  EtcdCluster() : EtcdCluster(kMembers, {}) { wait_for_leader(); }
+  /// certs_dir: etcd.pem, etcd.key and ca.pem; members speak TLS and want certificates of
+  /// that authority. Empty: plain. Does not wait for a leader.
+  EtcdCluster(int num_members, std::filesystem::path certs_dir) : certs_dir_(std::move(certs_dir)) {
     namespace fs = std::filesystem;
     const fs::path base = fs::exists("/dev/shm") ? "/dev/shm" : fs::temp_directory_path().c_str();
-    dir_ = base / fmt::format("pelago-etcd-{}", ::getpid());
+    dir_ = base / fmt::format("pelago-etcd-{}{}", ::getpid(), certs_dir_.empty() ? "" : "-tls");
     fs::remove_all(dir_);
     fs::create_directories(dir_);
-    const std::vector<int> ports = free_ports(2 * kMembers);
-    for (int i = 0; i < kMembers; ++i) {
-      const auto at = static_cast<size_t>(i);
-      members_.push_back({.client_port = ports[at], .peer_port = ports[at + kMembers], .pid = -1});
+    const std::vector<int> ports = free_ports(2 * num_members);
+    for (size_t i = 0; i < static_cast<size_t>(num_members); ++i) {
+      const size_t peer = i + static_cast<size_t>(num_members);
+      members_.push_back({.client_port = ports[i], .peer_port = ports[peer], .pid = -1});
     }
-    for (int i = 0; i < kMembers; ++i) start(i);
-    wait_for_leader();
+    for (int i = 0; i < num_members; ++i) start(i);
   }
   ~EtcdCluster() {
-    for (int i = 0; i < kMembers; ++i) {
-      if (members_[static_cast<size_t>(i)].pid > 0) kill(i);
+    for (size_t i = 0; i < members_.size(); ++i) {
+      if (members_[i].pid > 0) kill(static_cast<int>(i));
     }
     std::error_code ignored;
     std::filesystem::remove_all(dir_, ignored);
@@ -61,13 +63,13 @@ class EtcdCluster {
   EtcdCluster(const EtcdCluster&) = delete;
   EtcdCluster& operator=(const EtcdCluster&) = delete;
 
-  /// "etcd://127.0.0.1:A,127.0.0.1:B,127.0.0.1:C/PREFIX"
+  /// "etcd://127.0.0.1:A,127.0.0.1:B,127.0.0.1:C/PREFIX", or etcds://...
   std::string url(const std::string& prefix) const {
     std::string hosts;
     for (const Member& member : members_) {
       hosts += fmt::format("{}127.0.0.1:{}", hosts.empty() ? "" : ",", member.client_port);
     }
-    return fmt::format("etcd://{}/{}", hosts, prefix);
+    return fmt::format("{}://{}/{}", certs_dir_.empty() ? "etcd" : "etcds", hosts, prefix);
   }
 
   /// The member that the others follow; waits for there to be one that answers.
@@ -89,13 +91,12 @@ class EtcdCluster {
   void start(int idx) {
     Member& member = members_[static_cast<size_t>(idx)];
     std::string cluster;
-    for (int i = 0; i < kMembers; ++i) {
-      cluster += fmt::format("{}m{}=http://127.0.0.1:{}",
-                             i == 0 ? "" : ",",
-                             i,
-                             members_[static_cast<size_t>(i)].peer_port);
+    for (size_t i = 0; i < members_.size(); ++i) {
+      cluster +=
+          fmt::format("{}m{}=http://127.0.0.1:{}", i == 0 ? "" : ",", i, members_[i].peer_port);
     }
-    const std::string client = fmt::format("http://127.0.0.1:{}", member.client_port);
+    const std::string client =
+        fmt::format("{}://127.0.0.1:{}", certs_dir_.empty() ? "http" : "https", member.client_port);
     const std::string peer = fmt::format("http://127.0.0.1:{}", member.peer_port);
     const std::string name = fmt::format("m{}", idx);
     std::vector<std::string> arguments = {"etcd", "--name", name};
@@ -111,6 +112,15 @@ class EtcdCluster {
              {"--election-timeout", "500"}}) {
       arguments.push_back(option);
       arguments.push_back(value);
+    }
+    if (!certs_dir_.empty()) {
+      for (const auto& [option, name_of_file] : {std::pair("--cert-file", "etcd.pem"),
+                                                 std::pair("--key-file", "etcd.key"),
+                                                 std::pair("--trusted-ca-file", "ca.pem")}) {
+        arguments.push_back(option);
+        arguments.push_back(certs_dir_ / name_of_file);
+      }
+      arguments.push_back("--client-cert-auth");
     }
     const std::string log = (dir_ / (name + ".log")).string();
     member.pid = ::fork();
@@ -178,7 +188,7 @@ class EtcdCluster {
     return address;
   }
 
-  std::filesystem::path dir_;
+  std::filesystem::path dir_, certs_dir_;
   std::vector<Member> members_;
 };
 

@@ -8,6 +8,8 @@
 
 #include "base/clock.h"
 #include "sites/state/etcd_cluster.h"
+#include "sites/tls.h"
+#include "train/scratch_folder.h"
 
 namespace pelago::sites {
 namespace {
@@ -124,6 +126,35 @@ TEST_CASE("what one coordinator wrote the next one reads, and only one leads at 
   CHECK(next.forget_all());
   CHECK(next.load().empty());
   CHECK(next.files().empty());
+}
+
+TEST_CASE("over TLS etcd lets in who has a certificate of its authority, and nobody else") {
+  if (!EtcdCluster::is_installed()) {
+    MESSAGE(EtcdCluster::kNotInstalled);
+    return;
+  }
+  const train::ScratchFolder folder("etcd-tls"), strangers("etcd-strangers");
+  make_certificates(folder.path(), {"etcd", "client"});
+  make_certificates(strangers.path(), {"etcd", "client"});
+  const EtcdCluster etcd(1, folder.path());
+  EtcdOptions options = parse_etcd_url(etcd.url("tls"), folder.path());
+  EtcdStore store(options);
+  lead(store, "coordinator");
+  REQUIRE(store.write({{.key = "term", .value = "1"}}));
+  CHECK(store.load() == DurableState{{"term", "1"}});
+
+  // Who is of another authority does not believe etcd; who has no certificate etcd does not answer.
+  const auto reason_for = [&](const std::filesystem::path& certs_dir) {
+    options.certs_dir = certs_dir;
+    EtcdClient client(options);
+    const auto answer = client.call("kv/range", {{"key", to_base64(options.prefix + "/term")}});
+    REQUIRE_FALSE(answer);
+    return answer.error().message;
+  };
+  const std::string remedy = "are ca.pem and client.pem in";
+  CHECK(reason_for(strangers.path()).find(remedy) != std::string::npos);
+  std::filesystem::remove(folder.path() / "client.pem");
+  CHECK(reason_for(folder.path()).find(remedy) != std::string::npos);
 }
 
 TEST_CASE("a deposed coordinator's late write is refused and changes nothing") {
