@@ -207,14 +207,14 @@ plan::DeviceProfile measure_device(const plan::JobConfig& job,
                       time_part(stopwatch, part, made_up_input(job, many, device))};
   };
   // A stage does a little besides its blocks: it joins what a block hands on, and looks for values
-  // that are too large. So a block is what a second one adds, and the rest counts once, with the
-  // head.
+  // that are too large. So a block is what a second one adds, and the rest counts once a stage.
   const AtTwoSizes one_block = measure({.first_block = 1, .last_block = 2, .num_blocks = 3});
   const AtTwoSizes block =
       measure({.first_block = 1, .last_block = 3, .num_blocks = 4}) - one_block;
   const AtTwoSizes embedding =
       measure({.first_block = 0, .last_block = 1, .num_blocks = 2}) - one_block;
-  const AtTwoSizes head = measure({.first_block = 1, .last_block = 2, .num_blocks = 2}) - block;
+  const AtTwoSizes head = measure({.first_block = 1, .last_block = 2, .num_blocks = 2}) - one_block;
+  const AtTwoSizes rest = one_block - block;
 
   plan::DeviceProfile profile;
   profile.device = name;
@@ -225,6 +225,9 @@ plan::DeviceProfile measure_device(const plan::JobConfig& job,
   profile.embedding = fit(embedding.few.seconds(), few, embedding.many.seconds(), many);
   profile.head = fit(head.few.seconds(), few, head.many.seconds(), many);
 
+  profile.stage_forward = fit(rest.few.forward.seconds, few, rest.many.forward.seconds, many);
+  profile.stage_backward = fit(rest.few.backward.seconds, few, rest.many.backward.seconds, many);
+
   const Cost small = time_update(stopwatch, job, kUpdateValues / 8, device);
   const Cost large = time_update(stopwatch, job, kUpdateValues, device);
   profile.update_parameter_s =
@@ -232,7 +235,8 @@ plan::DeviceProfile measure_device(const plan::JobConfig& job,
   profile.update_s = std::max(
       0.0, large.seconds - profile.update_parameter_s * static_cast<double>(kUpdateValues));
   const auto step = [&](auto&& of) {
-    return static_cast<double>(num_blocks) * of(block.many) + of(embedding.many) + of(head.many);
+    return static_cast<double>(num_blocks) * of(block.many) + of(embedding.many) + of(head.many) +
+           of(rest.many);
   };
   if (device.stats().device_busy_s > 0) {
     profile.host_busy_ratio = step([](const PieceCosts& costs) { return costs.host_cpu_s(); }) /
