@@ -38,6 +38,7 @@ struct DeviceProfile {
   // What a stage does besides its blocks: it joins what they hand on, and looks for large values.
   LinearCost stage_forward, stage_backward;
   double update_s = 0;            // once a step, whatever it holds
+  double update_run_s = 0;        // once for each run of parameters that decay, or do not
   double update_parameter_s = 0;  // clipping and optimizer, a parameter held
   // What moves without the device computing, seconds a byte. 0: taken from the catalogue.
   double host_copy_s = 0;      // of one copy, however short; this one in seconds

@@ -71,6 +71,7 @@ std::vector<SiteDevice> devices_of(const Plan& plan,
       *cost = cost->times(factor);
     }
     profile.update_s *= factor;
+    profile.update_run_s *= factor;
     profile.update_parameter_s *= factor;
     devices.push_back(std::move(device));
   }

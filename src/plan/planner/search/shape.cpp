@@ -148,8 +148,9 @@ StageCosts stage_costs(const SiteProblem& problem,
   if (stage.shape.has_embedding) costs.backward += cut(profile.embedding, stage.shape.width);
   // The head's gradients are made with its loss; its stage goes backward at once anyway.
   if (stage.shape.has_head) costs.forward += cut(profile.head, stage.shape.width);
-  costs.update_s = profile.update_s + profile.update_parameter_s * optimizer_share *
-                                          held_values(problem.sizes, stage.shape);
+  costs.update_s =
+      profile.update_s + profile.update_run_s * update_runs(problem.sizes, stage.shape) +
+      profile.update_parameter_s * optimizer_share * held_values(problem.sizes, stage.shape);
   const bool is_alone = stage.shape.has_embedding && stage.shape.has_head;
   if (is_alone) return costs;
   const double hidden_bytes = problem.sizes.tokens * problem.sizes.hidden *
