@@ -42,6 +42,28 @@ std::vector<PartSeconds> parts_of_site(const Plan& plan, const JobConfig& job, s
   return parts;
 }
 
+/// What handing a fragment over takes a site: its chips write their own shares of it to the host,
+/// once to be sent and once to be mixed with what came, and all read the mixture, as masters and as
+/// weights. Stages hold unlike fragments, so one of them works at a time.
+double handing_s(const Plan& plan, const SitePlan& site) {
+  const double values =
+      static_cast<double>(plan.num_parameters) / static_cast<double>(plan.exchange.fragments);
+  double host_byte_s = 0;
+  for (const DevicePlan& device : site.devices) {
+    const auto found = plan.profiles.find(profile_name(device.device, device.cores.size()));
+    if (found != plan.profiles.end()) {
+      host_byte_s = std::max(host_byte_s, found->second.host_byte_s);
+    }
+  }
+  size_t width = site.pipelines.front().stages.front().ranks.size();
+  for (const PipelinePlan& pipeline : site.pipelines) {
+    for (const StagePlan& stage : pipeline.stages) width = std::min(width, stage.ranks.size());
+  }
+  const double written = 2 * sizeof(float) / static_cast<double>(site.pipelines.size());
+  const double read = 2 * sizeof(float);
+  return values * (written + read) * host_byte_s / static_cast<double>(width);
+}
+
 }  // namespace
 
 PartSeconds& PartSeconds::operator+=(const PartSeconds& other) {
@@ -77,25 +99,25 @@ std::vector<std::vector<PartSeconds>> parts_of_plan(const Plan& plan, const JobC
     }
     return parts;
   }
-  double slowest_s = 0;
+  const bool exchanges = plan.sites.size() > 1 && plan.exchange.fragments > 0;
+  const double num_exchanges =  // a step
+      exchanges ? static_cast<double>(plan.exchange.fragments) /
+                      static_cast<double>(plan.exchange.inner_steps)
+                : 0;
+  double slowest_s = 0;  // sites wait for each other
   for (size_t i = 0; i < plan.sites.size(); ++i) {
     parts.push_back(parts_of_site(plan, job, i));
-    slowest_s = std::max(slowest_s, parts.back().front().sum_s());
+    const double handed_s = exchanges ? num_exchanges * handing_s(plan, plan.sites[i]) : 0;
+    slowest_s = std::max(slowest_s, parts.back().front().sum_s() + handed_s);
   }
   const ExchangeCosts exchange = exchange_costs(plan);
   double exchange_s = 0;  // of the slowest line
   for (const FleetLink& link : plan.links) {
     exchange_s = std::max(exchange_s, exchange.seconds(link));
   }
-  const double num_exchanges =  // a step
-      plan.exchange.inner_steps > 0 ? static_cast<double>(plan.exchange.fragments) /
-                                          static_cast<double>(plan.exchange.inner_steps)
-                                    : 0;
+  const double late_s = num_exchanges * std::max(0.0, exchange_s - exchange.overlap_s);
   for (auto& site : parts) {
-    for (PartSeconds& part : site) {
-      part.line_s =
-          slowest_s - part.sum_s() + num_exchanges * std::max(0.0, exchange_s - exchange.overlap_s);
-    }
+    for (PartSeconds& part : site) part.line_s = slowest_s - part.sum_s() + late_s;
   }
   return parts;
 }
