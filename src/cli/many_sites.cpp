@@ -157,6 +157,7 @@ ManySitesOutcome train_many_sites(const train::RunFolder& folder,
   sites::ManySitesCallbacks callbacks;
   callbacks.on_step = [&](const train::StepReport& report) {
     view.add(report);
+    if (start.on_step) return start.on_step(report);
     line.draw(view.progress_line(), kPlainEvery_s);
   };
   callbacks.on_evaluation = [&](const train::EvaluationReport& report) {

@@ -53,6 +53,7 @@ struct ManySitesStart {
   int64_t token_valid_s = 24 * 3600;
   int64_t token_uses = 1;
   Seat* seat = nullptr;  // null: the state is in the run folder
+  std::function<void(const train::StepReport&)> on_step = {};  // in place of drawing the line
 };
 
 /// Trains over every site of the plan; view and line show it on the way.

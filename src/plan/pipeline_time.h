@@ -18,7 +18,8 @@ namespace pelago::plan {
 /// What a stage needs for a microbatch of n sequences.
 struct StageCosts {
   LinearCost forward;
-  LinearCost backward;    // with recomputing, where the stage does that
+  LinearCost backward;                     // with recomputing, where the stage does that
+  LinearCost forward_wait, backward_wait;  // of those, for ranks that share the stage's blocks
   LinearCost copy;        // of one message between the device and its host, either way
   LinearCost message;     // host to host, to or from the stage behind; many may be under way
   LinearCost line;        // of that: what one message takes of a line between sites, each way

@@ -33,7 +33,10 @@ void each_field(Visitor& visit, P& profile) {
   visit("block_backward", profile.block_backward);
   visit("embedding", profile.embedding);
   visit("head", profile.head);
+  visit.maybe("stage_forward", profile.stage_forward);
+  visit.maybe("stage_backward", profile.stage_backward);
   visit("update_s", profile.update_s);
+  visit.maybe("update_run_s", profile.update_run_s);
   visit("update_parameter_s", profile.update_parameter_s);
   visit("host_copy_s", profile.host_copy_s);
   visit("host_byte_s", profile.host_byte_s);

@@ -34,8 +34,11 @@ struct DeviceProfile {
   std::string dtype;                         // in which it trains: "bf16", "fp16" or "f32"
   LinearCost block_forward, block_backward;  // of one block, its gradients added up
   LinearCost embedding;                      // both ways
-  LinearCost head;                // final norm, logits, loss and their gradients, both ways
+  LinearCost head;  // final norm, logits, loss and their gradients, both ways
+  // What a stage does besides its blocks: it joins what they hand on, and looks for large values.
+  LinearCost stage_forward, stage_backward;
   double update_s = 0;            // once a step, whatever it holds
+  double update_run_s = 0;        // once for each run of parameters that decay, or do not
   double update_parameter_s = 0;  // clipping and optimizer, a parameter held
   // What moves without the device computing, seconds a byte. 0: taken from the catalogue.
   double host_copy_s = 0;      // of one copy, however short; this one in seconds

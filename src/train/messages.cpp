@@ -1,6 +1,7 @@
 #include "train/messages.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -38,7 +39,13 @@ json rank_to_json(const RankReport& rank) {
           {"wait_ranks_s", microseconds(rank.wait_ranks_s)},
           {"late_s", microseconds(rank.late_s)},
           {"host_busy_s", microseconds(rank.host_busy_s)},
-          {"peak_memory_bytes", rank.peak_memory_bytes}};
+          {"peak_memory_bytes", rank.peak_memory_bytes},
+          {"parts_s",
+           {microseconds(rank.parts.forward_s),
+            microseconds(rank.parts.backward_s),
+            microseconds(rank.parts.bubble_s),
+            microseconds(rank.parts.reduce_s),
+            microseconds(rank.parts.optimizer_s)}}};
 }
 
 RankReport rank_from_json(const json& value) {
@@ -51,6 +58,8 @@ RankReport rank_from_json(const json& value) {
   value.at("late_s").get_to(rank.late_s);
   value.at("host_busy_s").get_to(rank.host_busy_s);
   value.at("peak_memory_bytes").get_to(rank.peak_memory_bytes);
+  const auto parts = value.at("parts_s").get<std::array<double, 5>>();
+  rank.parts = {parts[0], parts[1], parts[2], parts[3], parts[4]};
   return rank;
 }
 

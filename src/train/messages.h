@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "plan/cost/parts.h"
+
 namespace pelago::train {
 
 /// A range of the flat parameter vector that is exchanged as one, cut at tensor borders.
@@ -52,6 +54,9 @@ struct RankReport {
   double late_s = 0;         // emulated: time by which the host failed to keep the chip's pace
   double host_busy_s = 0;    // emulated: time the host computed for this chip
   int64_t peak_memory_bytes = 0;
+  /// Reduction and optimizer are those of the step before; line_s is what else step_s has. Of a
+  /// chip that is given work ahead of time and has no clock of its own, forward is in backward.
+  plan::PartSeconds parts;
 };
 
 /// One optimizer step of a site.

@@ -39,6 +39,34 @@ TEST_CASE("the same seed, plan and chips give the same losses bit for bit, and a
   CHECK(loss_curve(run_dir, "room") == curve);
 }
 
+TEST_CASE("plan --compare lays what every rank took beside what was foretold, and leaves nothing") {
+  const Scratch scratch("compare");
+  prepare(scratch.path());
+  fs::create_directories(scratch.path() / "temporary");
+  const ProgramOptions here{.environment = {"TMPDIR=" + (scratch.path() / "temporary").string()}};
+  const std::vector<std::string> words = {"plan", "job.toml", "--fleet", "two.toml", "--no-probe"};
+  std::vector<std::string> compare = words;
+  compare.insert(compare.end(), {"--compare", "--steps", "2", "--json"});
+  const Ended ended = run(scratch.path(), compare, here);
+  INFO(ended.err);
+  REQUIRE(ended.exit_code == 0);
+  // An exchange every fourth step: whole rounds of them are measured.
+  CHECK(contains(ended.out, "\"steps\": 4"));
+  for (const std::string part : {"forward", "backward", "reduce", "optimizer", "line"}) {
+    CHECK(contains(ended.out, "\"" + part + "\": {"));
+  }
+  CHECK(contains(ended.out, "\"site\": \"guizhou\""));
+  CHECK(fs::is_empty(scratch.path() / "temporary"));
+  CHECK_FALSE(fs::exists(scratch.path() / "runs"));
+  CHECK(processes_in(scratch.path()).empty());
+
+  std::vector<std::string> steps_alone = words;
+  steps_alone.insert(steps_alone.end(), {"--steps", "2"});
+  const Ended refused = run(scratch.path(), steps_alone, here);
+  CHECK(refused.exit_code == 2);
+  CHECK(contains(refused.err, "--steps is of --compare"));
+}
+
 TEST_CASE("what fresh memory happens to hold decides nothing: other junk in it, the same losses") {
   const Scratch scratch("perturb");
   prepare(scratch.path());

@@ -69,6 +69,26 @@ TEST_CASE("all ranks end a step with the same report") {
   CHECK(reports[0].ranks[2].tokens == 2 * 16);
 }
 
+TEST_CASE("a rank's seconds fall into parts, which go with its report") {
+  const MemorySource samples = learnable_tokens(2000);
+  StepReport report;
+  run_ranks({.sequences = {3, 1}}, samples, [&](Trainer& trainer, int rank) {
+    for (int64_t step = 0; step < 2; ++step) {
+      const StepReport own = trainer.step(step);
+      if (rank == 0) report = own;
+    }
+  });
+  const StepReport read = step_report_from_json(to_json(report));
+  for (const RankReport& rank : read.ranks) {
+    CHECK(rank.parts.forward_s > 0);
+    CHECK(rank.parts.backward_s > 0);
+    CHECK(rank.parts.optimizer_s > 0);
+    CHECK(rank.parts.reduce_s > 0);
+    CHECK(rank.parts.bubble_s == 0);  // no other stage is waited for
+    CHECK(rank.parts.line_s == 0);    // which only whoever stands above knows
+  }
+}
+
 TEST_CASE("the loss falls steadily, in f32 and in bf16") {
   const MemorySource samples = learnable_tokens(4000);
   for (const c10::ScalarType dtype : {torch::kFloat32, torch::kBFloat16}) {

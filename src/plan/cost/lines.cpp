@@ -14,6 +14,12 @@ LineCosts line_costs(const FleetLink& link) {
           .way_s = link.rtt_ms / 2e3};
 }
 
+double step_end_s(const FleetLink& link, const ModelSizes& sizes) {
+  if (!sizes.is_tied) return 0;
+  const LineCosts line = line_costs(link);
+  return 4 * sizes.vocab * sizes.hidden * line.slower_byte_s() + 2 * line.way_s;
+}
+
 double ExchangeCosts::seconds(const FleetLink& link) const {
   const LineCosts line = line_costs(link);
   return line_bytes * line.slower_byte_s() + 3 * line.way_s;

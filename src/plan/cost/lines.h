@@ -1,6 +1,7 @@
 // What a line between two sites costs, and what an exchange of deltas puts on it.
 #pragma once
 
+#include "plan/cost/sizes.h"
 #include "plan/plan.h"
 
 namespace pelago::plan {
@@ -16,6 +17,10 @@ struct LineCosts {
   double slower_byte_s() const { return byte_s > byte_back_s ? byte_s : byte_back_s; }
 };
 LineCosts line_costs(const FleetLink& link);
+/// What the first stage in front of this line waits for at the end of a step in step: a tied
+/// embedding's gradients go both ways at once, then come the sums of whoever waited for them.
+/// Without one the sums of the others are there before the first stage is done.
+double step_end_s(const FleetLink& link, const ModelSizes& sizes);
 
 /// What one exchange of a fragment asks of each line of a plan by rounds.
 struct ExchangeCosts {

@@ -4,6 +4,8 @@
 // bytes), device/links.h (chips' links, hosts), lines.h (between sites, and exchanges).
 #pragma once
 
+#include <optional>
+
 #include "plan/cost/lines.h"
 #include "plan/pipeline_time.h"
 #include "plan/plan.h"
@@ -16,6 +18,10 @@ namespace pelago::plan {
 /// job: the one of the plan (its model and what it asks of the planner). Throws Failure (exit 1) if
 /// the plan lacks a profile.
 SiteRun run_of_plan(const Plan& plan, const JobConfig& job, size_t site_idx);
+
+/// The link that a joint plan's pipeline crosses behind this stage, as an index into plan.links;
+/// none if the next stage is in the same site. Throws Failure (exit 1) if the plan lacks the link.
+std::optional<size_t> link_behind(const Plan& plan, const PipelinePlan& pipeline, size_t stage);
 
 /// Peak bytes of one rank of each stage: [pipeline][stage], numbered as above.
 std::vector<std::vector<MemoryPlan>> memory_of_plan(const Plan& plan,

@@ -49,6 +49,16 @@ double held_values(const ModelSizes& sizes, const StageShape& shape) {
   return values;
 }
 
+double update_runs(const ModelSizes& sizes, const StageShape& shape) {
+  // A block begins with matrices and ends with norms; biases and the norms of queries and keys
+  // stand between matrices.
+  const double of_block = 2 + (sizes.has_bias ? 2 : 0) + (sizes.has_qk_norm ? 2 : 0);
+  double runs = static_cast<double>(shape.num_blocks) * of_block;
+  if (shape.has_embedding) runs += 1;
+  if (shape.has_head) runs += sizes.is_tied && shape.has_embedding ? 1 : 2;
+  return runs;
+}
+
 bool can_be_cut(const ModelSizes& sizes, int64_t width) {
   const auto divides = [&](double value) {
     return std::fmod(value, static_cast<double>(width)) == 0;

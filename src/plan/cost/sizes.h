@@ -39,6 +39,8 @@ struct StageShape {
 double block_values(const ModelSizes& sizes, double width);
 /// Values that a rank holds. A tied embedding is held at both ends of the model.
 double held_values(const ModelSizes& sizes, const StageShape& shape);
+/// Runs of neighbouring parameters that decay, or do not: an optimizer takes each by itself.
+double update_runs(const ModelSizes& sizes, const StageShape& shape);
 /// True if heads, feed-forward width and sequence length can be cut over so many ranks.
 bool can_be_cut(const ModelSizes& sizes, int64_t width);
 

@@ -62,11 +62,16 @@ std::vector<SiteDevice> devices_of(const Plan& plan,
     SiteDevice device{from.device, from.node, found->second, from.memory_bytes};
     const double factor = rank < pace_factors.size() ? pace_factors[rank] : 1;
     DeviceProfile& profile = device.profile;
-    for (LinearCost* cost :
-         {&profile.block_forward, &profile.block_backward, &profile.embedding, &profile.head}) {
+    for (LinearCost* cost : {&profile.block_forward,
+                             &profile.block_backward,
+                             &profile.embedding,
+                             &profile.head,
+                             &profile.stage_forward,
+                             &profile.stage_backward}) {
       *cost = cost->times(factor);
     }
     profile.update_s *= factor;
+    profile.update_run_s *= factor;
     profile.update_parameter_s *= factor;
     devices.push_back(std::move(device));
   }

@@ -127,6 +127,13 @@ model::StageInput Pipeline::input_of(const TokenSource& source,
   return input;
 }
 
+std::optional<double> Pipeline::work_s() const {
+  const double busy_s = device_->stats().device_busy_s;
+  if (busy_s > 0) return busy_s;
+  if (device_->mark() == nullptr) return steady_now_s();
+  return std::nullopt;
+}
+
 PipelineResult Pipeline::train(const TokenSource& source,
                                int64_t sequence_length,
                                const Microbatches& microbatches,
@@ -143,6 +150,13 @@ PipelineResult Pipeline::train(const TokenSource& source,
   std::vector<model::StagePass> passes(microbatches.size());
   std::vector<Tensor> losses, peaks;  // read at the end: reading one waits for the device
   size_t num_expected = 0;
+  PipelineResult result;
+  const auto timed = [&](double& seconds, auto&& pass) {
+    const std::optional<double> begin_s = work_s();
+    auto made = pass();
+    if (begin_s) seconds += *work_s() - *begin_s;
+    return made;
+  };
   for (size_t i = 0; i < turns.size(); ++i) {
     for (; num_expected < std::min(turns.size(), i + kTurnsAhead); ++num_expected) {
       const Turn& next = turns[num_expected];
@@ -154,7 +168,8 @@ PipelineResult Pipeline::train(const TokenSource& source,
     give_sign();
     model::StagePass& pass = passes[static_cast<size_t>(turn.microbatch_idx)];
     if (turn.is_forward) {
-      pass = stage_.forward(input_of(source, sequence_length, windows_of(turn)));
+      const model::StageInput input = input_of(source, sequence_length, windows_of(turn));
+      pass = timed(result.forward_s, [&] { return stage_.forward(input); });
       peaks.push_back(pass.peak);
       if (is_last()) {
         losses.push_back(pass.output.detach());
@@ -169,14 +184,15 @@ PipelineResult Pipeline::train(const TokenSource& source,
       gradient = take(stage_idx_ + 1, own_rows(sequence_length, windows_of(turn)), kBackward);
     }
     const bool is_whole = turn.microbatch_idx + 1 == num_microbatches;
-    const Tensor to_previous =
-        stage_.backward(std::move(pass), gradient, loss_scale, flat_gradient, [&](int64_t unit) {
-          if (is_whole) on_done(unit);
-        });
+    const auto tell_done = [&](int64_t unit) {
+      if (is_whole) on_done(unit);
+    };
+    const Tensor to_previous = timed(result.backward_s, [&] {
+      return stage_.backward(std::move(pass), gradient, loss_scale, flat_gradient, tell_done);
+    });
     pass = model::StagePass();  // what is left of it, the loss and its graph, takes memory
     if (!is_first()) send(to_previous, stage_idx_ - 1, kBackward);
   }
-  PipelineResult result;
   for (const Tensor& loss : losses) result.loss_sum += loss.item<double>();
   for (const Tensor& peak : peaks) {
     const auto value = peak.item<double>();

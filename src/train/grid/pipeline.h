@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -40,15 +41,20 @@ struct PipelineOptions {
 using Microbatches = std::vector<std::span<const int64_t>>;
 
 struct PipelineResult {
-  double loss_sum = 0;  // of this rank's tokens, if it has the head
-  double waited_s = 0;  // for other stages
-  double peak = 0;      // the largest magnitude of the residual stream; NaN if a value was
+  double loss_sum = 0;                   // of this rank's tokens, if it has the head
+  double waited_s = 0;                   // for other stages
+  double forward_s = 0, backward_s = 0;  // of the device; both 0 if it cannot tell
+  double peak = 0;  // the largest magnitude of the residual stream; NaN if a value was
 };
 
 class Pipeline {
  public:
   /// device and parameters outlive the pipeline.
   Pipeline(const PipelineOptions& options, chips::Device& device, model::Parameters& parameters);
+
+  /// How long the device has computed so far: by its own clock, or by the host's where the host is
+  /// the device. Nothing where work is only given to it. For differences.
+  std::optional<double> work_s() const;
 
   bool is_first() const { return stage_idx_ == 0; }
   bool is_last() const { return stage_idx_ + 1 == num_stages_; }

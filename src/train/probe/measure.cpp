@@ -173,11 +173,16 @@ plan::LinearCost fit(double few_s, int64_t few, double many_s, int64_t many) {
   return cost;
 }
 
+struct UpdateCosts {
+  Cost around;  // clearing gradients, and their norm
+  Cost run;     // AdamW
+};
+
 /// Clipping and AdamW of num_values parameters.
-Cost time_update(const Stopwatch& stopwatch,
-                 const plan::JobConfig& job,
-                 int64_t num_values,
-                 chips::Device& device) {
+UpdateCosts time_update(const Stopwatch& stopwatch,
+                        const plan::JobConfig& job,
+                        int64_t num_values,
+                        chips::Device& device) {
   const torch::NoGradGuard no_grad;
   const auto f32 = torch::TensorOptions().dtype(torch::kFloat32).device(device.torch_device());
   Tensor master = torch::zeros({num_values}, f32);
@@ -185,11 +190,21 @@ Cost time_update(const Stopwatch& stopwatch,
   Tensor v = torch::zeros({num_values}, f32);
   Tensor gradient = torch::full({num_values}, 1e-3, f32);
   Tensor weights = torch::zeros({num_values}, f32.dtype(training_dtype(job, device)));
-  return stopwatch.time([&] {
-    gradient.mul_(1.0);  // stands for clearing it
+  UpdateCosts costs;
+  costs.around = stopwatch.time([&] {
+    gradient.zero_();
     chips::sum_of_squares(gradient);
-    chips::adamw_step(master, gradient, m, v, weights, {.lr = 1e-3, .step = 1});
   });
+  costs.run = stopwatch.time(
+      [&] { chips::adamw_step(master, gradient, m, v, weights, {.lr = 1e-3, .step = 1}); });
+  return costs;
+}
+
+/// Splits costs at two sizes into those of one value and those that every time has.
+void split(double small_s, double large_s, double& value_s, double& fixed_s) {
+  const double more_s = std::max(0.0, large_s - small_s) / (kUpdateValues * 7.0 / 8);
+  value_s += more_s;
+  fixed_s = std::max(0.0, large_s - more_s * static_cast<double>(kUpdateValues));
 }
 
 }  // namespace
@@ -207,14 +222,14 @@ plan::DeviceProfile measure_device(const plan::JobConfig& job,
                       time_part(stopwatch, part, made_up_input(job, many, device))};
   };
   // A stage does a little besides its blocks: it joins what a block hands on, and looks for values
-  // that are too large. So a block is what a second one adds, and the rest counts once, with the
-  // head.
+  // that are too large. So a block is what a second one adds, and the rest counts once a stage.
   const AtTwoSizes one_block = measure({.first_block = 1, .last_block = 2, .num_blocks = 3});
   const AtTwoSizes block =
       measure({.first_block = 1, .last_block = 3, .num_blocks = 4}) - one_block;
   const AtTwoSizes embedding =
       measure({.first_block = 0, .last_block = 1, .num_blocks = 2}) - one_block;
-  const AtTwoSizes head = measure({.first_block = 1, .last_block = 2, .num_blocks = 2}) - block;
+  const AtTwoSizes head = measure({.first_block = 1, .last_block = 2, .num_blocks = 2}) - one_block;
+  const AtTwoSizes rest = one_block - block;
 
   plan::DeviceProfile profile;
   profile.device = name;
@@ -225,14 +240,17 @@ plan::DeviceProfile measure_device(const plan::JobConfig& job,
   profile.embedding = fit(embedding.few.seconds(), few, embedding.many.seconds(), many);
   profile.head = fit(head.few.seconds(), few, head.many.seconds(), many);
 
-  const Cost small = time_update(stopwatch, job, kUpdateValues / 8, device);
-  const Cost large = time_update(stopwatch, job, kUpdateValues, device);
-  profile.update_parameter_s =
-      std::max(0.0, large.seconds - small.seconds) / (static_cast<double>(kUpdateValues) * 7 / 8);
-  profile.update_s = std::max(
-      0.0, large.seconds - profile.update_parameter_s * static_cast<double>(kUpdateValues));
+  profile.stage_forward = fit(rest.few.forward.seconds, few, rest.many.forward.seconds, many);
+  profile.stage_backward = fit(rest.few.backward.seconds, few, rest.many.backward.seconds, many);
+
+  const UpdateCosts small = time_update(stopwatch, job, kUpdateValues / 8, device);
+  const UpdateCosts large = time_update(stopwatch, job, kUpdateValues, device);
+  double& value_s = profile.update_parameter_s;
+  split(small.around.seconds, large.around.seconds, value_s, profile.update_s);
+  split(small.run.seconds, large.run.seconds, value_s, profile.update_run_s);
   const auto step = [&](auto&& of) {
-    return static_cast<double>(num_blocks) * of(block.many) + of(embedding.many) + of(head.many);
+    return static_cast<double>(num_blocks) * of(block.many) + of(embedding.many) + of(head.many) +
+           of(rest.many);
   };
   if (device.stats().device_busy_s > 0) {
     profile.host_busy_ratio = step([](const PieceCosts& costs) { return costs.host_cpu_s(); }) /

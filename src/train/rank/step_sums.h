@@ -32,6 +32,11 @@ class StepSums {
     place[4] = report.host_busy_s;
     place[5] = static_cast<double>(report.peak_memory_bytes);
     place[6] = report.wait_stages_s;
+    place[7] = report.parts.forward_s;
+    place[8] = report.parts.backward_s;
+    place[9] = report.parts.bubble_s;
+    place[10] = report.parts.reduce_s;
+    place[11] = report.parts.optimizer_s;
   }
   RankReport get(size_t rank, const std::string& device) const {
     const double* place = values_.data() + kTotals + kFields * rank;
@@ -42,12 +47,13 @@ class StepSums {
             .wait_ranks_s = place[2],
             .late_s = place[3],
             .host_busy_s = place[4],
-            .peak_memory_bytes = static_cast<int64_t>(place[5])};
+            .peak_memory_bytes = static_cast<int64_t>(place[5]),
+            .parts = {place[7], place[8], place[9], place[10], place[11]}};
   }
 
  private:
   static constexpr size_t kTotals = 3;  // loss, squares, tokens
-  static constexpr size_t kFields = 7;
+  static constexpr size_t kFields = 12;
   std::vector<double> values_;
 };
 

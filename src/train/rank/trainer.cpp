@@ -33,6 +33,21 @@ std::vector<c10::ScalarType> gather_dtypes(chips::Collective& collective, c10::S
   return dtypes;
 }
 
+/// Divides what passed until a rank's passes were done into their parts. busy_s: of that, computing
+/// by a clock of the device's own; 0: it has none.
+void settle_passes(double passed_s, double busy_s, RankReport& own) {
+  plan::PartSeconds& parts = own.parts;
+  if (busy_s > 0) {
+    parts.optimizer_s += busy_s - parts.forward_s - parts.backward_s;  // gradients were cleared
+    parts.bubble_s = passed_s - busy_s;
+    return;
+  }
+  parts.bubble_s = own.wait_stages_s;
+  const double rest_s = passed_s - parts.forward_s - parts.backward_s - parts.bubble_s;
+  const bool is_told_apart = parts.forward_s > 0;
+  (is_told_apart ? parts.optimizer_s : parts.backward_s) += rest_s;
+}
+
 }  // namespace
 
 TrainerOptions trainer_options(const plan::JobConfig& job, const plan::Plan& plan, int site_idx) {
@@ -263,7 +278,7 @@ void Trainer::reduce(size_t bucket_idx, double loss_scale) {
 
 /// Leaves the site's sum over tokens in the buckets that this rank keeps, once the reducer is done;
 /// returns the sum of this rank's token losses.
-double Trainer::compute(int64_t step_idx, double& waited_s) {
+double Trainer::compute(int64_t step_idx, RankReport& own) {
   const std::vector<int64_t> windows = windows_of_step(step_idx);
   const double scale = pipeline_->needs_loss_scale() ? loss_scale_.value : 1.0;
   shards_->clear_gradients();
@@ -283,7 +298,9 @@ double Trainer::compute(int64_t step_idx, double& waited_s) {
                                                  reduce_down_to);
   // A tied embedding at the end of the model has no unit of its own there.
   reduce_down_to(0);
-  waited_s = result.waited_s;
+  own.wait_stages_s = result.waited_s;
+  own.parts.forward_s = result.forward_s;
+  own.parts.backward_s = result.backward_s;
   // All ranks skip a step whose loss is not finite: so one that saw nonsense tells the others.
   const bool is_plausible = result.peak <= kHiddenMax;
   return is_plausible ? result.loss_sum : std::numeric_limits<double>::quiet_NaN();
@@ -294,10 +311,12 @@ StepReport Trainer::step(int64_t step_idx) {
   const chips::DeviceStats before = device_->stats();
   StepSums sums(options_.site.devices.size());
   RankReport own = previous_;
-  sums.add_loss(compute(step_idx, own.wait_stages_s));
+  sums.add_loss(compute(step_idx, own));
   device_->synchronize();
   const double arrived_s = steady_now_s();
   const chips::DeviceStats computed = device_->stats();
+  const double begun_busy_s = computed.device_busy_s - before.device_busy_s;
+  settle_passes(arrived_s - begin_s, begun_busy_s, own);
   own.tokens = own_tokens();
   own.compute_s += arrived_s - begin_s - own.wait_stages_s;
   own.late_s += computed.late_s - before.late_s;
@@ -322,6 +341,10 @@ StepReport Trainer::step(int64_t step_idx) {
 
   const double end_s = steady_now_s();
   const chips::DeviceStats after = device_->stats();
+  const bool has_own_clock = after.device_busy_s > 0;
+  previous_.parts.optimizer_s = has_own_clock ? after.device_busy_s - computed.device_busy_s
+                                              : end_s - reduced_s - gathering_s_;
+  previous_.parts.reduce_s = end_s - arrived_s - previous_.parts.optimizer_s;
   previous_.compute_s = end_s - reduced_s;
   previous_.wait_ranks_s = reduced_s - arrived_s;
   previous_.late_s = after.late_s - computed.late_s;
@@ -363,7 +386,9 @@ StepReport Trainer::apply_gradient(int64_t step_idx, const StepSums& sums) {
 }
 
 void Trainer::gather_weights() {
+  gathering_s_ = 0;
   if (!options_.site.slice_optimizer) return;
+  const double begin_s = steady_now_s();
   // The reducer's thread owns the groups; it has nothing else to do now.
   reducer_.add([this] {
     for (size_t i = 0; i < shards_->buckets().size(); ++i) {
@@ -375,6 +400,7 @@ void Trainer::gather_weights() {
     }
   });
   reducer_.wait();
+  gathering_s_ = steady_now_s() - begin_s;
 }
 
 bool Trainer::may_differ() const {

@@ -147,7 +147,7 @@ class Trainer {
   void give_sign() {
     if (links_.pulse != nullptr) ++*links_.pulse;
   }
-  double compute(int64_t step_idx, double& waited_s);
+  double compute(int64_t step_idx, RankReport& own);
   StepReport apply_gradient(int64_t step_idx, const StepSums& sums);
 
   TrainerOptions options_;
@@ -169,6 +169,7 @@ class Trainer {
   GradientWatch gradient_watch_;
   bool has_room_for_copies();
   double storing_s_ = 0;
+  double gathering_s_ = 0;  // of the last step: sliced weights
   bool storing_reads_masters_ = false;  // the storer: so nobody may change them
   int64_t copies_bytes_ = 0;            // most that copies on the device ever took
   RankReport previous_;                 // update and waiting of the step before

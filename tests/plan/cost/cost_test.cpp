@@ -1,4 +1,5 @@
 // What a plan costs, for whoever plays or compares it.
+#include "plan/cost/parts.h"
 #include "plan/cost/plan_costs.h"
 #include "plan/fixtures.h"
 
@@ -39,11 +40,12 @@ TEST_CASE("a plan's own costs play to the step that the plan predicts") {
   }
 }
 
-TEST_CASE("a joint plan's costs hold its lines, and play to the step without the tied embedding") {
+TEST_CASE("a joint plan's costs hold its lines, and play to the step, a tied embedding included") {
   JobConfig job = job_of_batch(64);
   job.model = model::preset("350m");
-  job.model.tie_word_embeddings = false;
   job.sites.across = "pipeline";
+  SUBCASE("tied") { job.model.tie_word_embeddings = true; }
+  SUBCASE("not tied") { job.model.tie_word_embeddings = false; }
   const Plan plan = make_plan(job, fleet_from(kUnevenLine), catalogue(), nullptr, 2);
   const SiteRun run = run_of_plan(plan, job, 0);
   CHECK(simulate_site(run).step_s == doctest::Approx(plan.sites[0].predicted_step_s).epsilon(1e-9));
@@ -52,6 +54,46 @@ TEST_CASE("a joint plan's costs hold its lines, and play to the step without the
     has_line = has_line || stage.line.sequence_s > 0;
   }
   CHECK(has_line);
+}
+
+TEST_CASE("the parts of every rank add up to the step of the plan, lines included") {
+  JobConfig job = job_of_batch(64);
+  job.model = model::preset("350m");
+  SUBCASE("each site by itself") { job.sites.across = "rounds"; }
+  SUBCASE("sites in step") { job.sites.across = "pipeline"; }
+  SUBCASE("blocks over two ranks") {
+    job.sites.across = "rounds";
+    job.train.tensor_parallel = 2;
+  }
+  const Plan plan = make_plan(job, fleet_from(kUnevenLine), catalogue(), nullptr, 2);
+  double slowest_s = 0;
+  for (const SitePlan& site : plan.sites) slowest_s = std::max(slowest_s, site.predicted_step_s);
+  const auto parts = parts_of_plan(plan, job);
+  REQUIRE(parts.size() == 2);
+  for (const auto& site : parts) {
+    REQUIRE(site.size() == 4);
+    for (const PartSeconds& rank : site) {
+      CHECK(rank.sum_s() - rank.line_s <= doctest::Approx(slowest_s));
+      CHECK(rank.sum_s() >= doctest::Approx(slowest_s));
+      for (const NamedPart& part : all_parts()) {
+        INFO(part.name);
+        CHECK(rank.*part.seconds >= -1e-9 * slowest_s);
+      }
+      // What ranks of a stage wait for each other is not computing.
+      CHECK((rank.bubble_s > 0) == (job.train.tensor_parallel == 2 || !plan.pipelines.empty()));
+    }
+  }
+}
+
+TEST_CASE("a stage pays what it does besides its blocks, each microbatch") {
+  const JobConfig job = job_of_batch(64);
+  Plan plan = make_plan(job, fleet_from(kUnevenLine), catalogue(), nullptr, 2);
+  const PartSeconds before = parts_of_plan(plan, job)[0][0];
+  for (auto& [name, profile] : plan.profiles) profile.stage_backward = {1, 0};
+  const PartSeconds after = parts_of_plan(plan, job)[0][0];
+  const auto num_microbatches = static_cast<double>(plan.sites[0].pipelines[0].num_microbatches());
+  CHECK(after.backward_s - before.backward_s == doctest::Approx(num_microbatches));
+  CHECK(after.forward_s == doctest::Approx(before.forward_s));
 }
 
 TEST_CASE("an exchange goes at the pace of the slower way, and what is lost is sent again") {

@@ -144,15 +144,14 @@ OperatorTime head_time(const ModelSizes& sizes, const DeviceRates& rates, double
   return operators.time();
 }
 
-OperatorTime update_time(const DeviceRates& rates, double values, double num_blocks) {
+OperatorTime update_time(const DeviceRates& rates, double values, double num_runs) {
   // Reads f32 master, gradient and both moments (16 bytes), the gradient once more for its norm
   // (4), writes master, moments (12), the weight (2) and zeros for the next step's sums (4).
   constexpr double kBytes = 38;
-  constexpr double kRunsOfABlock = 4;  // of parameters that decay, and of others
   Operators operators(rates);
   operators.pass_bytes(kBytes * values);
   OperatorTime time = operators.time();
-  time.launch_s += (kRunsOfABlock * num_blocks + 6) * rates.launch_s;
+  time.launch_s += (num_runs + 6) * rates.launch_s;
   return time;
 }
 

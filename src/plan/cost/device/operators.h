@@ -32,6 +32,6 @@ OperatorTime block_backward_time(const ModelSizes& sizes,
 OperatorTime embedding_time(const ModelSizes& sizes, const DeviceRates& rates, double sequences);
 OperatorTime head_time(const ModelSizes& sizes, const DeviceRates& rates, double sequences);
 /// Of the optimizer, for so many values.
-OperatorTime update_time(const DeviceRates& rates, double values, double num_blocks);
+OperatorTime update_time(const DeviceRates& rates, double values, double num_runs);
 
 }  // namespace pelago::plan

@@ -101,11 +101,11 @@ DeviceProfile catalogue_profile(const FleetDevice& device,
   profile.block_backward = timed(block_backward_time);
   profile.embedding = timed(embedding_time);
   profile.head = timed(head_time);
-  const auto blocks = static_cast<double>(sizes.num_blocks);
   const auto parameters = static_cast<double>(num_parameters(job));
-  profile.update_s = slowdown * update_time(rates, 0, blocks).total();
+  profile.update_s = slowdown * update_time(rates, 0, 0).total();
+  profile.update_run_s = slowdown * update_time(rates, 0, 1).total() - profile.update_s;
   profile.update_parameter_s =
-      (slowdown * update_time(rates, parameters, blocks).total() - profile.update_s) / parameters;
+      (slowdown * update_time(rates, parameters, 0).total() - profile.update_s) / parameters;
   return profile;
 }
 

@@ -211,17 +211,11 @@ class JointSearch {
     return true;
   }
 
-  /// What the first stage waits for at the end of a step: a tied embedding's gradients go both ways
-  /// at once, then come the sums of whoever waited for them. Without one the sums of the others are
-  /// there before the first stage is done.
   double step_line_s(const PipelineShape& shape) const {
     double line_s = 0;
     for (size_t stage = 0; stage < shape.stages.size(); ++stage) {
       const FleetLink* line = line_behind(shape, stage);
-      if (line == nullptr || !problem_.sizes.is_tied) continue;
-      const double bytes = 4 * problem_.sizes.vocab * problem_.sizes.hidden;
-      const LineCosts costs = line_costs(*line);
-      line_s = std::max(line_s, bytes * costs.slower_byte_s() + 2 * costs.way_s);
+      if (line != nullptr) line_s = std::max(line_s, step_end_s(*line, problem_.sizes));
     }
     return line_s;
   }

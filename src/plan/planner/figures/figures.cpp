@@ -18,10 +18,12 @@ double least_block_s(const DeviceProfile& profile, double microbatch) {
          microbatch;
 }
 
-/// Embedding and head in blocks of the same device.
+/// Embedding, head and what each pipeline's stage does besides, in blocks of the same device.
 double ends_in_blocks(const DeviceProfile& profile, double microbatch) {
   const double ends_s =
-      (profile.embedding.at(microbatch) + profile.head.at(microbatch)) / microbatch;
+      (profile.embedding.at(microbatch) + profile.head.at(microbatch) +
+       profile.stage_forward.at(microbatch) + profile.stage_backward.at(microbatch)) /
+      microbatch;
   return ends_s / least_block_s(profile, microbatch);
 }
 
@@ -30,8 +32,12 @@ double step_at(const Plan& plan, const JobConfig& job, bool is_best) {
   Plan scaled = plan;
   for (auto& [name, profile] : scaled.profiles) {
     const double ratio = is_best ? profile.least_ratio : profile.most_ratio;
-    for (LinearCost* cost :
-         {&profile.block_forward, &profile.block_backward, &profile.embedding, &profile.head}) {
+    for (LinearCost* cost : {&profile.block_forward,
+                             &profile.block_backward,
+                             &profile.embedding,
+                             &profile.head,
+                             &profile.stage_forward,
+                             &profile.stage_backward}) {
       *cost = cost->times(ratio);
     }
   }

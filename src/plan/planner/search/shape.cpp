@@ -60,6 +60,9 @@ StageLimits limits_of(const SiteProblem& problem,
   const auto sequences = static_cast<double>(microbatch);
   const BlockCosts block = block_costs(problem, kind, stage.shape.width);
   StageLimits limits;
+  LinearCost rest = kind.profile.stage_forward;
+  rest += kind.profile.stage_backward;
+  limits.fixed_s = cut(rest, stage.shape.width).at(sequences);
   limits.block_s = block.forward.at(sequences) + block.backward.at(sequences);
   limits.recomputed_block_s = limits.block_s + block.forward.at(sequences);
   if (stage.shape.has_embedding) {
@@ -134,12 +137,20 @@ StageCosts stage_costs(const SiteProblem& problem,
   StageCosts costs;
   costs.forward = block.forward.times(num_blocks);
   costs.backward = block.backward.times(num_blocks);
-  if (stage.shape.recompute) costs.backward += costs.forward;
+  costs.forward_wait = tensor_traffic(problem, kind, stage.shape.width).times(num_blocks);
+  costs.backward_wait = costs.forward_wait;
+  if (stage.shape.recompute) {
+    costs.backward += costs.forward;
+    costs.backward_wait += costs.forward_wait;
+  }
+  costs.forward += cut(profile.stage_forward, stage.shape.width);
+  costs.backward += cut(profile.stage_backward, stage.shape.width);
   if (stage.shape.has_embedding) costs.backward += cut(profile.embedding, stage.shape.width);
   // The head's gradients are made with its loss; its stage goes backward at once anyway.
   if (stage.shape.has_head) costs.forward += cut(profile.head, stage.shape.width);
-  costs.update_s = profile.update_s + profile.update_parameter_s * optimizer_share *
-                                          held_values(problem.sizes, stage.shape);
+  costs.update_s =
+      profile.update_s + profile.update_run_s * update_runs(problem.sizes, stage.shape) +
+      profile.update_parameter_s * optimizer_share * held_values(problem.sizes, stage.shape);
   const bool is_alone = stage.shape.has_embedding && stage.shape.has_head;
   if (is_alone) return costs;
   const double hidden_bytes = problem.sizes.tokens * problem.sizes.hidden *

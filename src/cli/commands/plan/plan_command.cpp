@@ -1,9 +1,11 @@
-// pelago plan: who would compute what, without running it.
+// pelago plan: who would compute what, without running it; with --compare, a few steps of it and
+// what they really take.
 #include <cstdio>
 #include <memory>
 
 #include "base/files.h"
 #include "cli/commands/commands.h"
+#include "cli/commands/plan/comparison.h"
 #include "cli/setup.h"
 #include "plan/planner/explain/explain.h"
 
@@ -14,15 +16,60 @@ namespace {
 struct PlanArguments {
   std::string job, fleet, probe, out;
   std::vector<std::string> overrides;
-  bool no_probe = false, explain = false;
+  bool no_probe = false, explain = false, compare = false;
+  int64_t steps = 0;  // to compare; 0: four, or as many as one round of exchanges takes
 };
 
+// Sites that exchange by rounds wait in some steps and not in others: whole rounds are measured.
+int64_t steps_to_compare(int64_t asked, const plan::Plan& plan) {
+  constexpr int64_t kSteps = 4;
+  const int64_t wanted = asked > 0 ? asked : kSteps;
+  const plan::SitesConfig& exchange = plan.exchange;
+  if (plan.sites.size() < 2 || exchange.fragments == 0) return wanted;
+  const int64_t interval = exchange.inner_steps / exchange.fragments;
+  const int64_t rounds = (wanted + interval - 1) / interval;
+  return rounds * interval;
+}
+
+void run_comparison(const PlanArguments& arguments,
+                    const Setup& setup,
+                    const plan::Plan& plan,
+                    const Globals& globals) {
+  if (!setup.job.experts.is_dense()) {
+    fail_usage("{}: model.num_experts = {}: the trainer has dense blocks only; leave --compare out",
+               arguments.job,
+               setup.job.experts.num_experts);
+  }
+  if (!globals.json) std::printf("%s\n", plan::to_table(plan).c_str());
+  std::fflush(stdout);
+  const Trial trial = run_trial({.job = arguments.job,
+                                 .fleet = arguments.fleet,
+                                 .overrides = arguments.overrides,
+                                 .steps = steps_to_compare(arguments.steps, plan)},
+                                plan);
+  const Comparison comparison = compare(plan, setup.job, trial);
+  if (globals.json) {
+    std::printf("{\"plan\": %s, \"comparison\": %s}\n",
+                plan::to_json(plan).c_str(),
+                to_json(comparison).c_str());
+  } else {
+    std::printf("%s", to_table(comparison).c_str());
+  }
+}
+
 void run_plan(const PlanArguments& arguments, const Globals& globals) {
+  if (arguments.compare && arguments.explain) {
+    fail_usage("--compare and --explain exclude each other; give one");
+  }
+  if (arguments.steps > 0 && !arguments.compare) {
+    fail_usage("--steps is of --compare; give that too, or leave it out");
+  }
   const Setup setup = read_setup(arguments.job, arguments.fleet, arguments.overrides);
   const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, arguments.no_probe);
   const plan::Plan plan = plan::make_plan(
       setup.job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
   if (!arguments.out.empty()) write_file(arguments.out, plan::to_json(plan));
+  if (arguments.compare) return run_comparison(arguments, setup, plan, globals);
   if (!arguments.explain) {
     std::printf("%s\n", globals.json ? plan::to_json(plan).c_str() : plan::to_table(plan).c_str());
     return;
@@ -52,6 +99,7 @@ void add_plan(CLI::App& app, Globals& globals) {
       "  pelago plan job.toml --fleet fleet.toml --set train.batch_sequences=64 --out plan.json\n"
       "  pelago plan job.toml --fleet fleet.toml --set train.pipeline=always      compare cuts\n"
       "  pelago plan job.toml --fleet fleet.toml --explain      what bounds it, what would help\n"
+      "  pelago plan job.toml --fleet fleet.toml --compare --steps 8      run it: was it right?\n"
       "\nplan.json may be edited and carried out: pelago train --plan plan.json\n");
   command->add_option("job", arguments->job, "job.toml")->required();
   command->add_option("--fleet", arguments->fleet, "fleet.toml")->required();
@@ -63,6 +111,12 @@ void add_plan(CLI::App& app, Globals& globals) {
   command->add_flag("--explain",
                     arguments->explain,
                     "say what bounds the plan, and plan anew with one thing changed at a time");
+  command->add_flag("--compare",
+                    arguments->compare,
+                    "carry out a few steps and lay what they took beside what was predicted");
+  command
+      ->add_option("--steps", arguments->steps, "of --compare, two more go before; 4 if left out")
+      ->check(CLI::Range(1, 1000));
   command->add_option("--set", arguments->overrides, "override a field, as section.key=value");
   command->add_option("--out", arguments->out, "write plan.json here");
   command->callback([arguments, &globals] { run_plan(*arguments, globals); });
