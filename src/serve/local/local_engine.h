@@ -30,7 +30,8 @@ class LocalEngine final : public Engine {
   LocalEngine(std::unique_ptr<ModelRunner> runner,
               data::Tokenizer tokenizer,
               const BatchOptions& options,
-              std::unique_ptr<Drafter> drafter);
+              std::unique_ptr<Drafter> drafter,
+              std::unique_ptr<PromptReader> reader = nullptr);
   /// Ends what is under way as cancelled.
   ~LocalEngine() override;
 
@@ -56,10 +57,12 @@ class LocalEngine final : public Engine {
     std::vector<int32_t> input;
     std::promise<Result<std::vector<float>>> answer;
   };
-  using Letter = std::variant<Submission, Cancellation, Embedding>;
+  struct Reminder {};  // a prompt was read elsewhere
+  using Letter = std::variant<Submission, Cancellation, Embedding, Reminder>;
 
   void run(const std::stop_token& stop);
   void serve(const std::stop_token& stop);
+  void remind();
   std::vector<Letter> take_letters(const std::stop_token& stop, bool may_wait);
   void open_letter(Letter& letter);
   void close(const std::string& reason);
