@@ -43,7 +43,7 @@ class UcxFrameLink final : public FrameLink {
         session_({.rank = options.rank,
                   .num_ranks = 2,
                   .rendezvous_dir = options.rendezvous_dir,
-                  .timeout_s = options.timeout_s}) {
+                  .timeout_s = options.connect_s}) {
     for (Buffer& buffer : receiving_) buffer.bytes.resize(options.frame_bytes);
   }
   ~UcxFrameLink() override {
