@@ -10,9 +10,6 @@
 // and stands for every later call.
 #include "chips/courier.h"
 
-#include <sys/eventfd.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -24,6 +21,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "chips/torch.h"
+#include "chips/ucx/frames/wake_file.h"
 #include "chips/ucx/session.h"
 
 namespace pelago::chips {
@@ -53,29 +51,6 @@ struct Incoming {
   uint32_t tag = 0;
   PendingMessage message = {};  // the thread's
   double arrived_s = 0;         // 0 until it is there; under the courier's mutex
-};
-
-/// An event file that a thread sleeps on and another makes readable.
-class WakeFile {
- public:
-  WakeFile() : fd_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-    if (fd_ < 0) fail("no event file can be opened; raise the limit on open files (ulimit -n)");
-  }
-  WakeFile(const WakeFile&) = delete;
-  WakeFile& operator=(const WakeFile&) = delete;
-  ~WakeFile() { ::close(fd_); }
-  int fd() const { return fd_; }
-  void wake() const {
-    const uint64_t one = 1;
-    [[maybe_unused]] const ssize_t written = ::write(fd_, &one, sizeof one);  // full: readable too
-  }
-  void clear() const {
-    uint64_t count = 0;
-    [[maybe_unused]] const ssize_t got = ::read(fd_, &count, sizeof count);
-  }
-
- private:
-  int fd_;
 };
 
 class UcxCourier final : public Courier {

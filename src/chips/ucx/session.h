@@ -31,6 +31,7 @@ struct PendingMessage {
   size_t expected_bytes = 0;  // a receive; 0 for a send
   size_t received_bytes = 0;  // a receive, once complete
   bool is_receive = false;
+  bool may_be_shorter = false;  // a receive: expected_bytes are the most
 };
 
 class UcxSession {
@@ -48,6 +49,8 @@ class UcxSession {
   /// wait() returned or threw. tag: the lowest 48 bits are the caller's.
   PendingMessage post_send(std::span<const std::byte> bytes, int to_rank, uint64_t tag);
   PendingMessage post_receive(std::span<std::byte> bytes, int from_rank, uint64_t tag);
+  /// A message of bytes.size() or fewer; received_bytes says how many once is_done().
+  PendingMessage post_receive_up_to(std::span<std::byte> bytes, int from_rank, uint64_t tag);
 
   /// Throws Failure naming the rank if the peer is gone, silent for timeout_s, or sent another
   /// number of bytes than was expected.

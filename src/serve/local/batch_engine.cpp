@@ -87,10 +87,11 @@ void BatchEngine::submit(RequestId id, GenerateRequest request, OnPiece on_piece
   entry->num_open = request.num_choices;
   entry->prompt_tokens = static_cast<int64_t>(request.prompt.size());
   entry->on_piece = std::move(on_piece);
-  scheduler_.add({.request = id,
-                  .user = request.user,
-                  .prompt = std::move(request.prompt),
-                  .num_choices = request.num_choices});
+  Waiting waiting = {.request = id,
+                     .user = request.user,
+                     .prompt = std::move(request.prompt),
+                     .num_choices = request.num_choices};
+  if (reader_ == nullptr || !reader_->offer(waiting)) scheduler_.add(std::move(waiting));
   entry->asked = std::move(request);
   requests_.emplace(id, std::move(entry));
 }
@@ -124,7 +125,28 @@ void BatchEngine::propose_drafts() {
   if (!tasks.empty()) drafter_->propose(tasks);
 }
 
+void BatchEngine::read_with(std::unique_ptr<PromptReader> reader, std::function<void()> wake) {
+  reader_ = std::move(reader);
+  reader_->start(pool_, runner_, std::move(wake));
+}
+
+void BatchEngine::stop_reading() {
+  if (reader_ != nullptr) reader_->stop();
+}
+
+void BatchEngine::take_read_prompts() {
+  if (reader_ == nullptr) return;
+  const int64_t page_tokens = pool_.page_tokens();
+  // A page more: a shared one is replaced before it is given back.
+  const PromptReader::Room room = {
+      .num_pages_kept = (context_length_ + page_tokens - 1) / page_tokens + 1,
+      .num_pages_waiting = scheduler_.num_waiting_pages(),
+      .num_running = scheduler_.num_running()};
+  for (Waiting& waiting : reader_->take_ready(room)) scheduler_.add(std::move(waiting));
+}
+
 bool BatchEngine::step() {
+  take_read_prompts();
   propose_drafts();
   const StepPlan plan = scheduler_.plan_step();
   for (Sequence* sequence : plan.started) start(*sequence);
@@ -154,7 +176,7 @@ bool BatchEngine::step() {
 void BatchEngine::start(Sequence& sequence) {
   Request& request = request_of(sequence);
   request.choices.front().sequence = &sequence;
-  request.cached_tokens = sequence.num_computed;
+  request.cached_tokens = sequence.num_cached;
   totals_.prompt_tokens += static_cast<uint64_t>(request.prompt_tokens);
   totals_.cached_tokens += static_cast<uint64_t>(request.cached_tokens);
 }
@@ -304,7 +326,7 @@ void BatchEngine::cancel(RequestId id) {
 }
 
 void BatchEngine::end_all_choices(Request& request, Finish reason, const std::string& error) {
-  scheduler_.erase_waiting(request.id);
+  if (!scheduler_.erase_waiting(request.id) && reader_ != nullptr) reader_->erase(request.id);
   int num_left = request.num_open;
   for (size_t idx = 0; num_left > 0; ++idx) {
     if (!request.choices[idx].is_open) continue;
@@ -345,10 +367,14 @@ Result<std::vector<float>> BatchEngine::embed(const std::vector<int32_t>& input)
   return mean;
 }
 
+int64_t BatchEngine::num_waiting_tokens() const {
+  return scheduler_.num_waiting_tokens() + (reader_ != nullptr ? reader_->num_waiting_tokens() : 0);
+}
+
 EngineStats BatchEngine::stats() const {
   EngineStats stats = totals_;
   stats.num_running = scheduler_.num_running();
-  stats.num_waiting = scheduler_.num_waiting();
+  stats.num_waiting = scheduler_.num_waiting() + (reader_ != nullptr ? reader_->num_waiting() : 0);
   stats.num_pages = pool_.num_pages();
   stats.num_pages_used = pool_.num_held();
   stats.num_pages_cached = pool_.num_idle();

@@ -19,6 +19,7 @@
 #include "serve/sampling/sampler.h"
 #include "serve/scheduler/scheduler.h"
 #include "serve/speculation/drafter.h"
+#include "serve/split/prompt_reader.h"
 #include "serve/text/text_stream.h"
 
 namespace pelago::serve {
@@ -48,6 +49,11 @@ class BatchEngine {
               std::unique_ptr<Drafter> drafter);
   ~BatchEngine();
 
+  /// Has prompts read elsewhere from now on, where reader takes them. wake: called on any thread
+  /// when step() has something to do because of it.
+  void read_with(std::unique_ptr<PromptReader> reader, std::function<void()> wake);
+  /// No wake is called after it; what was to be read elsewhere is never read.
+  void stop_reading();
   /// Whether a request can ever be served; any thread may ask. kRefused, with one line that says
   /// why.
   Status check(const GenerateRequest& request) const;
@@ -62,13 +68,14 @@ class BatchEngine {
   Result<std::vector<float>> embed(const std::vector<int32_t>& input);
 
   int64_t context_length() const { return context_length_; }
-  int64_t num_waiting_tokens() const { return scheduler_.num_waiting_tokens(); }
+  int64_t num_waiting_tokens() const;
   EngineStats stats() const;
 
  private:
   struct Choice;
   struct Request;
   void propose_drafts();
+  void take_read_prompts();
   void start(Sequence& sequence);
   void read_step(const StepPlan& plan, std::span<const float> logits);
   void draw_tokens(Sequence& sequence, std::span<const float> logits);
@@ -88,6 +95,7 @@ class BatchEngine {
   PagePool pool_;
   Scheduler scheduler_;
   const std::unique_ptr<Drafter> drafter_;  // null: nothing is guessed
+  std::unique_ptr<PromptReader> reader_;    // null: all prompts are read here
   std::map<RequestId, std::unique_ptr<Request>> requests_;
   SamplerScratch scratch_;
   std::vector<SequenceChunk> chunks_;

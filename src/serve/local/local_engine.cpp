@@ -18,17 +18,28 @@ LocalEngine::LocalEngine(std::unique_ptr<ModelRunner> runner,
 LocalEngine::LocalEngine(std::unique_ptr<ModelRunner> runner,
                          data::Tokenizer tokenizer,
                          const BatchOptions& options,
-                         std::unique_ptr<Drafter> drafter)
+                         std::unique_ptr<Drafter> drafter,
+                         std::unique_ptr<PromptReader> reader)
     : runner_(std::move(runner)),
       tokenizer_(std::move(tokenizer)),
       options_(options),
       engine_(*runner_, tokenizer_, options, std::move(drafter)),
-      stats_(engine_.stats()),
-      thread_([this](const std::stop_token& stop) { run(stop); }) {}
+      stats_(engine_.stats()) {
+  if (reader != nullptr) engine_.read_with(std::move(reader), [this] { remind(); });
+  thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
+}
 
 LocalEngine::~LocalEngine() {
   thread_.request_stop();
   thread_.join();
+  engine_.stop_reading();  // reminders come on another thread until then
+}
+
+void LocalEngine::remind() {
+  const std::lock_guard lock(inbox_mutex_);
+  if (!closed_because_.empty()) return;
+  inbox_.emplace_back(Reminder{});
+  arrived_.notify_one();
 }
 
 Result<RequestId> LocalEngine::submit(GenerateRequest request,
@@ -143,9 +154,8 @@ void LocalEngine::open_letter(Letter& letter) {
     engine_.submit(submission->id, std::move(submission->request), std::move(submission->on_piece));
   } else if (auto* cancellation = std::get_if<Cancellation>(&letter)) {
     engine_.cancel(cancellation->id);
-  } else {
-    auto& embedding = std::get<Embedding>(letter);
-    embedding.answer.set_value(engine_.embed(embedding.input));
+  } else if (auto* embedding = std::get_if<Embedding>(&letter)) {
+    embedding->answer.set_value(engine_.embed(embedding->input));
   }
 }
 

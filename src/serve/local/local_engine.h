@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <variant>
@@ -30,7 +31,8 @@ class LocalEngine final : public Engine {
   LocalEngine(std::unique_ptr<ModelRunner> runner,
               data::Tokenizer tokenizer,
               const BatchOptions& options,
-              std::unique_ptr<Drafter> drafter);
+              std::unique_ptr<Drafter> drafter,
+              std::unique_ptr<PromptReader> reader = nullptr);
   /// Ends what is under way as cancelled.
   ~LocalEngine() override;
 
@@ -56,10 +58,12 @@ class LocalEngine final : public Engine {
     std::vector<int32_t> input;
     std::promise<Result<std::vector<float>>> answer;
   };
-  using Letter = std::variant<Submission, Cancellation, Embedding>;
+  struct Reminder {};  // a prompt was read elsewhere
+  using Letter = std::variant<Submission, Cancellation, Embedding, Reminder>;
 
   void run(const std::stop_token& stop);
   void serve(const std::stop_token& stop);
+  void remind();
   std::vector<Letter> take_letters(const std::stop_token& stop, bool may_wait);
   void open_letter(Letter& letter);
   void close(const std::string& reason);
@@ -97,11 +101,22 @@ struct EngineOptions {
   std::filesystem::path draft_folder = {};  // a small model that guesses; empty: repeated text only
   int64_t waiting_max = 256;                // requests in the queue
   std::optional<uint64_t> seed = {};        // of requests that bring none; absent: by chance
-  void validate() const;  // throws Failure naming field, value and what is allowed
+  /// Where serve_prompts() of another process meets this engine, an empty folder that both see;
+  /// empty: all prompts are read here.
+  std::filesystem::path prefill_link = {};
+  double prefill_local_share = 0;  // of prompt tokens read here all the same: ServingPlan has it
+  void validate() const;           // throws Failure naming field, value and what is allowed
 };
 
 /// An engine on a Hugging Face folder, with its tokenizer. Throws Failure naming file or option.
 std::unique_ptr<Engine> open_engine(const std::filesystem::path& folder,
                                     const EngineOptions& options);
+
+/// The other end of options.prefill_link: reads prompts for that engine, whose folder, dtype,
+/// kv_dtype and page_tokens must be these. Waits for it; returns when stopped (empty) or when it
+/// has gone (why). Throws as open_engine() does.
+std::string serve_prompts(const std::filesystem::path& folder,
+                          const EngineOptions& options,
+                          const std::stop_token& stop);
 
 }  // namespace pelago::serve

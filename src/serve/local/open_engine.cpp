@@ -1,5 +1,7 @@
 // Puts an engine together: which runner, how many pages, which tokens end a text.
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <random>
 
@@ -10,6 +12,8 @@
 #include "serve/local/local_engine.h"
 #include "serve/runner/transformer_runner.h"
 #include "serve/speculation/model_drafter.h"
+#include "serve/split/prefill_side.h"
+#include "serve/split/remote_reader.h"
 
 namespace pelago::serve {
 
@@ -103,6 +107,41 @@ std::unique_ptr<ModelRunner> open_runner(const fs::path& folder,
   return open_cpu_runner(folder, runner);
 }
 
+/// Tells weights apart without reading them all: two checkpoints of one run differ in their ends.
+uint64_t model_key_of(const fs::path& folder, const EngineOptions& options) {
+  constexpr std::streamoff kEndBytes = 64 * 1024;
+  std::string text = read_text_file(folder / "config.json");
+  text += fmt::format("{} {}", options.dtype, options.group_size);
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  }
+  std::ranges::sort(files);
+  for (const fs::path& path : files) {
+    const auto num_bytes = static_cast<std::streamoff>(fs::file_size(path));
+    std::ifstream file(path, std::ios::binary);
+    file.seekg(std::max<std::streamoff>(0, num_bytes - kEndBytes));
+    text += fmt::format("{} {} ", path.filename().string(), num_bytes);
+    text.append(std::istreambuf_iterator<char>(file), {});
+  }
+  return hash_u64(text);
+}
+
+std::unique_ptr<PromptReader> open_reader(const fs::path& folder, const EngineOptions& options) {
+  if (options.prefill_link.empty()) return nullptr;
+  return std::make_unique<RemoteReader>(
+      chips::open_frame_link({.rank = 0, .rendezvous_dir = options.prefill_link}),
+      RemoteOptions{.local_share = options.prefill_local_share,
+                    .model_key = model_key_of(folder, options)});
+}
+
+model::ModelConfig read_config(const fs::path& folder) {
+  if (!fs::exists(folder / "config.json")) {
+    fail_usage("{}: not a model folder, it has no config.json", folder.string());
+  }
+  return model::read_model_config(folder / "config.json");
+}
+
 std::unique_ptr<Drafter> open_drafter(const EngineOptions& options, int64_t vocab_size) {
   if (options.speculation.draft_max == 0 || options.draft_folder.empty()) {
     return repeated_text_drafter(options.speculation);
@@ -167,15 +206,16 @@ void EngineOptions::validate() const {
         speculation.ngram_tokens,
         speculation.ngram_tokens >= 1 && speculation.ngram_tokens <= 64,
         "between 1 and 64");
+  check("prefill_local_share",
+        prefill_local_share,
+        prefill_local_share >= 0 && prefill_local_share <= 1,
+        "between 0 and 1");
   check("waiting_max", waiting_max, waiting_max >= 1 && waiting_max <= 1'000'000, "1 to 1000000");
 }
 
 std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions& options) {
   options.validate();
-  if (!fs::exists(folder / "config.json")) {
-    fail_usage("{}: not a model folder, it has no config.json", folder.string());
-  }
-  const model::ModelConfig config = model::read_model_config(folder / "config.json");
+  const model::ModelConfig config = read_config(folder);
   data::Tokenizer tokenizer = data::Tokenizer::read(folder / "tokenizer.json");
   BatchOptions batch;
   batch.scheduler = options.scheduler;
@@ -186,8 +226,22 @@ std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions&
   batch.seed = options.seed ? *options.seed : std::random_device()();
   auto runner = open_runner(folder, options, config);
   auto drafter = open_drafter(options, config.vocab_size);
+  auto reader = open_reader(folder, options);
   return std::make_unique<LocalEngine>(
-      std::move(runner), std::move(tokenizer), batch, std::move(drafter));
+      std::move(runner), std::move(tokenizer), batch, std::move(drafter), std::move(reader));
+}
+
+std::string serve_prompts(const fs::path& folder,
+                          const EngineOptions& options,
+                          const std::stop_token& stop) {
+  options.validate();
+  if (options.prefill_link.empty()) fail_usage("prefill_link is empty: name the engine's folder");
+  const auto runner = open_runner(folder, options, read_config(folder));
+  PrefillSide side(
+      *runner,
+      chips::open_frame_link({.rank = 1, .rendezvous_dir = options.prefill_link}),
+      {.step_tokens = options.scheduler.step_tokens, .model_key = model_key_of(folder, options)});
+  return side.run(stop);
 }
 
 }  // namespace pelago::serve

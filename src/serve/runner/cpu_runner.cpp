@@ -80,6 +80,7 @@ class CpuRunner final : public ModelRunner {
     return {pages_.data() + static_cast<size_t>(page_idx) * layout_.page_bytes(),
             layout_.page_bytes()};
   }
+  int64_t num_layers() const override { return config_.num_hidden_layers; }
   int64_t num_pages() const override { return options_.num_pages; }
   int64_t page_tokens() const override { return options_.page_tokens; }
   int64_t bytes_per_page() const override { return static_cast<int64_t>(layout_.page_bytes()); }
@@ -368,6 +369,8 @@ RunnerOutput CpuRunner::forward(std::span<const SequenceChunk> chunks) {
     embed(member);
     for (size_t layer_idx = 0; layer_idx < weights_.layers.size(); ++layer_idx) {
       run_layer(member, layer_idx);
+      // Attention read what all threads had written, so the layer's pages are whole.
+      if (layer_watch_ && member.thread_idx() == 0) layer_watch_(static_cast<int64_t>(layer_idx));
     }
     finish(member);
   });

@@ -11,8 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace pelago::serve {
@@ -62,6 +64,14 @@ class ModelRunner {
   /// page_tokens(). Writing them makes the page what it was there. Lives as long as the runner.
   virtual std::span<std::byte> page(int32_t page_idx) = 0;
 
+  /// A page's bytes are so many pieces of one length, one a layer, in their order.
+  virtual int64_t num_layers() const { return 1; }
+  /// Called by forward(), on its thread, as soon as the keys and values of this pass lie in the
+  /// pages for a layer: 0, 1, 2... A runner that cannot tell calls nobody; after forward() all are
+  /// there.
+  using LayerWatch = std::function<void(int64_t layer_idx)>;
+  void watch_layers(LayerWatch watch) { layer_watch_ = std::move(watch); }
+
   virtual int64_t num_pages() const = 0;
   virtual int64_t page_tokens() const = 0;
   virtual int64_t bytes_per_page() const = 0;
@@ -71,6 +81,9 @@ class ModelRunner {
   virtual int64_t max_batch_tokens() const = 0;
   /// Bytes of weights that a pass over one token reads.
   virtual int64_t weight_bytes() const = 0;
+
+ protected:
+  LayerWatch layer_watch_;  // empty: nobody watches
 };
 
 enum class WeightDtype : uint8_t {

@@ -11,11 +11,16 @@ constexpr size_t kIdleUsersMax = 4096;  // names come from outside: memory must 
 
 }  // namespace
 
+void FairQueue::count(const Waiting& waiting, int64_t sign) {
+  num_waiting_ += sign;
+  num_tokens_ += sign * static_cast<int64_t>(waiting.prompt.size());
+  if (waiting.pages) num_pages_ += sign * static_cast<int64_t>(waiting.pages->pages().size());
+}
+
 void FairQueue::push(Waiting waiting) {
   User& user = users_[waiting.user];
   if (user.waiting.empty()) user.served_tokens = std::max(user.served_tokens, level_);
-  ++num_waiting_;
-  num_tokens_ += static_cast<int64_t>(waiting.prompt.size());
+  count(waiting, +1);
   user.waiting.push_back(std::move(waiting));
   if (users_.size() > kIdleUsersMax) forget_idle_users();
 }
@@ -47,8 +52,7 @@ Waiting FairQueue::pop() {
   level_ = std::max(level_, user.served_tokens);
   Waiting waiting = std::move(user.waiting.front());
   user.waiting.pop_front();
-  --num_waiting_;
-  num_tokens_ -= static_cast<int64_t>(waiting.prompt.size());
+  count(waiting, -1);
   return waiting;
 }
 
@@ -56,8 +60,7 @@ bool FairQueue::erase(RequestId request) {
   for (auto& [name, user] : users_) {
     const auto found = std::ranges::find(user.waiting, request, &Waiting::request);
     if (found == user.waiting.end()) continue;
-    --num_waiting_;
-    num_tokens_ -= static_cast<int64_t>(found->prompt.size());
+    count(*found, -1);
     user.waiting.erase(found);
     return true;
   }

@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "serve/engine.h"
+#include "serve/pages/page_table.h"
 
 namespace pelago::serve {
 
@@ -20,6 +22,9 @@ struct Waiting {
   std::string user;
   std::vector<int32_t> prompt;
   int num_choices = 1;
+  /// Its pages, where the prompt was read elsewhere, all of it but its last token.
+  std::optional<PageTable> pages = std::nullopt;
+  int64_t num_cached = 0;  // of the tokens in pages: those that were here before
 };
 
 class FairQueue {
@@ -36,6 +41,7 @@ class FairQueue {
 
   int64_t size() const { return num_waiting_; }
   int64_t num_tokens() const { return num_tokens_; }  // of the prompts that wait
+  int64_t num_pages() const { return num_pages_; }    // that they hold
 
  private:
   struct User {
@@ -48,7 +54,8 @@ class FairQueue {
 
   Users users_;
   uint64_t level_ = 0;  // the counter of the user served last
-  int64_t num_waiting_ = 0, num_tokens_ = 0;
+  void count(const Waiting& waiting, int64_t sign);
+  int64_t num_waiting_ = 0, num_tokens_ = 0, num_pages_ = 0;
 };
 
 }  // namespace pelago::serve

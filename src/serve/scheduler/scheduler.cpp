@@ -110,18 +110,23 @@ std::unique_ptr<Sequence> Scheduler::next_to_admit() {
   const Waiting* front = queue_.front();
   if (front == nullptr || num_taken + front->num_choices > limits_.sequences_max) return nullptr;
   const auto num_prompt = static_cast<int64_t>(front->prompt.size());
-  const int64_t num_found = pages.take_prefix(front->prompt, num_prompt - 1);
-  if (!has_room_for(pages, num_prompt)) return nullptr;
+  // What was read elsewhere has its pages already, for all of the prompt but its last token.
+  const int64_t num_found =
+      front->pages ? num_prompt - 1 : pages.take_prefix(front->prompt, num_prompt - 1);
+  if (!has_room_for(front->pages ? *front->pages : pages, num_prompt)) return nullptr;
   Waiting waiting = queue_.pop();
+  const int64_t num_cached = waiting.pages ? waiting.num_cached : num_found;
+  if (waiting.pages) pages = std::move(*waiting.pages);
   auto sequence = std::make_unique<Sequence>(pool_);
   sequence->request = waiting.request;
   sequence->tokens = std::move(waiting.prompt);
   sequence->num_prompt = num_prompt;
+  sequence->num_cached = num_cached;
   sequence->num_computed = num_found;
   sequence->pages = std::move(pages);
   sequence->num_forks = waiting.num_choices - 1;
   sequence->turn = next_turn_++;
-  queue_.charge(waiting.user, num_prompt - num_found);
+  queue_.charge(waiting.user, num_prompt - num_cached);
   return sequence;
 }
 

@@ -43,7 +43,8 @@ class Scheduler {
   /// pool outlives the scheduler.
   Scheduler(PagePool& pool, const SchedulerLimits& limits);
 
-  /// A prompt must fit into the pool with one token more, num_choices into sequences_max.
+  /// A prompt must fit into the pool with one token more, num_choices into sequences_max. Pages
+  /// that come with waiting prompts leave room for the longest sequence beside them.
   void add(Waiting waiting);
   /// What to compute next; no shares if there is nothing to do.
   StepPlan plan_step();
@@ -61,6 +62,7 @@ class Scheduler {
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return queue_.size() + static_cast<int64_t>(preempted_.size()); }
   int64_t num_waiting_tokens() const { return queue_.num_tokens(); }  // of prompts in the queue
+  int64_t num_waiting_pages() const { return queue_.num_pages(); }    // held meanwhile
   uint64_t num_preemptions() const { return num_preemptions_; }
 
   /// Tokens were computed for a user: the queue remembers.

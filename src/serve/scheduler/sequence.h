@@ -18,6 +18,7 @@ struct Sequence {
   int choice = 0;
   std::vector<int32_t> tokens;  // the prompt, then what was drawn
   int64_t num_prompt = 0;
+  int64_t num_cached = 0;      // tokens that were in the pages when it was first admitted
   int64_t num_computed = 0;    // tokens whose keys and values lie in the pages
   std::vector<int32_t> draft;  // guesses at what follows, to be checked in the next pass
   DraftPace pace;

@@ -51,7 +51,10 @@ class FakeRunner : public ModelRunner {
       kept_[cell(to, idx)] = kept_[cell(from, idx)];
     }
   }
-  std::span<std::byte> page(int32_t) override { return {}; }
+  std::span<std::byte> page(int32_t page_idx) override {
+    return std::as_writable_bytes(
+        std::span(kept_).subspan(cell(page_idx, 0), static_cast<size_t>(shape_.page_tokens)));
+  }
   int64_t num_pages() const override { return shape_.num_pages; }
   int64_t page_tokens() const override { return shape_.page_tokens; }
   int64_t bytes_per_page() const override { return 4 * shape_.page_tokens; }

@@ -64,19 +64,6 @@ LinearCost fit(int64_t microbatch, const Time& time_of) {
   return {large_s - large * sequence_s, sequence_s};
 }
 
-/// A peak that only the press gives may be off by what the published shares of the 910B's peaks
-/// differ by: 0.30 to 0.52 of it, 0.73 to 1.27 of their middle. Where a chip has such shares of its
-/// own they count.
-chips::Interval pace_ratios(const chips::Chip& chip) {
-  const auto& mfu = chip.train_mfu;
-  if (mfu && mfu->lo > 0 && mfu->hi > mfu->lo) {
-    return {mfu->middle() / mfu->hi, mfu->middle() / mfu->lo};
-  }
-  const bool is_official =
-      chip.peak_confidence.starts_with("datasheet") || chip.peak_confidence.starts_with("vendor");
-  return is_official ? chips::Interval{1, 1} : chips::Interval{1 / 1.27, 1 / 0.73};
-}
-
 DeviceProfile catalogue_profile(const FleetDevice& device,
                                 const JobConfig& job,
                                 const chips::Chip* chip,
@@ -110,6 +97,19 @@ DeviceProfile catalogue_profile(const FleetDevice& device,
 }
 
 }  // namespace
+
+// A peak that only the press gives may be off by what the published shares of the 910B's peaks
+// differ by: 0.30 to 0.52 of it, 0.73 to 1.27 of their middle. Where a chip has such shares of its
+// own they count.
+chips::Interval pace_ratios(const chips::Chip& chip) {
+  const auto& mfu = chip.train_mfu;
+  if (mfu && mfu->lo > 0 && mfu->hi > mfu->lo) {
+    return {mfu->middle() / mfu->hi, mfu->middle() / mfu->lo};
+  }
+  const bool is_official =
+      chip.peak_confidence.starts_with("datasheet") || chip.peak_confidence.starts_with("vendor");
+  return is_official ? chips::Interval{1, 1} : chips::Interval{1 / 1.27, 1 / 0.73};
+}
 
 double value_bytes(const std::string& dtype) { return dtype == "f32" ? 4 : 2; }
 

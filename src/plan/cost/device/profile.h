@@ -46,6 +46,9 @@ std::string name_bound(const FleetDevice& device,
                        const chips::Catalogue& catalogue,
                        int64_t microbatch);
 
+/// How many times as long as planned a chip's products may take, at best and at worst.
+chips::Interval pace_ratios(const chips::Chip& chip);
+
 /// Bytes a value of this dtype takes.
 double value_bytes(const std::string& dtype);
 
