@@ -139,93 +139,206 @@ class Reader {
   bool is_broken_ = false;
 };
 
-/// T, const or not: one list of fields serves both directions.
+/// T, const or not: one list of fields serves both directions. Each is taken apart whole, so that a
+/// field that is added does not compile until it travels.
 template <typename M, typename T>
 concept Is = std::is_same_v<std::remove_const_t<M>, T>;
 
 template <typename Archive, Is<SchedulerLimits> M>
 void fields(Archive& archive, M& m) {
-  archive(m.step_tokens, m.sequences_max);
+  auto& [step_tokens, sequences_max] = m;
+  archive(step_tokens, sequences_max);
 }
 template <typename Archive, Is<SpeculationOptions> M>
 void fields(Archive& archive, M& m) {
-  archive(m.draft_max, m.rows_max, m.ngram_tokens);
+  auto& [draft_max, rows_max, ngram_tokens] = m;
+  archive(draft_max, rows_max, ngram_tokens);
 }
 template <typename Archive, Is<EngineOptions> M>
 void fields(Archive& archive, M& m) {
-  archive(m.device, m.dtype, m.group_size, m.kv_dtype, m.kv_memory_gb, m.page_tokens);
-  archive(m.num_threads, m.context_tokens_max, m.scheduler, m.speculation, m.draft_folder);
-  archive(m.waiting_max, m.seed);
+  auto& [device,
+         dtype,
+         group_size,
+         kv_dtype,
+         kv_memory_gb,
+         page_tokens,
+         num_threads,
+         context_tokens_max,
+         scheduler,
+         speculation,
+         draft_folder,
+         waiting_max,
+         seed] = m;
+  archive(device,
+          dtype,
+          group_size,
+          kv_dtype,
+          kv_memory_gb,
+          page_tokens,
+          num_threads,
+          context_tokens_max,
+          scheduler,
+          speculation,
+          draft_folder,
+          waiting_max,
+          seed);
 }
 template <typename Archive, Is<ConstraintSource> M>
 void fields(Archive& archive, M& m) {
-  archive(m.kind, m.text);
+  auto& [kind, text] = m;
+  archive(kind, text);
 }
 template <typename Archive, Is<Sampling> M>
 void fields(Archive& archive, M& m) {
-  archive(m.temperature, m.top_k, m.top_p, m.min_p, m.repetition_penalty, m.presence_penalty);
-  archive(m.frequency_penalty, m.logit_bias, m.seed);
+  auto& [temperature,
+         top_k,
+         top_p,
+         min_p,
+         repetition_penalty,
+         presence_penalty,
+         frequency_penalty,
+         logit_bias,
+         seed] = m;
+  archive(temperature,
+          top_k,
+          top_p,
+          min_p,
+          repetition_penalty,
+          presence_penalty,
+          frequency_penalty,
+          logit_bias,
+          seed);
 }
 template <typename Archive, Is<GenerateRequest> M>
 void fields(Archive& archive, M& m) {
-  archive(m.prompt, m.max_new_tokens, m.sampling, m.stop, m.stop_tokens, m.ignore_end);
-  archive(m.num_choices, m.num_logprobs, m.user);
+  auto& [prompt,
+         max_new_tokens,
+         sampling,
+         stop,
+         stop_tokens,
+         ignore_end,
+         num_choices,
+         num_logprobs,
+         user,
+         constraint] = m;
+  archive(prompt,
+          max_new_tokens,
+          sampling,
+          stop,
+          stop_tokens,
+          ignore_end,
+          num_choices,
+          num_logprobs,
+          user);
 }
 template <typename Archive, Is<TokenLogprob> M>
 void fields(Archive& archive, M& m) {
-  archive(m.token, m.logprob, m.top);
+  auto& [token, logprob, top] = m;
+  archive(token, logprob, top);
 }
 template <typename Archive, Is<Piece> M>
 void fields(Archive& archive, M& m) {
-  archive(m.choice, m.text, m.tokens, m.logprobs, m.finish, m.error, m.is_last);
-  archive(m.prompt_tokens, m.cached_tokens, m.completion_tokens);
+  auto& [choice,
+         text,
+         tokens,
+         logprobs,
+         finish,
+         error,
+         is_last,
+         prompt_tokens,
+         cached_tokens,
+         completion_tokens] = m;
+  archive(choice,
+          text,
+          tokens,
+          logprobs,
+          finish,
+          error,
+          is_last,
+          prompt_tokens,
+          cached_tokens,
+          completion_tokens);
 }
 template <typename Archive, Is<EngineStats> M>
 void fields(Archive& archive, M& m) {
-  archive(m.num_running, m.num_waiting, m.num_pages, m.num_pages_used, m.num_pages_cached);
-  archive(m.prompt_tokens, m.cached_tokens, m.completion_tokens);
-  archive(m.num_finished, m.num_cancelled, m.num_refused, m.num_preempted);
-  archive(m.draft_tokens, m.draft_accepted);
+  auto& [num_running,
+         num_waiting,
+         num_pages,
+         num_pages_used,
+         num_pages_cached,
+         prompt_tokens,
+         cached_tokens,
+         completion_tokens,
+         num_finished,
+         num_cancelled,
+         num_refused,
+         num_preempted,
+         draft_tokens,
+         draft_accepted] = m;
+  archive(num_running,
+          num_waiting,
+          num_pages,
+          num_pages_used,
+          num_pages_cached,
+          prompt_tokens,
+          cached_tokens,
+          completion_tokens,
+          num_finished,
+          num_cancelled,
+          num_refused,
+          num_preempted,
+          draft_tokens,
+          draft_accepted);
 }
 template <typename Archive, Is<OpenMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.folder, m.engine);
+  auto& [folder, engine] = m;
+  archive(folder, engine);
 }
 template <typename Archive, Is<SubmitMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.id, m.request, m.constraint);
+  auto& [id, request, constraint] = m;
+  archive(id, request, constraint);
 }
 template <typename Archive, Is<CancelMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.id);
+  auto& [id] = m;
+  archive(id);
 }
 template <typename Archive, Is<EmbedMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.id, m.inputs);
+  auto& [id, inputs] = m;
+  archive(id, inputs);
 }
 template <typename Archive, Is<ReadyMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.context_length, m.stats);
+  auto& [context_length, stats] = m;
+  archive(context_length, stats);
 }
 template <typename Archive, Is<PieceMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.id, m.piece);
+  auto& [id, piece] = m;
+  archive(id, piece);
 }
 template <typename Archive, Is<RefusalMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.id, m.code, m.message);
+  auto& [id, code, message] = m;
+  archive(id, code, message);
 }
 template <typename Archive, Is<EmbeddedMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.id, m.vectors);
+  auto& [id, vectors] = m;
+  archive(id, vectors);
 }
 template <typename Archive, Is<BeatMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.stats);
+  auto& [stats] = m;
+  archive(stats);
 }
 template <typename Archive, Is<LostMessage> M>
 void fields(Archive& archive, M& m) {
-  archive(m.why, m.exit_code);
+  auto& [why, exit_code] = m;
+  archive(why, exit_code);
 }
 
 template <size_t kKind = 0>
