@@ -62,7 +62,7 @@ struct Piece {
   std::vector<int32_t> tokens;
   std::vector<TokenLogprob> logprobs;  // one a token, if asked for
   Finish finish = Finish::kNotYet;
-  std::string error;              // of kError: one line
+  std::string error;              // of kError, and of kCancelled by nobody's wish: one line
   bool is_last = false;           // of the request
   int64_t prompt_tokens = 0;      // of the last piece: what was computed and what was not
   int64_t cached_tokens = 0;      // of the prompt, found in the prefix cache
@@ -75,6 +75,16 @@ struct EngineStats {
   uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;  // since the start
   uint64_t num_finished = 0, num_cancelled = 0, num_refused = 0, num_preempted = 0;
   uint64_t draft_tokens = 0, draft_accepted = 0;  // speculative decoding
+};
+
+/// One of the engines behind a router.
+struct WorkerStats {
+  size_t worker_idx = 0;
+  int64_t pid = 0;
+  bool is_ready = false;
+  uint64_t num_lost = 0;      // processes in this place that ended unasked
+  int64_t num_sequences = 0;  // sent there and not ended
+  EngineStats engine;         // of the process that is there now
 };
 
 using RequestId = uint64_t;
@@ -98,6 +108,8 @@ class Engine {
   virtual Result<std::vector<std::vector<float>>> embed(
       const std::vector<std::vector<int32_t>>& inputs) = 0;
   virtual EngineStats stats() const = 0;
+  /// Of a router; else none.
+  virtual std::vector<WorkerStats> workers() const { return {}; }
   virtual int64_t context_length() const = 0;  // tokens, prompt and answer together
   /// False once it cannot answer any more (its weights are lost, its worker is dead).
   virtual bool is_ready() const = 0;

@@ -13,9 +13,9 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
+#include "base/process/child.h"
 #include "base/text/json.h"
 #include "sites/process/run_host.h"
-#include "train/process/child.h"
 
 namespace pelago::sites {
 
@@ -64,7 +64,7 @@ std::string last_line(const fs::path& log) {
 struct Agent {
   std::string site;
   fs::path log;
-  std::unique_ptr<train::ChildProcess> process;  // null: ended for good
+  std::unique_ptr<ChildProcess> process;  // null: ended for good
 };
 
 void end_if_failed(RunHost& host) {
@@ -105,7 +105,7 @@ class Launch {
 
   // As a person would: with the site's token, at the coordinator's door.
   void start(Agent& agent) {
-    train::ChildOptions child;
+    ChildOptions child;
     child.program = program_path();
     child.arguments = {"agent",
                        "--run-dir",
@@ -116,12 +116,12 @@ class Launch {
                        host_->token_file(agent.site).string()};
     child.log = agent.log;
     host_->take_last_words(agent.site);
-    agent.process = std::make_unique<train::ChildProcess>(child);
+    agent.process = std::make_unique<ChildProcess>(child);
   }
 
   void look_after(Agent& agent) {
     if (!agent.process || !agent.process->wait(0)) return;
-    const train::ChildProcess ended = std::move(*agent.process);
+    const ChildProcess ended = std::move(*agent.process);
     agent.process.reset();
     if (ended.exit_code() == kExitDone || host_->is_over()) return;
     for (int i = 0; i < 5; ++i) host_->poll(0.01);  // its last words may be on their way

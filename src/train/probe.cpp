@@ -17,11 +17,11 @@
 #include "base/clock.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "base/process/child.h"
 #include "base/threads.h"
 #include "chips/device.h"
 #include "chips/torch.h"
 #include "train/probe/measure.h"
-#include "train/process/child.h"
 
 namespace pelago::train {
 

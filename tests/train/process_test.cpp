@@ -4,7 +4,7 @@
 
 #include "base/clock.h"
 #include "base/files.h"
-#include "train/process/child.h"
+#include "base/process/child.h"
 #include "train/process/packet_socket.h"
 #include "train/process/shared_weights.h"
 #include "train/scratch_folder.h"

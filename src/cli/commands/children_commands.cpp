@@ -1,7 +1,9 @@
 // Processes that pelago starts itself, one a device. Hidden from --help, usable by hand.
 #include <memory>
 
+#include "base/log.h"
 #include "cli/commands/commands.h"
+#include "serve/workers/worker.h"
 #include "train/probe.h"
 #include "train/site_runner.h"
 
@@ -40,11 +42,28 @@ void add_probe_device(CLI::App& app) {
   command->callback([options] { end_with(train::run_probe_device(*options)); });
 }
 
+struct ServeWorkerOptions {
+  int worker_idx = 0, socket = 0;
+};
+
+void add_serve_worker(CLI::App& app) {
+  auto options = std::make_shared<ServeWorkerOptions>();
+  CLI::App* command =
+      app.add_subcommand("serve-worker", "answers what a router sends it")->group("");
+  command->add_option("--worker", options->worker_idx)->required();
+  command->add_option("--socket", options->socket, "an inherited socket")->required();
+  command->callback([options] {
+    init_log(LogLevel::kWarn, fmt::format("worker {}", options->worker_idx));
+    end_with(serve::run_worker(options->socket));
+  });
+}
+
 }  // namespace
 
 void add_children(CLI::App& app, Globals&) {
   add_worker(app);
   add_probe_device(app);
+  add_serve_worker(app);
 }
 
 }  // namespace pelago::cli

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "base/process/child.h"
 #include "base/rng.h"
 #include "base/text/json.h"
 #include "chips/emulated/faults.h"
@@ -22,7 +23,6 @@
 #include "cli/terminal.h"
 #include "model/transformer.h"
 #include "model/verify/verification.h"
-#include "train/process/child.h"
 
 namespace pelago::cli {
 
@@ -76,7 +76,7 @@ model::DeviceAnswers ask(const std::string& device,
                          const std::string& as) {
   const fs::path answers = folder / (as + ".safetensors");
   const fs::path log = folder / (as + ".log");
-  train::ChildOptions options;
+  ChildOptions options;
   options.program = program_path();
   options.arguments = {
       "verify-device", "--task", folder.string(), "--device", device, "--out", answers.string()};
@@ -86,7 +86,7 @@ model::DeviceAnswers ask(const std::string& device,
   options.log = log;
   options.ignore_interrupts = false;
   log_info("verifying device={}", device);
-  train::ChildProcess child(options);
+  ChildProcess child(options);
   if (!child.wait(kDeviceTimeoutS)) {
     fail("{}: no answer within {} s: take a smaller model or batch", device, kDeviceTimeoutS);
   }

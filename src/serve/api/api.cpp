@@ -321,6 +321,7 @@ std::string Api::model_json(const HttpRequest& request) const {
 std::string Api::metrics_text() const {
   const ServedModelPtr current = model();
   return metrics_.text(current ? current->engine->stats() : EngineStats(),
+                       current ? current->engine->workers() : std::vector<WorkerStats>(),
                        server_->stats(),
                        current ? current->id : "");
 }

@@ -14,6 +14,43 @@ void append_figure(
       "# HELP pelago_{0} {1}\n# TYPE pelago_{0} {2}\npelago_{0} {3}\n", name, help, kind, value);
 }
 
+void append_workers(std::string& out, const std::vector<WorkerStats>& workers) {
+  if (workers.empty()) return;
+  const auto family = [&](const char* name, const char* kind, const char* help, auto value_of) {
+    out += fmt::format("# HELP pelago_{0} {1}\n# TYPE pelago_{0} {2}\n", name, help, kind);
+    for (const WorkerStats& worker : workers) {
+      out +=
+          fmt::format("pelago_{}{{worker=\"{}\"}} {}\n", name, worker.worker_idx, value_of(worker));
+    }
+  };
+  using Stats = const WorkerStats&;
+  family("worker_up", "gauge", "1 while it takes requests.", [](Stats worker) {
+    return worker.is_ready ? 1 : 0;
+  });
+  family("worker_pid", "gauge", "Its process.", [](Stats worker) { return worker.pid; });
+  family("worker_lost_total", "counter", "Its processes that ended unasked.", [](Stats worker) {
+    return worker.num_lost;
+  });
+  family("worker_sequences", "gauge", "Answers sent there and not ended.", [](Stats worker) {
+    return worker.num_sequences;
+  });
+  family("worker_requests_running", "gauge", "Of them, being computed.", [](Stats worker) {
+    return worker.engine.num_running;
+  });
+  family("worker_kv_pages_used", "gauge", "Pages that they hold.", [](Stats worker) {
+    return worker.engine.num_pages_used;
+  });
+  family("worker_prompt_tokens", "gauge", "Tokens of prompts, by this process.", [](Stats worker) {
+    return worker.engine.prompt_tokens;
+  });
+  family("worker_cached_tokens", "gauge", "Of them, found in its cache.", [](Stats worker) {
+    return worker.engine.cached_tokens;
+  });
+  family("worker_completion_tokens", "gauge", "Tokens that it generated.", [](Stats worker) {
+    return worker.engine.completion_tokens;
+  });
+}
+
 }  // namespace
 
 void Metrics::Histogram::add(double seconds) {
@@ -53,6 +90,7 @@ void Metrics::count_answer(const AnswerReport& report) {
 }
 
 std::string Metrics::text(const EngineStats& engine,
+                          const std::vector<WorkerStats>& workers,
                           const HttpServerStats& http,
                           const std::string& model) const {
   const std::lock_guard lock(mutex_);
@@ -94,6 +132,7 @@ std::string Metrics::text(const EngineStats& engine,
   counter("preemptions_total", "Requests put back for want of pages.", engine.num_preempted);
   counter("draft_tokens_total", "Tokens guessed ahead.", engine.draft_tokens);
   counter("draft_accepted_total", "Tokens guessed right.", engine.draft_accepted);
+  append_workers(out, workers);
   gauge("connections_open", "Connections of clients.", static_cast<double>(http.num_open));
   counter("connections_total", "Connections accepted.", http.num_accepted);
   counter("connections_evicted_total", "Idle connections closed to make room.", http.num_evicted);

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "serve/api/answers/answers.h"
 #include "serve/engine.h"
@@ -20,6 +21,7 @@ class Metrics {
   void count_request(const std::string& route, int status, const std::string& who);
   void count_answer(const AnswerReport& report);
   std::string text(const EngineStats& engine,
+                   const std::vector<WorkerStats>& workers,
                    const HttpServerStats& http,
                    const std::string& model) const;
 

@@ -2,22 +2,15 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 
 #include "serve/engine.h"
+#include "serve/grammar/constraint_maker.h"
 #include "serve/template/chat_text.h"
 
 namespace pelago::serve {
-
-enum class ConstraintKind { kJsonObject, kJsonSchema, kRegex, kGrammar };
-
-/// Makes a constraint of its text (a schema, a pattern; empty for kJsonObject). kRefused with one
-/// line that says what is wrong with it.
-using ConstraintMaker = std::function<Result<std::shared_ptr<const TokenConstraint>>(
-    ConstraintKind kind, const std::string& text)>;
 
 struct ServedModel {
   std::string id;         // what clients call it

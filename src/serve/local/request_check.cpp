@@ -1,4 +1,6 @@
 // What can never be served is refused at the door, with one line that says what to change.
+#include "serve/local/request_check.h"
+
 #include "serve/local/batch_engine.h"
 
 namespace pelago::serve {
@@ -16,27 +18,26 @@ Error refused(fmt::format_string<Args...> format, Args&&... args) {
 
 }  // namespace
 
-Status BatchEngine::check(const GenerateRequest& request) const {
+Status check_request(const GenerateRequest& request, const RequestLimits& limits) {
   const auto num_prompt = static_cast<int64_t>(request.prompt.size());
   if (num_prompt < 1) return refused("the prompt has no tokens: give at least one");
-  if (num_prompt >= context_length_) {
+  if (num_prompt >= limits.context_length) {
     return refused("the prompt has {} tokens, the context holds {}: shorten it by {} or more",
                    num_prompt,
-                   context_length_,
-                   num_prompt - context_length_ + 1);
+                   limits.context_length,
+                   num_prompt - limits.context_length + 1);
   }
   for (const int32_t token : request.prompt) {
-    if (token < 0 || token >= runner_.vocab_size()) {
-      return refused("token {} is not in the vocabulary of {}", token, runner_.vocab_size());
+    if (token < 0 || token >= limits.vocab_size) {
+      return refused("token {} is not in the vocabulary of {}", token, limits.vocab_size);
     }
   }
   if (request.max_new_tokens < 1) {
     return refused("max_new_tokens is {}: it must be 1 or more", request.max_new_tokens);
   }
-  if (request.num_choices < 1 || request.num_choices > options_.scheduler.sequences_max) {
-    return refused("num_choices is {}: it must be between 1 and {}",
-                   request.num_choices,
-                   options_.scheduler.sequences_max);
+  if (request.num_choices < 1 || request.num_choices > limits.choices_max) {
+    return refused(
+        "num_choices is {}: it must be between 1 and {}", request.num_choices, limits.choices_max);
   }
   if (request.num_logprobs > kLogprobsMax) {
     return refused("num_logprobs is {}: it must be at most {}", request.num_logprobs, kLogprobsMax);
@@ -50,11 +51,18 @@ Status BatchEngine::check(const GenerateRequest& request) const {
     }
   }
   try {
-    validate(request.sampling, runner_.vocab_size());
+    validate(request.sampling, limits.vocab_size);
   } catch (const Failure& failure) {
     return Error{ErrorCode::kRefused, failure.what()};
   }
   return ok();
+}
+
+Status BatchEngine::check(const GenerateRequest& request) const {
+  return check_request(request,
+                       {.context_length = context_length_,
+                        .vocab_size = runner_.vocab_size(),
+                        .choices_max = options_.scheduler.sequences_max});
 }
 
 }  // namespace pelago::serve

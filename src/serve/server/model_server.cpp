@@ -7,10 +7,11 @@
 #include <ctime>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/log.h"
 #include "model/config.h"
-#include "serve/grammar/constraints.h"
 #include "serve/web/pages.h"
+#include "serve/workers/router_engine.h"
 
 namespace pelago::serve {
 
@@ -58,21 +59,15 @@ HttpServerOptions http_options(const ServeOptions& options) {
   return http;
 }
 
-ConstraintMaker constraint_maker(const data::Tokenizer& tokenizer, int64_t vocab_size) {
-  const Vocabulary vocabulary = make_vocabulary(tokenizer, vocab_size);
-  return [vocabulary](ConstraintKind kind, const std::string& text) -> Result<Constraint> {
-    switch (kind) {
-      case ConstraintKind::kJsonObject:
-        return json_object_constraint(vocabulary);
-      case ConstraintKind::kJsonSchema:
-        return json_schema_constraint(vocabulary, text);
-      case ConstraintKind::kRegex:
-        return regex_constraint(vocabulary, text);
-      case ConstraintKind::kGrammar:
-        return grammar_constraint(vocabulary, text);
-    }
-    return Error{ErrorCode::kRefused, "structured output of an unknown kind"};
-  };
+/// "cuda:0,cuda:1": the devices of workers.
+std::vector<std::string> devices_of(const std::string& list) {
+  std::vector<std::string> devices;
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    devices.push_back(list.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return devices;
 }
 
 // As many connections as the system lets a process have.
@@ -99,7 +94,21 @@ void ServeOptions::validate() const {
   }
   if (!(drain_s >= 0 && drain_s <= 86400))
     fail_usage("--drain {}: must be 0 to 86400 seconds", drain_s);
-  engine.validate();
+  if (num_workers < 0 || num_workers > 256)
+    fail_usage("--workers {}: must be 0 to 256", num_workers);
+  if (num_workers == 0) return engine.validate();
+  const std::vector<std::string> devices = devices_of(engine.device);
+  if (devices.size() > static_cast<size_t>(num_workers)) {
+    fail_usage("--device {}: {} devices for --workers {}: each worker drives one",
+               engine.device,
+               devices.size(),
+               num_workers);
+  }
+  EngineOptions each = engine;
+  for (const std::string& device : devices) {
+    each.device = device;
+    each.validate();
+  }
 }
 
 ModelServer::ModelServer(ServeOptions options)
@@ -109,6 +118,7 @@ ModelServer::ModelServer(ServeOptions options)
       api_(api_options(options_)),
       http_((raise_file_limit(), http_options(options_))) {
   opened_stamp_ = seen_stamp_ = stamp();
+  opened_text_mark_ = text_mark();
   api_.add_routes(http_);
   if (options_.has_page) {
     add_pages(pages_, "chat.html");
@@ -122,16 +132,45 @@ ModelServer::ModelServer(ServeOptions options)
 ModelServer::~ModelServer() = default;
 
 std::unique_ptr<ServedModel> ModelServer::open() const {
-  auto engine = open_engine(folder_, options_.engine);
+  const int64_t vocab_size = model::read_model_config(folder_ / "config.json").vocab_size;
+  auto engine =
+      options_.num_workers > 0 ? open_workers(vocab_size) : open_engine(folder_, options_.engine);
   ChatText text = ChatText::read(folder_);
-  auto make_constraint = constraint_maker(
-      text.tokenizer(), model::read_model_config(folder_ / "config.json").vocab_size);
+  auto make_constraint = constraint_maker(text.tokenizer(), vocab_size);
   return std::make_unique<ServedModel>(
       ServedModel{.id = name_,
                   .created_s = static_cast<int64_t>(std::time(nullptr)),
                   .text = std::move(text),
                   .engine = std::move(engine),
                   .make_constraint = std::move(make_constraint)});
+}
+
+// The router bounds the queue, so each worker's own may take all that is sent.
+std::unique_ptr<Engine> ModelServer::open_workers(int64_t vocab_size) const {
+  RouterOptions router;
+  router.num_workers = static_cast<size_t>(options_.num_workers);
+  router.folder = fs::absolute(folder_).string();
+  router.engine = options_.engine;
+  router.engine.kv_memory_gb /= options_.num_workers;
+  router.waiting_max = options_.engine.waiting_max;
+  router.engine.waiting_max = 1'000'000;
+  router.devices = devices_of(options_.engine.device);
+  router.vocab_size = vocab_size;
+  return std::make_unique<RouterEngine>(router, start_worker_processes(router.num_workers));
+}
+
+// What the router itself reads of a folder: while it stays, new weights are the workers' affair.
+std::string ModelServer::text_mark() const {
+  std::string all;
+  for (const char* name : {"config.json",
+                           "generation_config.json",
+                           "tokenizer.json",
+                           "tokenizer_config.json",
+                           "chat_template.jinja"}) {
+    if (fs::exists(folder_ / name)) all += hash_hex(read_text_file(folder_ / name));
+    all += ' ';
+  }
+  return all;
 }
 
 std::string ModelServer::url() const {
@@ -169,7 +208,14 @@ bool ModelServer::reload() {
   const std::string before = stamp();
   opened_stamp_ = before;
   try {
+    const std::string mark = text_mark();
+    auto* router = dynamic_cast<RouterEngine*>(api_.model()->engine.get());
+    if (router != nullptr && mark == opened_text_mark_) {
+      router->replace_workers();
+      return true;
+    }
     api_.set_model(open());
+    opened_text_mark_ = mark;
   } catch (const std::exception& error) {
     log_error("model not reloaded folder={} why=\"{}\"", folder_.string(), error.what());
     return false;

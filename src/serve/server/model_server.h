@@ -24,10 +24,11 @@ struct ServeOptions {
   std::string certificate_path = {}, key_path = {};  // PEM: https
   std::vector<std::string> cors_origins = {};        // sites whose pages may ask; none by default
   int num_connections_max = 2048;
-  double drain_s = 30;   // what answers get to end in when the server is to stop
-  bool has_page = true;  // the chat page at /
-  EngineOptions engine = {};
-  void validate() const;  // throws Failure (exit 2) naming option and remedy
+  double drain_s = 30;        // what answers get to end in when the server is to stop
+  bool has_page = true;       // the chat page at /
+  int num_workers = 0;        // processes behind a router; 0: the engine is in this one
+  EngineOptions engine = {};  // of workers together: memory; device may name several, by commas
+  void validate() const;      // throws Failure (exit 2) naming option and remedy
 };
 
 class ModelServer {
@@ -44,7 +45,8 @@ class ModelServer {
 
   /// Opens the folder again and answers new requests with it; answers that have begun stay with the
   /// old weights, which are let go after the last of them. False, with the reason in the log and
-  /// the old model at work, if the folder cannot be opened.
+  /// the old model at work, if the folder cannot be opened. Workers are replaced one by one, after
+  /// this has returned.
   bool reload();
   /// Whether the folder's weights are others than those that were opened, and have been for two
   /// calls: a file that is still being written changes again.
@@ -57,12 +59,15 @@ class ModelServer {
 
  private:
   std::unique_ptr<ServedModel> open() const;
+  std::unique_ptr<Engine> open_workers(int64_t vocab_size) const;
+  std::string text_mark() const;
   std::string stamp() const;
 
   const ServeOptions options_;
   const std::filesystem::path folder_;
   const std::string name_;
   std::string opened_stamp_, seen_stamp_;
+  std::string opened_text_mark_;
   StaticFiles pages_;
   Api api_;
   HttpServer http_;  // last: its threads use all above

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "base/process/child.h"
 #include "plan/plan.h"
-#include "train/process/child.h"
 #include "train/process/packet_socket.h"
 
 namespace pelago::train {

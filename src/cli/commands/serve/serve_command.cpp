@@ -28,7 +28,8 @@ void tell(const serve::ModelServer& server,
     std::printf("%s\n",
                 nlohmann::json({{"url", server.url()},
                                 {"model", server.model_name()},
-                                {"context_tokens", server.context_length()}})
+                                {"context_tokens", server.context_length()},
+                                {"workers", options.num_workers}})
                     .dump()
                     .c_str());
   } else {
@@ -36,6 +37,7 @@ void tell(const serve::ModelServer& server,
                 server.model_name().c_str(),
                 static_cast<long long>(server.context_length()),
                 server.url().c_str());
+    if (options.num_workers > 0) std::printf("  %d workers\n", options.num_workers);
     if (options.has_page) std::printf("  chat  %s\n", server.url().c_str());
     std::printf(
         "Ctrl-C ends it once answers under way are complete (%.0f s at most); again: at once\n",
@@ -100,13 +102,20 @@ void add_door_options(CLI::App& command, serve::ServeOptions& options) {
 }
 
 void add_engine_options(CLI::App& command, serve::EngineOptions& options) {
-  command.add_option("--device", options.device, "the chip that computes")->capture_default_str();
+  command
+      .add_option("--device",
+                  options.device,
+                  "the chip that computes; of several workers one each in turn: cuda:0,cuda:1")
+      ->capture_default_str();
   command.add_option("--dtype",
                      options.dtype,
                      "weights in f32, bf16, int8 or int4; default: as stored, f32 as bf16");
   command.add_option("--kv-dtype", options.kv_dtype, "keys and values in f32, bf16 or int8")
       ->capture_default_str();
-  command.add_option("--kv-memory-gb", options.kv_memory_gb, "memory for keys and values")
+  command
+      .add_option("--kv-memory-gb",
+                  options.kv_memory_gb,
+                  "memory for keys and values, of all workers together")
       ->capture_default_str();
   command
       .add_option("--context",
@@ -114,7 +123,9 @@ void add_engine_options(CLI::App& command, serve::EngineOptions& options) {
                   "tokens of a prompt and its answer; 0: what the model was made for")
       ->capture_default_str();
   command
-      .add_option("--max-sequences", options.scheduler.sequences_max, "answers computed at once")
+      .add_option("--max-sequences",
+                  options.scheduler.sequences_max,
+                  "answers computed at once, by each worker")
       ->capture_default_str();
   command
       .add_option("--step-tokens",
@@ -144,11 +155,17 @@ void add_serve(CLI::App& app, Globals& globals) {
       "  pelago serve model --host 0.0.0.0 --api-keys keys.toml --tls-cert cert.pem --tls-key "
       "key.pem\n"
       "  pelago serve runs/two-sites --watch            takes each new export as it comes\n"
+      "  pelago serve model --workers 2                 two processes; one that dies is replaced\n"
       "\n  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\\n"
       "    -d '{\"prompt\": \"int main(\", \"max_tokens\": 20}'\n"
       "\nSIGTERM or Ctrl-C: answers under way are completed first. SIGHUP: the model is read "
       "again.\n");
   add_door_options(*command, options);
+  command
+      ->add_option("--workers",
+                   options.num_workers,
+                   "processes that compute, each on its share of the cores; 0: this one does")
+      ->capture_default_str();
   add_engine_options(*command, options.engine);
   command->add_flag(
       "--watch", arguments->watches, "read the model again when its files have changed");

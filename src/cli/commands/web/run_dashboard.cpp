@@ -8,8 +8,8 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
+#include "base/process/child.h"
 #include "base/text/json.h"
-#include "train/process/child.h"
 
 namespace pelago::cli {
 
@@ -49,7 +49,7 @@ RunDashboard::RunDashboard(const std::filesystem::path& run_dir, int port) {
     return;
   }
   try {
-    child_ = std::make_unique<train::ChildProcess>(train::ChildOptions{
+    child_ = std::make_unique<ChildProcess>(ChildOptions{
         .program = program_path(),
         .arguments = {"dashboard", run_dir.string(), "--port", std::to_string(port), "--json"},
         .environment = {},

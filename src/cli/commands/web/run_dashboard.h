@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-namespace pelago::train {
+namespace pelago {
 class ChildProcess;
 }
 
@@ -23,7 +23,7 @@ class RunDashboard {
   const std::string& words() const { return words_; }
 
  private:
-  std::unique_ptr<train::ChildProcess> child_;
+  std::unique_ptr<ChildProcess> child_;
   std::string words_;
 };
 

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-namespace pelago::train {
+namespace pelago {
 
 struct ChildOptions {
   std::filesystem::path program;
@@ -22,6 +22,7 @@ struct ChildOptions {
   /// Standard error and, unless descriptors holds 1, standard output are appended to this file.
   std::filesystem::path log;
   bool ignore_interrupts = true;  // SIGINT and SIGTERM: the owner decides when the child ends
+  std::vector<int> cores = {};    // that the child may run on; empty: those of its owner
 };
 
 class ChildProcess {
@@ -47,4 +48,4 @@ class ChildProcess {
   std::optional<int> status_;  // of waitpid, once reaped
 };
 
-}  // namespace pelago::train
+}  // namespace pelago

@@ -1,7 +1,8 @@
-#include "train/process/child.h"
+#include "base/process/child.h"
 
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -16,7 +17,7 @@
 
 extern char** environ;
 
-namespace pelago::train {
+namespace pelago {
 
 namespace {
 
@@ -50,12 +51,15 @@ struct ChildPlan {
   int log;  // -1: standard error stays
   bool ignore_interrupts;
   pid_t parent;
+  const cpu_set_t* cores;  // null: as they are
 };
 
 // Between fork and exec only async-signal-safe calls: the parent may have threads that held locks.
 [[noreturn]] void become(const ChildPlan& plan) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != plan.parent) ::_exit(127);  // it died before prctl took effect
+  // Here, since libraries start threads before main(), which keep what the process began with.
+  if (plan.cores != nullptr) ::sched_setaffinity(0, sizeof *plan.cores, plan.cores);
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -106,6 +110,9 @@ ChildProcess::ChildProcess(const ChildOptions& options) {
     log = ::open(options.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (log < 0) fail("{}: cannot write: {}", options.log.string(), std::strerror(errno));
   }
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  for (const int core : options.cores) CPU_SET(core, &cores);
   const ChildPlan plan{.program = options.program.c_str(),
                        .arguments = argument_pointers.data(),
                        .environment = environment_pointers.data(),
@@ -113,7 +120,8 @@ ChildProcess::ChildProcess(const ChildOptions& options) {
                        .num_descriptors = lifted.pairs.size(),
                        .log = log,
                        .ignore_interrupts = options.ignore_interrupts,
-                       .parent = ::getpid()};
+                       .parent = ::getpid(),
+                       .cores = options.cores.empty() ? nullptr : &cores};
   pid_ = ::fork();
   if (pid_ == 0) become(plan);
   const int reason = errno;
@@ -165,4 +173,4 @@ void ChildProcess::kill() {
   if (pid_ > 0 && !has_ended()) ::kill(pid_, SIGKILL);
 }
 
-}  // namespace pelago::train
+}  // namespace pelago
