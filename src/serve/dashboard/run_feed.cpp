@@ -15,7 +15,7 @@ namespace {
 using Json = nlohmann::json;
 using Text = fmt::memory_buffer;
 
-constexpr int64_t kTextBytesMax = 64 << 20;  // of plan.json: 100,000 devices take 40 MB
+constexpr int64_t kFileBytesMax = 64 << 20;  // of plan.json: 100,000 devices take 40 MB
 
 /// A number of a line that anybody may have written: absent, null and other kinds are 0.
 double number(const Json& json, const char* key) {
@@ -252,7 +252,7 @@ void RunFeed::refresh_text(TextFile& file) {
   file.version = version_;
   has_changed_ = true;
   file.text.clear();
-  if (!is_there || std::filesystem::file_size(file.path, error) > kTextBytesMax || error) return;
+  if (!is_there || std::filesystem::file_size(file.path, error) > kFileBytesMax || error) return;
   try {
     file.text = read_text_file(file.path);
   } catch (const Failure&) {

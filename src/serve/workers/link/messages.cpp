@@ -168,7 +168,9 @@ void fields(Archive& archive, M& m) {
          speculation,
          draft_folder,
          waiting_max,
-         seed] = m;
+         seed,
+         prefill_link,
+         prefill_local_share] = m;
   archive(device,
           dtype,
           group_size,
@@ -181,7 +183,9 @@ void fields(Archive& archive, M& m) {
           speculation,
           draft_folder,
           waiting_max,
-          seed);
+          seed,
+          prefill_link,
+          prefill_local_share);
 }
 template <typename Archive, Is<ConstraintSource> M>
 void fields(Archive& archive, M& m) {
