@@ -107,7 +107,10 @@ TEST_CASE("a step report survives JSON, a loss that is not a number included") {
   report.loss = std::nan("");
   report.grad_norm = 0.1 + 0.2;
   report.skipped = true;
-  report.ranks.push_back({.device = "cpu", .tokens = 512, .compute_s = 1.0 / 3});
+  report.ranks.push_back({.device = "cpu",
+                          .tokens = 512,
+                          .compute_s = 1.0 / 3,
+                          .parts = {.bubble_s = 0.25, .optimizer_s = 0.5}});
   const StepReport back = step_report_from_json(to_json(report));
   CHECK(back.site == "lingang");
   CHECK(back.step == 7);
@@ -116,6 +119,8 @@ TEST_CASE("a step report survives JSON, a loss that is not a number included") {
   CHECK(back.skipped);
   REQUIRE(back.ranks.size() == 1);
   CHECK(back.ranks[0].tokens == 512);
+  CHECK(back.ranks[0].parts.bubble_s == 0.25);
+  CHECK(back.ranks[0].parts.optimizer_s == 0.5);
   CHECK(std::abs(back.ranks[0].compute_s - report.ranks[0].compute_s) < 1e-6);  // to a microsecond
 }
 

@@ -20,6 +20,13 @@ const plan::StagePlan& stage_plan(const PipelineOptions& options, const plan::Pl
   return options.site.pipelines[place.pipeline_idx].stages[place.stage_idx];
 }
 
+/// Brought to the host together: each copy by itself would take a launch and a way to the host.
+std::vector<double> read_scalars(const std::vector<Tensor>& scalars) {
+  if (scalars.empty()) return {};
+  const Tensor values = torch::stack(scalars).to(torch::kCPU).to(torch::kDouble);  // [n]
+  return {values.data_ptr<double>(), values.data_ptr<double>() + values.numel()};
+}
+
 }  // namespace
 
 Pipeline::Pipeline(const PipelineOptions& options,
@@ -193,11 +200,10 @@ PipelineResult Pipeline::train(const TokenSource& source,
     pass = model::StagePass();  // what is left of it, the loss and its graph, takes memory
     if (!is_first()) send(to_previous, stage_idx_ - 1, kBackward);
   }
-  for (const Tensor& loss : losses) result.loss_sum += loss.item<double>();
-  for (const Tensor& peak : peaks) {
-    const auto value = peak.item<double>();
-    if (!(value <= result.peak)) result.peak = value;  // NaN stays
-    if (std::isnan(value)) break;
+  for (const double loss : read_scalars(losses)) result.loss_sum += loss;
+  for (const double peak : read_scalars(peaks)) {
+    if (!(peak <= result.peak)) result.peak = peak;  // NaN stays
+    if (std::isnan(peak)) break;
   }
   if (options_.courier != nullptr) {
     options_.courier->flush();

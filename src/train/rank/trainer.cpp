@@ -35,11 +35,14 @@ std::vector<c10::ScalarType> gather_dtypes(chips::Collective& collective, c10::S
 
 /// Divides what passed until a rank's passes were done into their parts. busy_s: of that, computing
 /// by a clock of the device's own; 0: it has none.
-void settle_passes(double passed_s, double busy_s, RankReport& own) {
+/// is_alone: it holds the whole model and waits for no stage, but for its gradients on their way
+/// out.
+void settle_passes(double passed_s, double busy_s, bool is_alone, RankReport& own) {
   plan::PartSeconds& parts = own.parts;
   if (busy_s > 0) {
     parts.optimizer_s += busy_s - parts.forward_s - parts.backward_s;  // gradients were cleared
-    parts.bubble_s = passed_s - busy_s;
+    parts.bubble_s = is_alone ? 0 : passed_s - busy_s;
+    parts.reduce_s += is_alone ? passed_s - busy_s : 0;
     return;
   }
   parts.bubble_s = own.wait_stages_s;
@@ -316,7 +319,9 @@ StepReport Trainer::step(int64_t step_idx) {
   const double arrived_s = steady_now_s();
   const chips::DeviceStats computed = device_->stats();
   const double begun_busy_s = computed.device_busy_s - before.device_busy_s;
-  settle_passes(arrived_s - begin_s, begun_busy_s, own);
+  const std::vector<plan::StagePlan>& stages = own_pipeline().stages;
+  const bool is_alone = stages.size() == 1 && stages.front().ranks.size() == 1;
+  settle_passes(arrived_s - begin_s, begun_busy_s, is_alone, own);
   own.tokens = own_tokens();
   own.compute_s += arrived_s - begin_s - own.wait_stages_s;
   own.late_s += computed.late_s - before.late_s;
