@@ -56,7 +56,7 @@ struct RankReport {
   int64_t peak_memory_bytes = 0;
   /// Reduction and optimizer are those of the step before; line_s is what else step_s has. Of a
   /// chip that is given work ahead of time and has no clock of its own, forward is in backward.
-  plan::PartSeconds parts;
+  plan::PartSeconds parts = {};
 };
 
 /// One optimizer step of a site.
