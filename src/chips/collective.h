@@ -69,11 +69,10 @@ struct CollectiveOptions {
   // Between devices of one brand their own library moves device tensors ("nccl", "hccl", ...:
   // chips/native/facts.h has all). Empty, and no vendor groups: everything goes over the hosts.
   std::string native_library = {};
-  std::filesystem::path library_dir =
-      {};                               // where it is looked for first; empty: beside the program
-  std::vector<int> vendor_groups = {};  // by rank; ranks of one number share a library; empty:
-                                        // all share one
-  native::Links links = {};             // what emulated chips are charged
+  std::filesystem::path plugin_dir = {};  // where it is looked for first; empty: beside the program
+  std::vector<int> vendor_groups = {};    // by rank; ranks of one number share a library; empty:
+                                          // all share one
+  native::Links links = {};               // what emulated chips are charged
 };
 
 /// One rank needs no transport. More: UCX between the hosts, and where native_library or

@@ -1,7 +1,7 @@
 // What pelago uses of libtorch, in one place that is compiled once (PCH): tensors and operators. A
 // source that reaches it pays for the templates of whatever stands here, needed or not: gcc makes
 // them anew at the end of each. With autograd's functions, operators' registration, torch/types.h
-// and torch/utils.h as well it was 0.8 s of processor time more a source, 120 s a build; so the few
+// and torch/utils.h as well it was 0.8 s of processor time more a source (docs/LOG.md); so the few
 // sources that write such functions include <torch/csrc/autograd/custom_function.h>,
 // <torch/library.h> or <torch/cuda.h> themselves.
 #pragma once

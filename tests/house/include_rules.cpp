@@ -28,7 +28,7 @@ const std::map<std::string, std::set<std::string>>& rooms_below() {
 
 /// A library by the start of its includes, and the files of src/ that may name it.
 struct LibraryRule {
-  std::string library;
+  std::string named;
   std::string include;  // regex on what stands between the brackets or quotes
   std::string allowed;  // regex on the path
 };
@@ -108,7 +108,7 @@ std::vector<Violation> check_libraries(const SourceFile& file) {
       if (std::regex_match(include.target, std::regex(rule.include)) &&
           !std::regex_match(file.path, std::regex(rule.allowed))) {
         violations.push_back(
-            {file.path, include.line, rule.library + " may not be named here: " + include.target});
+            {file.path, include.line, rule.named + " may not be named here: " + include.target});
         break;
       }
     }

@@ -183,5 +183,15 @@ TEST_CASE("an export without the tokenizer it was promised names the file") {
                  "tokenizer.json: cannot open"));
 }
 
+TEST_CASE("an export into a folder that was taken away fails, and does not make it anew") {
+  const ScratchFolder folder;
+  const ModelConfig config = tiny_config("llama", true);
+  const Tensor flat = lively_weights(config, 1);
+  const auto gone = folder.path() / "gone";
+  CHECK(contains(failure_of([&] { save_model_folder(gone, config, flat, at::kFloat, {}); }),
+                 gone.string()));
+  CHECK_FALSE(std::filesystem::exists(gone));
+}
+
 }  // namespace
 }  // namespace pelago::model

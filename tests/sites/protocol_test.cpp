@@ -184,5 +184,15 @@ TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or
   CHECK(num_shares > 0);
 }
 
+TEST_CASE("seeds that once broke a run stay mended") {
+  // 9698: a greeting after a stop was kept as if that start had been taken in. 5552, 19999: all
+  // sites had died, and who took over went on.
+  for (const uint64_t seed : {uint64_t{5552}, uint64_t{9698}, uint64_t{19999}}) {
+    CAPTURE(seed);
+    SimulatedRun run(any_run(seed));
+    CHECK(run.run() == "");
+  }
+}
+
 }  // namespace
 }  // namespace pelago::sites

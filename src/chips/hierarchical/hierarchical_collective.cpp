@@ -40,7 +40,7 @@ class HierarchicalCollective final : public OverHost {
         groups_(options.vendor_groups) {
     const std::vector<int>& own_group = groups_.group_of(rank());
     if (own_group.size() > 1) {
-      const native::Library library(options.native_library, options.library_dir);
+      const native::Library library(options.native_library, options.plugin_dir);
       inside_host_ = host().group(own_group);
       inside_.emplace(library,
                       native::join_over(*inside_host_, library, options),
@@ -274,7 +274,7 @@ std::unique_ptr<Collective> open_between_devices(std::unique_ptr<Collective> hos
   if (groups.groups().size() > 1) {
     return std::make_unique<HierarchicalCollective>(std::move(host), complete);
   }
-  const native::Library library(complete.native_library, complete.library_dir);
+  const native::Library library(complete.native_library, complete.plugin_dir);
   return open_native_collective(std::move(host), library, complete);
 }
 

@@ -101,8 +101,11 @@ void add_door_options(CLI::App& command, serve::ServeOptions& options) {
 
 void add_engine_options(CLI::App& command, serve::EngineOptions& options) {
   command.add_option("--device", options.device, "the chip that computes")->capture_default_str();
-  command.add_option(
-      "--dtype", options.dtype, "weights in f32 or bf16; default: as stored, f32 as bf16");
+  command.add_option("--dtype",
+                     options.dtype,
+                     "weights in f32, bf16, int8 or int4; default: as stored, f32 as bf16");
+  command.add_option("--kv-dtype", options.kv_dtype, "keys and values in f32, bf16 or int8")
+      ->capture_default_str();
   command.add_option("--kv-memory-gb", options.kv_memory_gb, "memory for keys and values")
       ->capture_default_str();
   command
@@ -112,6 +115,11 @@ void add_engine_options(CLI::App& command, serve::EngineOptions& options) {
       ->capture_default_str();
   command
       .add_option("--max-sequences", options.scheduler.sequences_max, "answers computed at once")
+      ->capture_default_str();
+  command
+      .add_option("--step-tokens",
+                  options.scheduler.step_tokens,
+                  "tokens of a pass: fewer let answers under way wait less for a long prompt")
       ->capture_default_str();
   command
       .add_option("--max-waiting",
