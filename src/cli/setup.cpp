@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/threads.h"
 #include "cli/interrupts.h"
+#include "plan/cost/device/layer_times.h"
 #include "train/probe.h"
 #include "train/run_folder.h"
 
@@ -14,7 +15,8 @@ namespace pelago::cli {
 
 Setup read_setup(const std::filesystem::path& job_path,
                  const std::filesystem::path& fleet_path,
-                 const std::vector<std::string>& overrides) {
+                 const std::vector<std::string>& overrides,
+                 Dataset dataset) {
   std::vector<std::string> for_job, for_fleet;
   for (const std::string& assignment : overrides) {
     (assignment.rfind("emulation.", 0) == 0 ? for_fleet : for_job).push_back(assignment);
@@ -22,14 +24,40 @@ Setup read_setup(const std::filesystem::path& job_path,
   chips::Catalogue catalogue = chips::Catalogue::built_in();
   plan::JobConfig job = plan::read_job(job_path, for_job);
   plan::FleetConfig fleet = plan::read_fleet(fleet_path, catalogue, for_fleet);
-  train::take_vocabulary(job);
-  return {job_path, fleet_path, std::move(job), std::move(fleet), std::move(catalogue)};
+  std::vector<std::string> notes;
+  if (dataset == Dataset::kNeeded ||
+      std::filesystem::exists(std::filesystem::path(job.data.dir) / "dataset.json")) {
+    train::take_vocabulary(job);
+  } else {
+    notes.push_back(fmt::format("no dataset in {}: a vocabulary of {} is taken",
+                                job.data.dir.empty() ? "data.dir" : job.data.dir,
+                                job.model.vocab_size));
+  }
+  return {job_path,
+          fleet_path,
+          std::move(job),
+          std::move(fleet),
+          std::move(catalogue),
+          std::move(notes)};
+}
+
+plan::Probe get_layer_times(Setup& setup, const std::vector<std::string>& sources) {
+  plan::LayerTimes times = plan::read_layer_times(sources, setup.job, setup.fleet, setup.catalogue);
+  setup.notes.insert(setup.notes.end(), times.notes.begin(), times.notes.end());
+  return std::move(times.probe);
 }
 
 std::optional<plan::Probe> get_probe(const Setup& setup,
                                      const std::string& probe_path,
                                      bool no_probe) {
   if (no_probe) return std::nullopt;
+  if (!setup.job.experts.is_dense() && probe_path.empty()) {
+    fail_usage(
+        "{}: model.num_experts = {}: only dense blocks can be measured here; plan by the catalogue "
+        "with `pelago plan --no-probe`, or by measured times with --profile",
+        setup.job_path.string(),
+        setup.job.experts.num_experts);
+  }
   if (probe_path.empty()) {
     log_info("measuring each kind of device for this job, a few seconds each");
     std::atomic<bool> is_interrupted = false;

@@ -13,18 +13,26 @@
 
 namespace pelago::cli {
 
+/// Whether a command goes on without the job's dataset, whose vocabulary is the model's.
+enum class Dataset { kNeeded, kMayLack };
+
 struct Setup {
   std::filesystem::path job_path, fleet_path;
   plan::JobConfig job;  // vocabulary and end-of-text are those of the dataset
   plan::FleetConfig fleet;
   chips::Catalogue catalogue;
+  std::vector<std::string> notes;  // what the reader should know: one sentence each
 };
 
 /// overrides: `--set` assignments; those that begin with "emulation." go to the fleet, all others
 /// to the job.
 Setup read_setup(const std::filesystem::path& job_path,
                  const std::filesystem::path& fleet_path,
-                 const std::vector<std::string>& overrides);
+                 const std::vector<std::string>& overrides,
+                 Dataset dataset = Dataset::kNeeded);
+
+/// Times by layers from --profile, as a probe.
+plan::Probe get_layer_times(Setup& setup, const std::vector<std::string>& sources);
 
 /// The probe of --probe FILE, or a new one (a few seconds a device), or none for --no-probe. Ctrl-C
 /// is a Failure.

@@ -19,6 +19,20 @@ void require_positive(const ConfigTable& table, std::string_view key, double val
   fail_usage("{}: {} = {} must be greater than 0", table.where(), key, value);
 }
 
+/// Above 0, and not above what no line, chip or bill of this decade comes near: a slip of unit.
+void require_sane(const ConfigTable& table, std::string_view key, double value, double most) {
+  require_positive(table, key, value);
+  if (value <= most) return;
+  fail_usage("{}: {} = {:g} is absurd: {:g} at most; is it in the right unit?",
+             table.where(),
+             key,
+             value,
+             most);
+}
+
+// 100 Tbit/s, a minute there and back; a rack's watts; and a bill of a million an hour for a chip.
+constexpr double kMbitMost = 1e8, kRttMsMost = 60e3, kWattsMost = 1e5, kPriceMost = 1e6;
+
 /// Splits "kind:3" into the kind and 3. Throws Failure naming every kind of device that the
 /// catalogue knows if the text is none of them.
 struct NumberedDevice {
@@ -103,10 +117,12 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
   table.read("memory_gib", memory_gib);
   table.read("count", count);
   double power_w = 0, price_hour = 0;
+  std::string profile;
+  table.read("profile", profile);
   table.read("power_w", power_w);
   table.read("price_hour", price_hour);
-  if (table.has("power_w")) require_positive(table, "power_w", power_w);
-  if (table.has("price_hour")) require_positive(table, "price_hour", price_hour);
+  if (table.has("power_w")) require_sane(table, "power_w", power_w, kWattsMost);
+  if (table.has("price_hour")) require_sane(table, "price_hour", price_hour, kPriceMost);
   const std::vector<int> cores = read_cores(table);
   table.refuse_unknown();
   if (device.empty()) {
@@ -139,6 +155,7 @@ void read_devices(const ConfigTable& table, const chips::Catalogue& catalogue, F
                     .memory_gib = memory_gib,
                     .faults = faults,
                     .power_w = power_w,
+                    .profile = profile,
                     .price_hour = price_hour};
     if (!numbered.kind.empty()) one.device = fmt::format("{}:{}", numbered.kind, numbered.idx + i);
     if (!cores.empty()) {
@@ -185,6 +202,10 @@ FleetSite read_site(const ConfigTable& table, const chips::Catalogue& catalogue)
   FleetSite site;
   table.read("name", site.name);
   table.read("listen", site.listen);
+  table.read("network_gbit_s", site.network_gbit_s);
+  table.read("network_us", site.network_us);
+  require_sane(table, "network_gbit_s", site.network_gbit_s, kMbitMost / 1e3);
+  require_sane(table, "network_us", site.network_us, 1e3 * kRttMsMost);
   const std::vector<ConfigTable> devices = table.tables("device");
   table.refuse_unknown();
   if (!is_site_name(site.name)) {
@@ -235,9 +256,11 @@ FleetLink read_link(const ConfigTable& table, const std::vector<FleetSite>& site
   }
   link.from = between[0];
   link.to = between[1];
-  require_positive(table, "bandwidth_mbit_s", link.bandwidth_mbit_s);
-  require_positive(table, "rtt_ms", link.rtt_ms);
-  if (table.has("back_mbit_s")) require_positive(table, "back_mbit_s", link.back_mbit_s);
+  require_sane(table, "bandwidth_mbit_s", link.bandwidth_mbit_s, kMbitMost);
+  require_sane(table, "rtt_ms", link.rtt_ms, kRttMsMost);
+  if (table.has("back_mbit_s")) {
+    require_sane(table, "back_mbit_s", link.back_mbit_s, kMbitMost);
+  }
   constexpr double kLossMax = 0.15;  // above it congestion control gives way
   if (!(link.loss >= 0 && link.loss <= kLossMax)) {
     fail_usage("{}: loss = {:g} must be between 0 and {:g}: the share of packets that are lost",

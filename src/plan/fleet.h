@@ -22,12 +22,16 @@ struct FleetDevice {
   double memory_gib = 0;            // emulated: instead of the catalogue's; 0: as the fleet says
   std::vector<std::string> faults;  // emulated: what breaks and when ("wrong@op=120"), for tests
   double power_w = 0;               // at work; 0: the catalogue's
+  std::string profile;              // whose times it has in a profile by layers; empty: its chip's
   double price_hour = 0;            // currency of the fleet's owner; 0: not known
 };
 
 struct FleetSite {
   std::string name;
   std::string listen = "127.0.0.1";  // address its agent listens on
+  double network_gbit_s = 88;  // of each device, to another node: 100 Gbit/s RDMA as long messages
+                               // get it
+  double network_us = 10;      // of a message to another node, however short
   std::vector<FleetDevice> devices;
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <initializer_list>
 #include <numbers>
+#include <numeric>
 #include <string_view>
 #include <type_traits>
 
@@ -65,6 +66,19 @@ class Section {
            fmt::format("must be one of {}{}",
                        fmt::join(allowed, ", "),
                        nearest ? fmt::format("; did you mean {}?", *nearest) : ""));
+  }
+
+  /// A list of whole numbers from 1 on.
+  void take_counts(std::string_view key, std::vector<int64_t>& out) const {
+    std::vector<double> numbers;
+    table_.read(key, numbers);
+    out.clear();
+    for (const double number : numbers) {
+      if (!(number >= 1 && number <= 1e9 && number == std::floor(number))) {
+        refuse(key, fmt::format("[{}]", fmt::join(numbers, ", ")), "must hold numbers from 1 on");
+      }
+      out.push_back(std::llround(number));
+    }
   }
 
   template <typename T>
@@ -182,6 +196,7 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("tensor_parallel", train.tensor_parallel, 0, 64);
   section.take_between("memory_reserve", train.memory_reserve, 0, 0.5);
   section.take_between("stages", train.stages, 0, 10'000);
+  section.take_counts("blocks_by_stage", train.blocks_by_stage);
   check_cuts(section, train);
   section.take_between("seed", train.seed, 0, INT64_MAX);
   section.take_between("eval_every_steps", train.eval_every_steps, 0, kCountMax);
@@ -308,6 +323,47 @@ void read_experts(const Section& section, ExpertsConfig& experts) {
   }
 }
 
+void check_blocks_by_stage(const Section& section, const JobConfig& job) {
+  const std::vector<int64_t>& blocks = job.train.blocks_by_stage;
+  if (blocks.empty()) return;
+  const std::string shown = fmt::format("[{}]", fmt::join(blocks, ", "));
+  const int64_t sum = std::accumulate(blocks.begin(), blocks.end(), int64_t{0});
+  if (sum != job.model.num_hidden_layers) {
+    section.refuse(
+        "blocks_by_stage",
+        shown,
+        fmt::format(
+            "adds up to {}, and the model has {} blocks", sum, job.model.num_hidden_layers));
+  }
+  const auto num_stages = static_cast<int64_t>(blocks.size());
+  if (job.train.stages != 0 && job.train.stages != num_stages) {
+    section.refuse("blocks_by_stage",
+                   shown,
+                   fmt::format("contradicts stages = {}: drop one of the two", job.train.stages));
+  }
+}
+
+void read_aim(const Section& section, const TrainConfig& train, AimConfig& aim) {
+  section.take_word("objective", aim.objective, {"tokens/s", "tokens/joule", "tokens/price"});
+  section.take_between("max_watts", aim.max_watts, 0, 1e12);
+  section.take_between("deadline_hours", aim.deadline_hours, 0, 1e6);
+  if (aim.deadline_hours > 0 && train.steps == 0) {
+    section.refuse("deadline_hours",
+                   aim.deadline_hours,
+                   "needs train.steps, the work that is to be done by then");
+  }
+  section.take("keep_free", aim.keep_free);
+  for (const std::string& one : aim.keep_free) {
+    const size_t equals = one.find('=');
+    const std::string count = equals == std::string::npos ? "" : one.substr(equals + 1);
+    const bool is_count = !count.empty() && count.size() <= 7 &&
+                          std::ranges::all_of(count, [](char c) { return c >= '0' && c <= '9'; });
+    if (equals == 0 || !is_count) {
+      section.refuse("keep_free", one, "must be CHIP=NUMBER, as in \"a100=2\"");
+    }
+  }
+}
+
 void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   const Section root(table, pass);
   root.take("name", job.name);
@@ -322,6 +378,13 @@ void read_all(const ConfigTable& table, Pass pass, JobConfig& job) {
   read_experts(Section(table.table("model"), pass), job.experts);
   read_data(Section(table.table("data"), pass), job.model, job.data);
   read_train(Section(table.table("train"), pass), job.train);
+  if (pass == Pass::kCheck) {
+    check_blocks_by_stage(Section(table.table("train"), pass), job);
+    if (!job.train.blocks_by_stage.empty()) {
+      job.train.stages = static_cast<int64_t>(job.train.blocks_by_stage.size());
+    }
+  }
+  read_aim(Section(table.table("plan"), pass), job.train, job.aim);
   read_sites(Section(table.table("sites"), pass), job.sites);
   read_checkpoint(Section(table.table("checkpoint"), pass), job.checkpoint);
 }

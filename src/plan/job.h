@@ -41,8 +41,10 @@ struct TrainConfig {
                                    // model; "always": none does, where a site has several
   std::string recompute = "auto";  // where memory demands it; "always"; "never"
   std::string slice_optimizer = "auto";  // ZeRO-1: where it lets a faster plan fit; ...
-  int64_t tensor_parallel = 0;   // devices that a block is cut over; 0: the planner's choice
-  int64_t stages = 0;            // of every pipeline; 0: the planner's choice
+  int64_t tensor_parallel = 0;  // devices that a block is cut over; 0: the planner's choice
+  int64_t stages = 0;           // of every pipeline; 0: the planner's choice
+  std::vector<int64_t> blocks_by_stage =
+      {};                        // of every pipeline, {11, 13}; empty: the planner's choice
   double memory_reserve = 0.03;  // share of each chip's memory that plans leave alone: what the
                                  // memory model may be wrong by, and allocators lose between blocks
   int64_t seed = 1;
@@ -93,6 +95,20 @@ struct SitesConfig {
   double heartbeat_s = 1;  // a site silent for five of these is taken for dead
 };
 
+/// What a plan is to be good at, and what it may not use. A plan takes as many of the fleet's chips
+/// as serve its objective and leaves the others free.
+struct AimConfig {
+  std::string objective = "tokens/s";  // of all sites; "tokens/joule" by the chips' power;
+                                       // "tokens/price" by fleet.toml's price_hour
+  double max_watts = 0;                // of all chips at work; 0: no limit
+  double deadline_hours = 0;           // by when train.steps are to be done; 0: whenever
+  std::vector<std::string> keep_free =
+      {};  // {"a100=2"}: so many chips of a kind stay unused at least
+  bool is_plain() const {
+    return objective == "tokens/s" && max_watts == 0 && deadline_hours == 0 && keep_free.empty();
+  }
+};
+
 /// What becomes of checkpoints besides lying on the site's disk.
 struct CheckpointConfig {
   std::string copy_to;  // "s3://BUCKET/PREFIX": the newest train.keep_checkpoints lie there, too,
@@ -121,6 +137,7 @@ struct JobConfig {
   SitesConfig sites;
   CheckpointConfig checkpoint;
   ExpertsConfig experts;
+  AimConfig aim;
   std::string source_toml;  // the text after --set, as it is copied into the run folder
 };
 

@@ -16,13 +16,20 @@ namespace pelago::plan {
 constexpr int64_t kPlanVersion = 2;
 constexpr int64_t kProbeVersion = 2;
 
-template <typename P, typename T>
-concept Like = std::same_as<std::remove_const_t<P>, T>;
-
 template <typename Visitor, Like<LinearCost> P>
 void each_field(Visitor& visit, P& cost) {
   visit("fixed_s", cost.fixed_s);
   visit("sequence_s", cost.sequence_s);
+}
+
+template <typename Visitor, Like<CutProfile> P>
+void each_field(Visitor& visit, P& cut) {
+  visit("width", cut.width);
+  visit("block_forward", cut.block_forward);
+  visit("block_backward", cut.block_backward);
+  visit("embedding", cut.embedding);
+  visit("head", cut.head);
+  visit("update_parameter_s", cut.update_parameter_s);
 }
 
 template <typename Visitor, Like<DeviceProfile> P>
@@ -42,10 +49,15 @@ void each_field(Visitor& visit, P& profile) {
   visit("host_byte_s", profile.host_byte_s);
   visit("group_call_s", profile.group_call_s);
   visit("group_byte_s", profile.group_byte_s);
+  visit.maybe("group_hop_s", profile.group_hop_s);
+  visit.maybe("pair_byte_s", profile.pair_byte_s);
+  visit.maybe("network_byte_s", profile.network_byte_s);
+  visit.maybe("network_message_s", profile.network_message_s);
   visit("host_busy_ratio", profile.host_busy_ratio);
   visit("measured", profile.measured);
   visit.maybe("least_ratio", profile.least_ratio, 1.0);
   visit.maybe("most_ratio", profile.most_ratio, 1.0);
+  visit.maybe("cuts", profile.cuts);
 }
 
 template <typename Visitor, Like<Probe> P>

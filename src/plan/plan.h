@@ -9,58 +9,11 @@
 #include <vector>
 
 #include "chips/catalogue.h"
+#include "plan/cost/device_profile.h"
 #include "plan/fleet.h"
 #include "plan/job.h"
 
 namespace pelago::plan {
-
-/// Seconds that n sequences take at once: fixed_s + n * sequence_s.
-struct LinearCost {
-  double fixed_s = 0;  // starting operators, reading weights, whatever n is
-  double sequence_s = 0;
-  double at(double sequences) const { return fixed_s + sequences * sequence_s; }
-  LinearCost& operator+=(const LinearCost& other) {
-    fixed_s += other.fixed_s;
-    sequence_s += other.sequence_s;
-    return *this;
-  }
-  LinearCost times(double factor) const { return {factor * fixed_s, factor * sequence_s}; }
-};
-
-/// What one kind of device needs for one job, whichever part of the model it gets. Seconds as they
-/// pass here: an emulated chip's are stretched by the slowdown.
-struct DeviceProfile {
-  std::string device;                        // "emulated:nvidia-h20"
-  std::string dtype;                         // in which it trains: "bf16", "fp16" or "f32"
-  LinearCost block_forward, block_backward;  // of one block, its gradients added up
-  LinearCost embedding;                      // both ways
-  LinearCost head;  // final norm, logits, loss and their gradients, both ways
-  // What a stage does besides its blocks: it joins what they hand on, and looks for large values.
-  LinearCost stage_forward, stage_backward;
-  double update_s = 0;            // once a step, whatever it holds
-  double update_run_s = 0;        // once for each run of parameters that decay, or do not
-  double update_parameter_s = 0;  // clipping and optimizer, a parameter held
-  // What moves without the device computing, seconds a byte. 0: taken from the catalogue.
-  double host_copy_s = 0;      // of one copy, however short; this one in seconds
-  double host_byte_s = 0;      // between its memory and its host's
-  double group_call_s = 0;     // of one collective of its kind, however short; in seconds
-  double group_byte_s = 0;     // to all others of its kind in its node together
-  double host_busy_ratio = 0;  // emulated: processors of the host it keeps busy (0..1); real: 0
-  bool measured = false;       // from a probe, else from the catalogue
-  double least_ratio = 1, most_ratio = 1;  // its seconds may be so many times these: facts differ
-};
-
-/// Profiles by device string. probe.json, version 2.
-struct Probe {
-  std::string job_hash;  // of model, sequence length, microbatch, dtype and slowdown: a probe of
-                         // another job is refused
-  std::map<std::string, DeviceProfile> devices;
-};
-std::string to_json(const Probe& probe);
-/// Throws Failure (exit 2) naming the file and the field.
-Probe probe_from_json(std::string_view json, const std::string& name);
-/// What Probe::job_hash must be for this job and fleet.
-std::string probe_hash(const JobConfig& job, const FleetConfig& fleet);
 
 /// Bytes that one device needs for its stage, at their peak.
 struct MemoryPlan {

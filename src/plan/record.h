@@ -21,6 +21,10 @@ namespace pelago::plan {
 
 using Json = nlohmann::ordered_json;
 
+/// T, or const T: each_field() takes both, a reader fills what a writer only looks at.
+template <typename P, typename T>
+concept Like = std::same_as<std::remove_const_t<P>, T>;
+
 class RecordWriter {
  public:
   template <typename T>

@@ -225,6 +225,22 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a model larger than a site is refused with what the site would have to have") {
+  JobConfig job = small_job();
+  job.model = model::preset("1b");
+  const auto plan_with = [&](int64_t more) {
+    const FleetConfig fleet = fleet_from(
+        fmt::format("[[site]]\nname = 'a'\n[[site.device]]\ndevice = 'emulated:a100'\ncount = {}\n"
+                    "[emulation]\nslowdown = 1000\nmemory_gib = 6\n",
+                    2 + more));
+    return make_plan(job, fleet, catalogue(), nullptr, 2);
+  };
+  const std::string message = refusal([&] { plan_with(0); });
+  contains(message, " GiB are missing; it would fit with ");
+  const size_t at = message.find("it would fit with ") + 18;
+  CHECK(plan_with(std::stoll(message.substr(at))).predicted_tokens_s > 0);
+}
+
 TEST_CASE("a site too small for every preset is refused with the advice to leave it out") {
   const FleetConfig fleet = fleet_from(kTwoSites, {"emulation.memory_gib=0.001"});
   contains(refusal([&] { make_plan(small_job(), fleet, catalogue(), nullptr, 2); }),

@@ -19,6 +19,7 @@
 #include "cli/run_view.h"
 #include "cli/setup.h"
 #include "cli/terminal.h"
+#include "plan/planner/aim/choose.h"
 #include "train/single_site.h"
 
 namespace pelago::cli {
@@ -57,8 +58,14 @@ plan::Plan plan_anew(const TrainArguments& arguments,
   const bool no_probe = arguments.no_probe || (!arguments.starts_agents && arguments.probe.empty());
   const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, no_probe);
   if (probe) write_file(folder.path() / "probe.json", plan::to_json(*probe));
-  return plan::make_plan(
+  plan::ChosenFleet chosen = plan::choose_devices(
       job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
+  if (!chosen.left_free.empty()) {
+    fail_usage("{}: the job's [plan] leaves free {}: take them out, then train",
+               setup.fleet_path.string(),
+               chosen.left_free);
+  }
+  return std::move(chosen.plan);
 }
 
 /// Sites in step share no batch, so those that are left can take all of it.

@@ -71,6 +71,40 @@ double least_needed_bytes(const SiteProblem& problem) {
   return needed;
 }
 
+/// How many more devices like those with most memory would hold the job's model with one sequence
+/// at a time, in whole nodes; 0: not known.
+int64_t devices_lacking(const SiteProblem& problem) {
+  SiteProblem larger = problem;
+  larger.train = TrainConfig{.microbatch_sequences = 1};
+  Kind& kind = larger.kinds.front();
+  const Kind as_it_is = kind;
+  const auto per_node = static_cast<int64_t>(kind.nodes.front().size());
+  const auto fits_with = [&](int64_t num_nodes) {
+    kind = as_it_is;
+    for (int64_t node = 0; node < num_nodes; ++node) {
+      std::vector<int> ranks;
+      for (int64_t i = 0; i < per_node; ++i) {
+        ranks.push_back(static_cast<int>(problem.num_devices() + node * per_node + i));
+        kind.node_of[ranks.back()] = static_cast<int>(kind.nodes.size());
+      }
+      kind.nodes.push_back(std::move(ranks));
+      kind.count += per_node;
+    }
+    larger.batch = 4 * larger.num_devices();
+    return find_layout(larger).has_value();
+  };
+  // From what the missing bytes come to, upward in small steps.
+  constexpr int kTries = 16;
+  const double missing = least_needed_bytes(problem) - total_memory_bytes(problem);
+  auto num_nodes = static_cast<int64_t>(
+      std::max(0.0, missing / kind.memory_bytes / static_cast<double>(per_node)));
+  for (int i = 0; i < kTries; ++i) {
+    num_nodes += 1 + num_nodes / 8;
+    if (fits_with(num_nodes)) return num_nodes * per_node;
+  }
+  return 0;
+}
+
 // 4129 becomes 4200: two digits are as many as a measurement of load deserves.
 double round_up_to_two_digits(double value) {
   const double unit = std::pow(10.0, std::floor(std::log10(value)) - 1);
@@ -142,12 +176,23 @@ void refuse_large_model(const std::string& site, const SiteProblem& problem, con
         fmt::format("{} x {} of {:.2f} GiB", kind.count, kind.device, kind.memory_bytes / kGib));
   }
   const double has = total_memory_bytes(problem);
+  if (std::ranges::any_of(problem.kinds, [](const Kind& kind) { return kind.memory_bytes <= 0; })) {
+    fail_usage("site \"{}\" ({}): no cut of the model's {} blocks suits these devices",
+               site,
+               fmt::join(kinds, ", "),
+               problem.sizes.num_blocks);
+  }
   const double needed = least_needed_bytes(problem);
   const std::string preset = largest_fitting_preset(problem, job);
+  const int64_t lacking = devices_lacking(problem);
+  const std::string would_do =
+      lacking == 0
+          ? ""
+          : fmt::format("it would fit with {} more {}; ", lacking, problem.kinds.front().device);
   fail_usage(
       "site \"{}\" ({}) has {:.2f} GiB, and this model of {:.1f} M parameters needs {:.2f} GiB "
       "with "
-      "one sequence at a time: {}; {}",
+      "one sequence at a time: {}; {}{}",
       site,
       fmt::join(kinds, ", "),
       has / kGib,
@@ -155,6 +200,7 @@ void refuse_large_model(const std::string& site, const SiteProblem& problem, con
       needed / kGib,
       needed > has ? fmt::format("{:.2f} GiB are missing", (needed - has) / kGib)
                    : "no cut of its blocks fits every device",
+      would_do,
       preset.empty()
           ? "not even the smallest preset would fit: take this site out"
           : fmt::format("the largest preset that fits is model.preset = \"{}\"", preset));

@@ -39,13 +39,22 @@ std::vector<std::vector<SiteDevice>> gather_devices(const JobConfig& job,
     for (const FleetDevice& device : site.devices) {
       const std::string name = profile_name(device.device, device.cores.size());
       const int cards = num_cards.at({kind_of_device(device.device), device.node});
-      const auto [found, is_new] =
-          known.try_emplace(fmt::format("{} {} {} {}", name, device.chip, cards, device.memory_gib));
+      const auto [found, is_new] = known.try_emplace(fmt::format("{} {} {} {} {} {}",
+                                                                 name,
+                                                                 device.chip,
+                                                                 cards,
+                                                                 device.memory_gib,
+                                                                 site.network_gbit_s,
+                                                                 site.network_us));
       if (is_new) {
         SiteDevice& one = found->second;
         one.device = device.device;
         one.profile = profile_device(device, job, fleet, catalogue, probe, cards);
         one.memory_bytes = device_memory_bytes(device, fleet, catalogue);
+        if (!runs_on_host(device.device)) {
+          one.profile.network_byte_s = 8e-9 / site.network_gbit_s;
+          one.profile.network_message_s = 1e-6 * site.network_us;
+        }
         plan.profiles.try_emplace(name, one.profile);
       }
       devices.push_back(found->second);

@@ -31,6 +31,11 @@ Kind kind_of(const SiteDevice& device) {
   kind.profile = device.profile;
   kind.memory_bytes = device.memory_bytes;
   kind.is_on_this_machine = runs_on_host(device.device);
+  kind.transport = transport_costs(kind.is_on_this_machine);
+  if (!kind.is_on_this_machine && device.profile.network_byte_s > 0) {
+    kind.transport = {.byte_s = device.profile.network_byte_s,
+                      .message_s = device.profile.network_message_s};
+  }
   return kind;
 }
 

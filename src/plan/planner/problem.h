@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "plan/cost/device/links.h"
 #include "plan/cost/sizes.h"
 #include "plan/plan.h"
 
@@ -20,6 +21,7 @@ struct Kind {
   std::map<int, int> node_of;           // of each rank
   int64_t count = 0;
   bool is_on_this_machine = false;
+  TransportCosts transport;  // to and from devices of other nodes and kinds
 };
 
 struct SiteProblem {

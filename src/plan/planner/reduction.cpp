@@ -80,14 +80,14 @@ struct BucketSeconds {
 /// The holders by vendor group: devices of one kind in one node have links of their own.
 struct HolderGroup {
   double size = 0;
-  double host_byte_s = 0, host_copy_s = 0, group_call_s = 0, group_byte_s = 0;
+  const DeviceProfile* profile = nullptr;
 };
 struct Holding {
   std::vector<HolderGroup> groups;
   double num_ranks = 0;
   double weight_bytes = 2;
   int64_t width = 1'000'000;
-  bool is_near = true;
+  TransportCosts transport;
 };
 
 Holding holding_of(const SiteProblem& problem, const SiteLayout& layout, const Holders& holders) {
@@ -100,17 +100,13 @@ Holding holding_of(const SiteProblem& problem, const SiteLayout& layout, const H
     const int node = kind.node_of.at(pipeline.ranks[stage_idx].front());
     const auto [found, is_new] = known.try_emplace({stage.kind_idx, node}, holding.groups.size());
     if (is_new) {
-      holding.groups.push_back({.size = 0,
-                                .host_byte_s = kind.profile.host_byte_s,
-                                .host_copy_s = kind.profile.host_copy_s,
-                                .group_call_s = kind.profile.group_call_s,
-                                .group_byte_s = kind.profile.group_byte_s});
+      holding.groups.push_back({.size = 0, .profile = &kind.profile});
     }
     holding.groups[found->second].size += 1;
     holding.num_ranks += 1;
     holding.weight_bytes = std::max(holding.weight_bytes, value_bytes(kind.profile.dtype));
     holding.width = std::min(holding.width, stage.shape.width);
-    holding.is_near = holding.is_near && kind.is_on_this_machine;
+    holding.transport = slower_of(holding.transport, kind.transport);
   }
   return holding;
 }
@@ -128,19 +124,22 @@ BucketSeconds bucket_seconds(const SiteProblem& problem,
   const Holding holding = holding_of(problem, layout, holders);
   const double bytes = 4 * values / static_cast<double>(holding.width);
   const double num_pieces = std::max(1.0, std::ceil(bytes / kPieceBytes));
-  const TransportCosts transport = transport_costs(holding.is_near);
+  const TransportCosts& transport = holding.transport;
   const double others = (holding.num_ranks - 1) / holding.num_ranks;
   const bool crosses = holding.groups.size() > 1;
   const double weights = holding.weight_bytes * values / static_cast<double>(holding.width);
   for (const HolderGroup& group : holding.groups) {
     // Half of it before the hosts' part, half of it after.
-    const double inside_s = (group.size - 1) / group.size * bytes * group.group_byte_s;
-    const double copy_s = bytes / group.size * group.host_byte_s + num_pieces * group.host_copy_s;
+    const DeviceProfile& profile = *group.profile;
+    const double byte_s = profile.byte_s(group.size);
+    const double inside_s = (group.size - 1) / group.size * bytes * byte_s;
+    const double copy_s =
+        bytes / group.size * profile.host_byte_s + num_pieces * profile.host_copy_s;
     const double across_s =
         2 * others * bytes / group.size * transport.byte_s + num_pieces * transport.message_s;
     if (!crosses) {
-      seconds.reduce_s = 2 * inside_s + group.group_call_s;
-      seconds.gather_s = others * weights * group.group_byte_s + group.group_call_s;
+      seconds.reduce_s = 2 * inside_s + profile.call_s(group.size);
+      seconds.gather_s = others * weights * byte_s + profile.call_s(group.size);
       continue;
     }
     const double slowest_s = std::max({inside_s, copy_s, across_s});
@@ -148,8 +147,8 @@ BucketSeconds bucket_seconds(const SiteProblem& problem,
     seconds.reduce_s = std::max(seconds.reduce_s, slowest_s + (before_s - slowest_s) / num_pieces);
     seconds.arrive_s = std::max(seconds.arrive_s, (copy_s + inside_s) / num_pieces);
     // Own slices go out while those of others come in.
-    seconds.gather_s = std::max(seconds.gather_s,
-                                others * weights * group.host_byte_s + weights * transport.byte_s);
+    seconds.gather_s = std::max(
+        seconds.gather_s, others * weights * profile.host_byte_s + weights * transport.byte_s);
   }
   if (!layout.slices_optimizer) seconds.gather_s = 0;
   return seconds;
@@ -171,8 +170,8 @@ double unit_reduction_s(const SiteProblem& problem,
     if (counts[kind] == 0) continue;
     const DeviceProfile& profile = problem.kinds[kind].profile;
     const double inside_s =
-        2 * (counts[kind] - 1) / counts[kind] * 4 * values[kind] * profile.group_byte_s;
-    const double transport_s = transport_costs(problem.kinds[kind].is_on_this_machine).byte_s;
+        2 * (counts[kind] - 1) / counts[kind] * 4 * values[kind] * profile.byte_s(counts[kind]);
+    const double transport_s = problem.kinds[kind].transport.byte_s;
     const double across_s = 4 * values[kind] / counts[kind] *
                             std::max(profile.host_byte_s, 2 * (all - 1) / all * transport_s);
     slowest_s = std::max({slowest_s, inside_s, num_groups > 1 ? across_s : 0});

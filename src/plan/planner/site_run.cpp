@@ -30,17 +30,17 @@ SiteRun site_run(const SiteProblem& problem,
                  std::span<const int64_t> shares) {
   SiteRun run;
   int64_t num_ranks = 0;
-  bool is_near = true;
+  TransportCosts slowest;
   for (size_t i = 0; i < layout.pipelines.size(); ++i) {
     const PipelineShape& shape = layout.pipelines[i].shape;
     run.pipelines.push_back(
         {shape.costs, cut_microbatches(shares[i], microbatch_for(layout, i, shares[i]))});
     for (const StageChoice& stage : shape.stages) {
       num_ranks += stage.shape.width;
-      is_near = is_near && problem.kinds[stage.kind_idx].is_on_this_machine;
+      slowest = slower_of(slowest, problem.kinds[stage.kind_idx].transport);
     }
   }
-  if (num_ranks > 1) run.agree_s = 4 * transport_costs(is_near).message_s;
+  if (num_ranks > 1) run.agree_s = 4 * slowest.message_s;
   add_reductions(problem, layout, run);
   return run;
 }

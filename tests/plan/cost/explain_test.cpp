@@ -34,6 +34,16 @@ TEST_CASE("no plan is faster than its bound") {
   }));
 }
 
+TEST_CASE("many chips for few sequences are bound by one sequence's way through the model") {
+  JobConfig job = job_of_batch(4);
+  job.train.pipeline = "auto";
+  job.model = model::preset("350m");
+  const Plan few = make_plan(job, fleet_of_chip("a100", 4), catalogue(), nullptr, 2);
+  const Plan many = make_plan(job, fleet_of_chip("a100", 64), catalogue(), nullptr, 2);
+  CHECK(many.bound_tokens_s < 8 * few.bound_tokens_s);
+  CHECK(many.predicted_tokens_s <= many.bound_tokens_s);
+}
+
 TEST_CASE("a chip whose figures differ makes the answer an interval, a measured one does not") {
   const JobConfig job = job_of_batch(40);
   const Plan press = make_plan(job, fleet_of_chip("910b", 2), catalogue(), nullptr, 2);

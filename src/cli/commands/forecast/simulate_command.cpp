@@ -1,18 +1,17 @@
 // pelago simulate: a run in virtual time, before anyone switches a chip on.
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "cli/commands/commands.h"
 #include "cli/setup.h"
+#include "plan/planner/aim/choose.h"
 #include "plan/simulation/bandwidth.h"
 #include "plan/simulation/input/setting.h"
 #include "plan/simulation/output/report.h"
 #include "plan/simulation/planned_play.h"
-#include "train/run_folder.h"
 
 namespace pelago::cli {
 
@@ -20,7 +19,7 @@ namespace {
 
 struct SimulateArguments {
   std::string file, fleet, plan, probe, faults, trace, svg;
-  std::vector<std::string> overrides;
+  std::vector<std::string> overrides, profiles;
   int64_t steps = 0;
   double hours = 0;
   uint64_t seed = 1;
@@ -79,42 +78,26 @@ void show(const SimulateArguments& arguments,
   write_pictures(arguments, trace, report.model->name);
 }
 
-/// A plan needs no data. Where there is a dataset, its vocabulary is the model's.
-plan::JobConfig read_job(const SimulateArguments& arguments,
-                         const std::vector<std::string>& overrides,
-                         std::vector<std::string>& notes) {
-  plan::JobConfig job = plan::read_job(arguments.file, overrides);
-  if (std::filesystem::exists(std::filesystem::path(job.data.dir) / "dataset.json")) {
-    train::take_vocabulary(job);
-  } else {
-    notes.push_back(fmt::format("no dataset in {}: a vocabulary of {} is taken",
-                                job.data.dir.empty() ? "data.dir" : job.data.dir,
-                                job.model.vocab_size));
-  }
-  return job;
-}
-
 void run_planned(const SimulateArguments& arguments, const Globals& globals) {
-  const chips::Catalogue catalogue = chips::Catalogue::built_in();
-  std::vector<std::string> for_job, for_fleet, notes;
-  for (const std::string& assignment : arguments.overrides) {
-    (assignment.rfind("emulation.", 0) == 0 ? for_fleet : for_job).push_back(assignment);
+  Setup setup = read_setup(arguments.file, arguments.fleet, arguments.overrides, Dataset::kMayLack);
+  std::optional<plan::Probe> probe;
+  if (!arguments.profiles.empty()) {
+    probe = get_layer_times(setup, arguments.profiles);
+  } else if (!arguments.probe.empty()) {
+    probe = get_probe(setup, arguments.probe, /*no_probe=*/false);
+  } else if (arguments.plan.empty()) {
+    setup.notes.push_back(
+        "the chips' pace is the catalogue's; --probe probe.json takes a measured one");
   }
-  const plan::JobConfig job = read_job(arguments, for_job, notes);
-  const plan::FleetConfig fleet = plan::read_fleet(arguments.fleet, catalogue, for_fleet);
   plan::Plan plan;
   if (!arguments.plan.empty()) {
     plan = plan::plan_from_json(read_text_file(arguments.plan), arguments.plan);
-    plan::check_plan_fits(plan, job, fleet, catalogue, arguments.plan);
+    plan::check_plan_fits(plan, setup.job, setup.fleet, setup.catalogue, arguments.plan);
   } else {
-    std::optional<plan::Probe> probe;
-    if (!arguments.probe.empty()) {
-      probe = plan::probe_from_json(read_text_file(arguments.probe), arguments.probe);
-    } else {
-      notes.push_back(
-          "the chips' pace is the catalogue's; --probe probe.json takes a measured one");
-    }
-    plan = plan::make_plan(job, fleet, catalogue, probe ? &*probe : nullptr, host_cores());
+    plan::ChosenFleet chosen = plan::choose_devices(
+        setup.job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
+    plan = std::move(chosen.plan);
+    if (!chosen.left_free.empty()) setup.notes.push_back("left free: " + chosen.left_free);
   }
   plan::Trace trace;
   plan::PlannedOptions options;
@@ -125,9 +108,9 @@ void run_planned(const SimulateArguments& arguments, const Globals& globals) {
   }
   if (!arguments.faults.empty()) options.faults = plan::read_faults(arguments.faults);
   plan::RunModel model;
-  plan::SimulationReport report = plan::play_plan(plan, job, options, model);
+  plan::SimulationReport report = plan::play_plan(plan, setup.job, options, model);
   report.notes.insert(report.notes.end(), plan.warnings.begin(), plan.warnings.end());
-  report.notes.insert(report.notes.end(), notes.begin(), notes.end());
+  report.notes.insert(report.notes.end(), setup.notes.begin(), setup.notes.end());
   if (!arguments.bandwidth_for.empty()) return run_bandwidth(arguments, model, globals);
   show(arguments, report, trace, globals);
 }
@@ -148,8 +131,8 @@ void run_setting(const SimulateArguments& arguments, const Globals& globals) {
 
 void run_simulate(const SimulateArguments& arguments, const Globals& globals) {
   if (!arguments.fleet.empty()) return run_planned(arguments, globals);
-  if (!arguments.plan.empty() || !arguments.probe.empty()) {
-    fail_usage("--plan and --probe belong to a job and its --fleet");
+  if (!arguments.plan.empty() || !arguments.probe.empty() || !arguments.profiles.empty()) {
+    fail_usage("--plan, --probe and --profile belong to a job and its --fleet");
   }
   run_setting(arguments, globals);
 }
@@ -166,6 +149,7 @@ void add_simulate(CLI::App& app, Globals& globals) {
       "  pelago simulate job.toml --fleet fleet.toml\n"
       "  pelago simulate job.toml --fleet fleet.toml --hours 24 --faults rates.toml --seed 7\n"
       "  pelago simulate job.toml --fleet fleet.toml --steps 20 --trace out.json --svg out.svg\n"
+      "  pelago simulate job.toml --fleet fleet.toml --profile a100=layers.json --steps 20\n"
       "  pelago simulate setting.toml --hours 24 --set learners.count=8     without a fleet\n"
       "  pelago simulate setting.toml --bandwidth-needed 50 80 90 95 99\n"
       "\nout.json opens in ui.perfetto.dev; docs/SIMULATION.md says what a setting holds.\n");
@@ -174,6 +158,12 @@ void add_simulate(CLI::App& app, Globals& globals) {
   command->add_option("--fleet", arguments->fleet, "fleet.toml of the job");
   command->add_option("--plan", arguments->plan, "plan.json to play; else the planner makes one");
   command->add_option("--probe", arguments->probe, "probe.json of `pelago probe`");
+  command
+      ->add_option("--profile",
+                   arguments->profiles,
+                   "times by layer, microbatch and tensor parallelism, as in `pelago plan`")
+      ->excludes("--probe")
+      ->excludes("--plan");
   command->add_option("--steps", arguments->steps, "optimizer steps of each site");
   command->add_option(
       "--hours", arguments->hours, "virtual hours; neither: a day, or some rounds of a job");

@@ -158,7 +158,13 @@ DeviceProfile profile_device(const FleetDevice& device,
   }
   if (profile.group_byte_s == 0) {
     profile.group_byte_s = slowdown * links.group_byte_s;
-    profile.group_call_s = slowdown * links.group_call_s;
+    profile.pair_byte_s = slowdown * links.pair_byte_s;
+    // The emulator's collectives have one hop of 5 us, and three operators bring the values into
+    // place, however many cards there are.
+    constexpr double kEmulatedCallS = 11e-6;
+    const bool is_emulating = is_emulated(device.device);
+    profile.group_call_s = is_emulating ? slowdown * kEmulatedCallS : links.group_call_s;
+    profile.group_hop_s = is_emulating ? 0 : links.group_hop_s;
   }
   return profile;
 }

@@ -67,7 +67,7 @@ class JointSearch {
     for (const Kind& kind : problem_.kinds) {
       sets.push_back(tensor_sets(kind, width));
       const auto count = static_cast<int64_t>(sets.back().size());
-      if (count == 0) return;
+      if (count == 0 || !kind.profile.allows(width)) return;
       together = std::gcd(together, count);
       num_sets += count;
     }

@@ -202,8 +202,7 @@ std::string to_text(const Explanation& explanation) {
   return text;
 }
 
-template <typename Visitor, typename P>
-requires std::same_as<std::remove_const_t<P>, StepShares>
+template <typename Visitor, Like<StepShares> P>
 void each_field(Visitor& visit, P& shares) {
   visit("site", shares.site);
   visit("bound_by", shares.bound_by);
@@ -213,14 +212,12 @@ void each_field(Visitor& visit, P& shares) {
   visit("update", shares.update);
   visit("line", shares.line);
 }
-template <typename Visitor, typename P>
-requires std::same_as<std::remove_const_t<P>, PlanChange>
+template <typename Visitor, Like<PlanChange> P>
 void each_field(Visitor& visit, P& change) {
   visit("what", change.what);
   visit("gain_ratio", change.gain_ratio);
 }
-template <typename Visitor, typename P>
-requires std::same_as<std::remove_const_t<P>, Explanation>
+template <typename Visitor, Like<Explanation> P>
 void each_field(Visitor& visit, P& explanation) {
   visit("bound_ratio", explanation.bound_ratio);
   visit("sites", explanation.sites);

@@ -10,7 +10,8 @@ namespace pelago::plan {
 
 /// Sequences a second that no plan of these devices reaches with this batch, by the same costs: all
 /// of them compute all the time in the largest microbatches, nobody waits for anybody, and an
-/// update takes no longer than its fixed part.
+/// update takes no longer than its fixed part; nor is a step shorter than one sequence's way
+/// through the model and back, which many devices for few sequences come up against.
 double bound_sequences_s(const std::vector<std::vector<SiteDevice>>& sites,
                          const JobConfig& job,
                          int64_t batch);

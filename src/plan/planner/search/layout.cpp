@@ -118,6 +118,7 @@ std::vector<std::vector<int64_t>> widths_to_try(const SiteProblem& problem) {
   const size_t num_kinds = problem.kinds.size();
   const int64_t asked = problem.train.tensor_parallel;
   const auto can = [&](size_t kind, int64_t width) {
+    if (!problem.kinds[kind].profile.allows(width)) return false;
     return width == 1 ||
            (can_be_cut(problem.sizes, width) && !tensor_sets(problem.kinds[kind], width).empty());
   };
@@ -128,17 +129,24 @@ std::vector<std::vector<int64_t>> widths_to_try(const SiteProblem& problem) {
     }
     return {widths};
   }
-  std::vector<std::vector<int64_t>> all = {std::vector<int64_t>(num_kinds, 1)};
+  std::vector<int64_t> least;
+  for (size_t kind = 0; kind < num_kinds; ++kind) {
+    for (int64_t width = 1; width <= 8 && least.size() == kind; width *= 2) {
+      if (can(kind, width)) least.push_back(width);
+    }
+    if (least.size() == kind) return {};
+  }
+  std::vector<std::vector<int64_t>> all = {least};
   const auto add = [&](const std::vector<int64_t>& widths) {
     if (std::find(all.begin(), all.end(), widths) == all.end()) all.push_back(widths);
   };
   const bool tries_each_alone = num_kinds <= 3;
   for (const int64_t width : {2, 4, 8}) {
-    std::vector<int64_t> together(num_kinds, 1);
+    std::vector<int64_t> together = least;
     for (size_t kind = 0; kind < num_kinds; ++kind) {
       if (!can(kind, width)) continue;
       together[kind] = width;
-      std::vector<int64_t> one(num_kinds, 1);
+      std::vector<int64_t> one = least;
       one[kind] = width;
       if (tries_each_alone) add(one);
     }

@@ -18,30 +18,19 @@ double planned_memory(const SiteProblem& problem, const Kind& kind) {
 
 /// A rank gives and gets its part of [N,D] four times a pass: in front of each half of a block the
 /// ranks' tokens are gathered, behind it their sums are scattered.
-LinearCost tensor_traffic(const SiteProblem& problem, const Kind& kind, int64_t width) {
+LinearCost tensor_traffic(const ModelSizes& sizes, const DeviceProfile& profile, int64_t width) {
   if (width == 1) return {};
   constexpr double kTimes = 4;
-  const double others = static_cast<double>(width - 1);
-  const double bytes = value_bytes(kind.profile.dtype) * problem.sizes.tokens *
-                       problem.sizes.hidden * others / static_cast<double>(width);
-  return {.fixed_s = kTimes * kind.profile.group_call_s,
-          .sequence_s = kTimes * bytes * kind.profile.group_byte_s};
+  const auto members = static_cast<double>(width);
+  const double bytes =
+      value_bytes(profile.dtype) * sizes.tokens * sizes.hidden * (members - 1) / members;
+  return {.fixed_s = kTimes * profile.call_s(members),
+          .sequence_s = kTimes * bytes * profile.byte_s(members)};
 }
 
 /// Of a cost whose arithmetic is cut over the ranks, but whose starts of operators are not.
 LinearCost cut(const LinearCost& cost, int64_t width) {
   return {cost.fixed_s, cost.sequence_s / static_cast<double>(width)};
-}
-
-struct BlockCosts {
-  LinearCost forward, backward;
-};
-BlockCosts block_costs(const SiteProblem& problem, const Kind& kind, int64_t width) {
-  const LinearCost traffic = tensor_traffic(problem, kind, width);
-  BlockCosts costs{cut(kind.profile.block_forward, width), cut(kind.profile.block_backward, width)};
-  costs.forward += traffic;
-  costs.backward += traffic;
-  return costs;
 }
 
 /// Of one pipeline, if it had the whole batch.
@@ -58,7 +47,7 @@ StageLimits limits_of(const SiteProblem& problem,
   StageChoice& stage = stages[stage_idx];
   const Kind& kind = problem.kinds[stage.kind_idx];
   const auto sequences = static_cast<double>(microbatch);
-  const BlockCosts block = block_costs(problem, kind, stage.shape.width);
+  const BlockCosts block = block_costs(problem.sizes, kind.profile, stage.shape.width);
   StageLimits limits;
   LinearCost rest = kind.profile.stage_forward;
   rest += kind.profile.stage_backward;
@@ -66,10 +55,10 @@ StageLimits limits_of(const SiteProblem& problem,
   limits.block_s = block.forward.at(sequences) + block.backward.at(sequences);
   limits.recomputed_block_s = limits.block_s + block.forward.at(sequences);
   if (stage.shape.has_embedding) {
-    limits.fixed_s += cut(kind.profile.embedding, stage.shape.width).at(sequences);
+    limits.fixed_s += embedding_cost(kind.profile, stage.shape.width).at(sequences);
   }
   if (stage.shape.has_head) {
-    limits.fixed_s += cut(kind.profile.head, stage.shape.width).at(sequences);
+    limits.fixed_s += head_cost(kind.profile, stage.shape.width).at(sequences);
   }
   const auto most_blocks = [&](bool recompute) {
     stage.shape.recompute = recompute;
@@ -120,7 +109,36 @@ PipelineShape shape_of_cut(const SiteProblem& problem,
   return finish_shape(problem, std::move(stages), microbatch, traits);
 }
 
+/// Of stages whose blocks the job names.
+bool has_room(const std::vector<StageLimits>& limits, const std::vector<int64_t>& blocks) {
+  if (blocks.size() != limits.size()) return false;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (blocks[i] > limits[i].most()) return false;
+  }
+  return true;
+}
+
 }  // namespace
+
+BlockCosts block_costs(const ModelSizes& sizes, const DeviceProfile& profile, int64_t width) {
+  if (const CutProfile* measured = profile.cut_of(width)) {
+    return {measured->block_forward, measured->block_backward};
+  }
+  const LinearCost traffic = tensor_traffic(sizes, profile, width);
+  BlockCosts costs{cut(profile.block_forward, width), cut(profile.block_backward, width)};
+  costs.forward += traffic;
+  costs.backward += traffic;
+  return costs;
+}
+
+LinearCost embedding_cost(const DeviceProfile& profile, int64_t width) {
+  const CutProfile* measured = profile.cut_of(width);
+  return measured != nullptr ? measured->embedding : cut(profile.embedding, width);
+}
+LinearCost head_cost(const DeviceProfile& profile, int64_t width) {
+  const CutProfile* measured = profile.cut_of(width);
+  return measured != nullptr ? measured->head : cut(profile.head, width);
+}
 
 int64_t num_stages(const Composition& composition) {
   return std::accumulate(composition.begin(), composition.end(), int64_t{0});
@@ -133,11 +151,16 @@ StageCosts stage_costs(const SiteProblem& problem,
   const Kind& kind = problem.kinds[stage.kind_idx];
   const DeviceProfile& profile = kind.profile;
   const auto num_blocks = static_cast<double>(stage.shape.num_blocks);
-  const BlockCosts block = block_costs(problem, kind, stage.shape.width);
+  const BlockCosts block = block_costs(problem.sizes, kind.profile, stage.shape.width);
   StageCosts costs;
   costs.forward = block.forward.times(num_blocks);
   costs.backward = block.backward.times(num_blocks);
-  costs.forward_wait = tensor_traffic(problem, kind, stage.shape.width).times(num_blocks);
+  const CutProfile* measured = profile.cut_of(stage.shape.width);
+  // What was measured of several together has their traffic in it, unknown how much.
+  costs.forward_wait =
+      measured != nullptr
+          ? LinearCost{}
+          : tensor_traffic(problem.sizes, profile, stage.shape.width).times(num_blocks);
   costs.backward_wait = costs.forward_wait;
   if (stage.shape.recompute) {
     costs.backward += costs.forward;
@@ -145,21 +168,22 @@ StageCosts stage_costs(const SiteProblem& problem,
   }
   costs.forward += cut(profile.stage_forward, stage.shape.width);
   costs.backward += cut(profile.stage_backward, stage.shape.width);
-  if (stage.shape.has_embedding) costs.backward += cut(profile.embedding, stage.shape.width);
+  if (stage.shape.has_embedding) costs.backward += embedding_cost(profile, stage.shape.width);
   // The head's gradients are made with its loss; its stage goes backward at once anyway.
-  if (stage.shape.has_head) costs.forward += cut(profile.head, stage.shape.width);
-  costs.update_s =
-      profile.update_s + profile.update_run_s * update_runs(problem.sizes, stage.shape) +
-      profile.update_parameter_s * optimizer_share * held_values(problem.sizes, stage.shape);
+  if (stage.shape.has_head) costs.forward += head_cost(profile, stage.shape.width);
+  const double parameter_s =
+      measured != nullptr ? measured->update_parameter_s : profile.update_parameter_s;
+  costs.update_s = profile.update_s +
+                   profile.update_run_s * update_runs(problem.sizes, stage.shape) +
+                   parameter_s * optimizer_share * held_values(problem.sizes, stage.shape);
   const bool is_alone = stage.shape.has_embedding && stage.shape.has_head;
   if (is_alone) return costs;
   const double hidden_bytes = problem.sizes.tokens * problem.sizes.hidden *
                               value_bytes(profile.dtype) / static_cast<double>(stage.shape.width);
   costs.copy = {profile.host_copy_s, hidden_bytes * profile.host_byte_s};
   if (behind == nullptr) return costs;
-  const bool is_near =
-      kind.is_on_this_machine && problem.kinds[behind->kind_idx].is_on_this_machine;
-  const TransportCosts transport = transport_costs(is_near);
+  const TransportCosts transport =
+      slower_of(kind.transport, problem.kinds[behind->kind_idx].transport);
   costs.message = {transport.message_s, hidden_bytes * transport.byte_s};
   return costs;
 }
@@ -225,6 +249,11 @@ std::optional<PipelineShape> make_shape(const SiteProblem& problem,
   std::vector<StageChoice> stages = empty_stages(composition, options);
   const std::vector<StageLimits> limits = all_limits(problem, stages, options, microbatch, known);
   if (limits.empty()) return std::nullopt;
+  const std::vector<int64_t>& asked = problem.train.blocks_by_stage;
+  if (!asked.empty()) {
+    if (!has_room(limits, asked)) return std::nullopt;
+    return shape_of_cut(problem, std::move(stages), limits, asked, microbatch, options.traits());
+  }
   const auto blocks = split_blocks(limits, problem.sizes.num_blocks);
   if (!blocks) return std::nullopt;
   return shape_of_cut(problem, std::move(stages), limits, *blocks, microbatch, options.traits());
@@ -249,6 +278,13 @@ std::vector<PipelineShape> make_shapes(const SiteProblem& problem,
   const std::vector<StageLimits> limits = all_limits(problem, empty, options, microbatch, known);
   std::vector<PipelineShape> shapes;
   if (limits.empty()) return shapes;
+  const std::vector<int64_t>& asked = problem.train.blocks_by_stage;
+  if (!asked.empty()) {
+    if (has_room(limits, asked)) {
+      shapes.push_back(shape_of_cut(problem, empty, limits, asked, microbatch, options.traits()));
+    }
+    return shapes;
+  }
   const size_t most = stages.size() == 1 ? 1 : num_cuts;
   for (const std::vector<int64_t>& blocks :
        split_variants(limits, problem.sizes.num_blocks, most)) {

@@ -49,6 +49,15 @@ struct ShapeOptions {
   }
 };
 
+/// Of one block on one of `width` devices, with what these send one another.
+struct BlockCosts {
+  LinearCost forward, backward;
+};
+BlockCosts block_costs(const ModelSizes& sizes, const DeviceProfile& profile, int64_t width);
+/// Both ways, as DeviceProfile has them.
+LinearCost embedding_cost(const DeviceProfile& profile, int64_t width);
+LinearCost head_cost(const DeviceProfile& profile, int64_t width);
+
 /// What a stage costs.
 StageCosts stage_costs(const SiteProblem& problem,
                        const StageChoice& stage,

@@ -54,34 +54,48 @@ std::vector<AlikeStages> join_alike(const std::vector<StageLimits>& stages) {
   return alike;
 }
 
-bool can_hold(const std::vector<AlikeStages>& stages, int64_t num_blocks, double seconds) {
+/// What the stages take within this time, each; false if that is not all blocks, or one takes none.
+bool can_hold(const std::vector<AlikeStages>& stages,
+              int64_t num_blocks,
+              double seconds,
+              std::vector<int64_t>& blocks) {
   int64_t sum = 0;
-  for (const AlikeStages& alike : stages) {
-    const int64_t blocks = blocks_within(alike.stage, seconds);
-    if (blocks == 0) return false;
-    sum += alike.count * blocks;
+  bool is_idle = false;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    blocks[i] = blocks_within(stages[i].stage, seconds);
+    is_idle = is_idle || blocks[i] == 0;
+    sum += stages[i].count * blocks[i];
   }
-  return sum >= num_blocks;
+  return !is_idle && sum >= num_blocks;
 }
 
-/// The least time of the slowest stage; none if the stages cannot hold so many blocks. Bisected to
-/// the last bits, then it is the time of a whole number of blocks again.
+/// The least time of the slowest stage; none if the stages cannot hold so many blocks. Bisected
+/// until only one kind of stage has one block more at the longer time than at the shorter: that
+/// block makes the difference, so what they take then is what they take at the least time.
 std::optional<double> least_time(const std::vector<AlikeStages>& stages, int64_t num_blocks) {
   double enough_s = 0;
   for (const AlikeStages& alike : stages) {
     const int64_t most = std::min(alike.stage.most(), num_blocks);
     enough_s = std::max(enough_s, alike.stage.time_s(most));
   }
-  if (!can_hold(stages, num_blocks, enough_s)) return std::nullopt;
+  std::vector<int64_t> enough(stages.size()), too_few(stages.size(), 0), middle(stages.size());
+  if (!can_hold(stages, num_blocks, enough_s, enough)) return std::nullopt;
+  const auto num_between = [&] {
+    int64_t sum = 0;
+    for (size_t i = 0; i < stages.size(); ++i) sum += enough[i] - too_few[i];
+    return sum;
+  };
   constexpr double kLastBits = 1e-12;
   double short_s = 0;
-  while (enough_s - short_s > kLastBits * enough_s) {
+  while (enough_s - short_s > kLastBits * enough_s && num_between() > 1) {
     const double middle_s = (short_s + enough_s) / 2;
-    (can_hold(stages, num_blocks, middle_s) ? enough_s : short_s) = middle_s;
+    const bool is_enough = can_hold(stages, num_blocks, middle_s, middle);
+    (is_enough ? enough_s : short_s) = middle_s;
+    std::swap(is_enough ? enough : too_few, middle);
   }
   double slowest_s = 0;
-  for (const AlikeStages& alike : stages) {
-    slowest_s = std::max(slowest_s, alike.stage.time_s(blocks_within(alike.stage, enough_s)));
+  for (size_t i = 0; i < stages.size(); ++i) {
+    slowest_s = std::max(slowest_s, stages[i].stage.time_s(enough[i]));
   }
   return slowest_s;
 }
@@ -130,11 +144,41 @@ std::vector<double> possible_times(const std::vector<StageLimits>& stages, int64
   return times;
 }
 
+/// As remove_surplus(), where no stage recomputes, so that each block of a stage saves the same:
+/// from the dearest stage; of equally dear ones from the longest, so that they stay even, of equals
+/// the last.
+void remove_dearest(const std::vector<StageLimits>& stages,
+                    int64_t surplus,
+                    std::vector<int64_t>& blocks) {
+  for (; surplus > 0; --surplus) {
+    size_t dearest = stages.size();
+    for (size_t i = 0; i < stages.size(); ++i) {
+      if (blocks[i] < 2) continue;
+      const StageLimits& stage = stages[i];
+      if (dearest < stages.size()) {
+        const StageLimits& other = stages[dearest];
+        if (stage.block_s < other.block_s) continue;
+        if (stage.block_s == other.block_s &&
+            stage.time_s(blocks[i]) < other.time_s(blocks[dearest])) {
+          continue;
+        }
+      }
+      dearest = i;
+    }
+    blocks[dearest] -= 1;
+  }
+}
+
 /// Takes `surplus` blocks away where that saves most.
 void remove_surplus(const std::vector<StageLimits>& stages,
                     int64_t surplus,
                     std::vector<int64_t>& blocks) {
   const size_t num_stages = stages.size();
+  bool recomputes = false;
+  for (size_t i = 0; i < num_stages; ++i) {
+    recomputes = recomputes || blocks[i] > stages[i].blocks_max;
+  }
+  if (!recomputes) return remove_dearest(stages, surplus, blocks);
   const auto width = static_cast<size_t>(surplus + 1);
   constexpr double kNever = std::numeric_limits<double>::infinity();
   // least[s][r]: the least sum of times of stages before s that take r blocks less than they could.

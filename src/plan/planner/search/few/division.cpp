@@ -43,6 +43,7 @@ std::vector<Sets> ways_of(const SiteProblem& problem, const Kind& kind) {
           if (counts[i] == 0) continue;
           sets.emplace_back(kWidths[i], std::vector<std::vector<int>>{});
           is_possible = (kWidths[i] == 1 || can_be_cut(problem.sizes, kWidths[i])) &&
+                        kind.profile.allows(kWidths[i]) &&
                         take_sets(nodes, kWidths[i], counts[i], sets.back().second);
         }
         if (is_possible) ways.push_back(std::move(sets));
