@@ -13,7 +13,7 @@ namespace pelago::plan {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 std::string date_or_never(const Scenario& scenario, double day) {
   return std::isinf(day) || day >= scenario.until_day ? "not by the end" : day_text(day);
@@ -198,14 +198,18 @@ void print_serving(const Scenario& scenario, const Forecast& forecast, std::stri
   }
 }
 
-Json day_json(double day) { return std::isinf(day) ? Json(nullptr) : Json(day_text(day)); }
-Json number_json(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
-Json percentiles_json(const Percentiles& value) {
+OrderedJson day_json(double day) {
+  return std::isinf(day) ? OrderedJson(nullptr) : OrderedJson(day_text(day));
+}
+OrderedJson number_json(double value) {
+  return std::isfinite(value) ? OrderedJson(value) : OrderedJson(nullptr);
+}
+OrderedJson percentiles_json(const Percentiles& value) {
   return {{"p10", number_json(value.p10)},
           {"p50", number_json(value.p50)},
           {"p90", number_json(value.p90)}};
 }
-Json days_json(const Percentiles& value) {
+OrderedJson days_json(const Percentiles& value) {
   return {{"p10", day_json(value.p10)}, {"p50", day_json(value.p50)}, {"p90", day_json(value.p90)}};
 }
 
@@ -239,48 +243,49 @@ std::string to_table(const Scenario& scenario, const Forecast& forecast) {
 }
 
 std::string to_json(const Scenario& scenario, const Forecast& forecast) {
-  Json json;
+  OrderedJson json;
   json["name"] = scenario.name;
   json["from"] = day_text(scenario.from_day);
   json["until"] = day_text(scenario.until_day);
   json["seed"] = forecast.seed;
   json["trials"] = scenario.trials;
-  json["models"] = Json::array();
+  json["models"] = OrderedJson::array();
   for (const ModelForecast& model : forecast.models) {
-    Json shares = Json::object();
+    OrderedJson shares = OrderedJson::object();
     for (size_t i = 0; i < model.chip_shares.size(); ++i) {
-      Json& share = shares[scenario.orders[i].chip->id];
+      OrderedJson& share = shares[scenario.orders[i].chip->id];
       share = (share.is_null() ? 0.0 : share.get<double>()) + model.chip_shares[i];
     }
-    json["models"].push_back({{"name", model.name},
-                              {"begun", days_json(model.begun_day)},
-                              {"done", days_json(model.done_day)},
-                              {"in_time", model.in_time < 0 ? Json(nullptr) : Json(model.in_time)},
-                              {"line_share", model.line_share},
-                              {"waits_for", model.waits_for},
-                              {"chip_shares", shares}});
+    json["models"].push_back(
+        {{"name", model.name},
+         {"begun", days_json(model.begun_day)},
+         {"done", days_json(model.done_day)},
+         {"in_time", model.in_time < 0 ? OrderedJson(nullptr) : OrderedJson(model.in_time)},
+         {"line_share", model.line_share},
+         {"waits_for", model.waits_for},
+         {"chip_shares", shares}});
   }
   json["generations"] = percentiles_json(forecast.generations);
   json["generations_ended_by"] = forecast.generations_ended;
-  json["chip_values"] = Json::array();
+  json["chip_values"] = OrderedJson::array();
   for (const ChipValue& value : forecast.values) {
     json["chip_values"].push_back({{"chip", value.chip},
                                    {"extra_chips", value.extra_chips},
                                    {"days_earlier", value.days_earlier},
                                    {"flops_ratio", value.flops_ratio}});
   }
-  json["ban_costs"] = Json::array();
+  json["ban_costs"] = OrderedJson::array();
   for (const BanCost& cost : forecast.bans) {
     json["ban_costs"].push_back(
         {{"model", cost.model}, {"days_later", number_json(cost.days_later)}});
   }
   json["ban_flops_ratio"] = forecast.ban_flops_ratio;
   json["generations_without_ban"] = forecast.generations_unbanned;
-  json["serving"] = Json::array();
+  json["serving"] = OrderedJson::array();
   for (const ServingNeed& need : forecast.serving) {
     json["serving"].push_back(
         {{"chip", need.chip},
-         {"chips", need.answers_together > 0 ? percentiles_json(need.chips) : Json(nullptr)},
+         {"chips", need.answers_together > 0 ? percentiles_json(need.chips) : OrderedJson(nullptr)},
          {"chips_together", need.chips_together},
          {"answers_together", need.answers_together},
          {"training_worth", need.training_worth},

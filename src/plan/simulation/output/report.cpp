@@ -10,7 +10,7 @@ namespace pelago::plan {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 /// The value below which this share of them lies.
 double quantile(std::vector<double> values, double share) {
@@ -156,8 +156,8 @@ void print_faults(const SimulationReport& report, std::string& out) {
                  time_text(lost_s));
 }
 
-Json sites_json(const RunOutcome& outcome) {
-  Json sites = Json::array();
+OrderedJson sites_json(const RunOutcome& outcome) {
+  OrderedJson sites = OrderedJson::array();
   for (const SiteOutcome& site : outcome.sites) {
     sites.push_back({{"name", site.name},
                      {"steps", site.steps},
@@ -222,7 +222,7 @@ std::string to_table(const SimulationReport& report) {
 
 std::string to_json(const SimulationReport& report) {
   const RunOutcome& outcome = report.outcome;
-  Json json;
+  OrderedJson json;
   json["name"] = report.model->name;
   json["seed"] = report.seed;
   json["simulated_s"] = outcome.played_s;
@@ -239,7 +239,7 @@ std::string to_json(const SimulationReport& report) {
                        {"max_s", quantile(outcome.exchange_s, 1)},
                        {"left_out", outcome.num_left_out}};
   json["sites"] = sites_json(outcome);
-  json["steps"] = Json::array();
+  json["steps"] = OrderedJson::array();
   for (const StepParts& step : report.steps) {
     json["steps"].push_back({{"site", step.site},
                              {"step_s", step.step_s},
@@ -248,7 +248,7 @@ std::string to_json(const SimulationReport& report) {
                              {"reduce", step.reduce},
                              {"update", step.update}});
   }
-  json["lines"] = Json::array();
+  json["lines"] = OrderedJson::array();
   for (const LineOutcome& line : outcome.lines) {
     json["lines"].push_back({{"from", report.model->sites[line.from].name},
                              {"to", report.model->sites[line.to].name},
@@ -257,7 +257,7 @@ std::string to_json(const SimulationReport& report) {
                              {"busy_s", line.busy_s},
                              {"faults", line.num_faults}});
   }
-  json["faults"] = Json::object();
+  json["faults"] = OrderedJson::object();
   for (const FaultOutcome& fault : outcome.faults) json["faults"][fault.name] = fault.count;
   json["events"] = outcome.num_events;
   json["notes"] = report.notes;
@@ -280,11 +280,11 @@ std::string to_table(const RunModel& model, const std::vector<BandwidthRow>& row
 }
 
 std::string to_json(const RunModel& model, const std::vector<BandwidthRow>& rows) {
-  Json json;
+  OrderedJson json;
   json["name"] = model.name;
-  json["bandwidth_needed"] = Json::array();
+  json["bandwidth_needed"] = OrderedJson::array();
   for (const BandwidthRow& row : rows) {
-    Json entry = {{"utilisation", row.utilisation}, {"gbit_s", row.bits_s / 1e9}};
+    OrderedJson entry = {{"utilisation", row.utilisation}, {"gbit_s", row.bits_s / 1e9}};
     if (row.on_grid_bits_s > 0) entry["on_grid_gbit_s"] = row.on_grid_bits_s / 1e9;
     json["bandwidth_needed"].push_back(entry);
   }
