@@ -92,7 +92,9 @@ struct EngineOptions {
   int64_t page_tokens = 32;        // smaller: more of a prefix is found; larger: fewer lookups
   int num_threads = 0;             // of a pass, bound to cores of their own; 0: one a core
   int64_t context_tokens_max = 0;  // 0: what the model was made for
-  SchedulerLimits scheduler = {};
+  /// sequences_max 0: 16 on a CPU, where products of more rows take longer by as much as they do
+  /// more, and 64 elsewhere.
+  SchedulerLimits scheduler = {.sequences_max = 0};
   SpeculationOptions speculation = {};
   std::filesystem::path draft_folder = {};  // a small model that guesses; empty: repeated text only
   int64_t waiting_max = 256;                // requests in the queue

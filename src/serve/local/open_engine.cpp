@@ -62,7 +62,7 @@ int64_t num_pages_for(const EngineOptions& options, const model::ModelConfig& co
 }
 
 int64_t batch_tokens_for(const EngineOptions& options) {
-  return options.scheduler.step_tokens + options.scheduler.sequences_max +
+  return options.scheduler.step_tokens + options.scheduler.rows_max() +
          options.speculation.rows_max + options.page_tokens;
 }
 
@@ -149,8 +149,8 @@ void EngineOptions::validate() const {
       "context_tokens_max", context_tokens_max, context_tokens_max >= 0, "0 (the model's) or more");
   check("sequences_max",
         scheduler.sequences_max,
-        scheduler.sequences_max >= 1 && scheduler.sequences_max <= 4096,
-        "between 1 and 4096");
+        scheduler.sequences_max >= 0 && scheduler.sequences_max <= 4096,
+        "0 (as many as this device gains by) to 4096");
   check("step_tokens",
         scheduler.step_tokens,
         scheduler.step_tokens >= 16 && scheduler.step_tokens <= 65536,
@@ -170,8 +170,12 @@ void EngineOptions::validate() const {
   check("waiting_max", waiting_max, waiting_max >= 1 && waiting_max <= 1'000'000, "1 to 1000000");
 }
 
-std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions& options) {
-  options.validate();
+std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions& asked) {
+  asked.validate();
+  EngineOptions options = asked;
+  if (options.scheduler.sequences_max == 0) {
+    options.scheduler.sequences_max = options.device == "cpu" ? 16 : 64;
+  }
   if (!fs::exists(folder / "config.json")) {
     fail_usage("{}: not a model folder, it has no config.json", folder.string());
   }

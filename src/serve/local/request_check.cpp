@@ -33,10 +33,10 @@ Status BatchEngine::check(const GenerateRequest& request) const {
   if (request.max_new_tokens < 1) {
     return refused("max_new_tokens is {}: it must be 1 or more", request.max_new_tokens);
   }
-  if (request.num_choices < 1 || request.num_choices > options_.scheduler.sequences_max) {
+  if (request.num_choices < 1 || request.num_choices > options_.scheduler.rows_max()) {
     return refused("num_choices is {}: it must be between 1 and {}",
                    request.num_choices,
-                   options_.scheduler.sequences_max);
+                   options_.scheduler.rows_max());
   }
   if (request.num_logprobs > kLogprobsMax) {
     return refused("num_logprobs is {}: it must be at most {}", request.num_logprobs, kLogprobsMax);
