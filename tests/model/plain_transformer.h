@@ -1,7 +1,9 @@
 // The transformer once more, as loops over doubles that follow the papers and share no line with
-// src/model: what the fast one is compared with.
+// src/model: what the fast one is compared with. It can round where one that computes in bf16 does,
+// so that what is left between the two is the order of sums.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -14,12 +16,22 @@
 
 namespace pelago::model {
 
+/// What is rounded on its way into a product; sums and everything between are exact.
+enum class PlainRounding {
+  kNone,
+  kBf16,       // all inputs: of projections, queries, keys, values, weights of attention
+  kInt8Cache,  // likewise, but keys and values are levels of 8 bits with a scale a head
+};
+
 class PlainTransformer {
  public:
   using Vector = std::vector<double>;
 
   /// flat: f32 [N] on the CPU, in parameter_specs() order.
-  PlainTransformer(const ModelConfig& config, const Tensor& flat) : config_(config) {
+  PlainTransformer(const ModelConfig& config,
+                   const Tensor& flat,
+                   PlainRounding rounding = PlainRounding::kNone)
+      : config_(config), rounding_(rounding) {
     const float* values = flat.data_ptr<float>();
     for (const ParameterSpec& spec : parameter_specs(config)) {
       weights_[spec.name] = Vector(values, values + spec.num_values());
@@ -76,7 +88,30 @@ class PlainTransformer {
     return y;
   }
 
-  Vector project(const Vector& x, const std::string& name) const {
+  /// To 8 bits of mantissa, to nearest even.
+  void round(Vector& x) const {
+    if (rounding_ == PlainRounding::kNone) return;
+    for (double& value : x) {
+      int exponent = 0;
+      const double mantissa = std::frexp(value, &exponent);
+      value = std::ldexp(std::nearbyint(std::ldexp(mantissa, 8)), exponent - 8);
+    }
+  }
+
+  /// A key or value as a cache keeps it. Returns the scale of its levels.
+  double keep(Vector& x) const {
+    if (rounding_ != PlainRounding::kInt8Cache) {
+      round(x);
+      return 1;
+    }
+    double top = 0;
+    for (const double value : x) top = std::max(top, std::abs(value));
+    for (double& value : x) value = top > 0 ? std::nearbyint(value * 127 / top) : 0;
+    return top / 127;
+  }
+
+  Vector project(Vector x, const std::string& name) const {
+    round(x);
     const Vector& weight = weights_.at(name + ".weight");
     Vector y(weight.size() / x.size());
     for (size_t row = 0; row < y.size(); ++row) {
@@ -111,46 +146,76 @@ class PlainTransformer {
     return y;
   }
 
+  /// One query over the keys up to it, kept as they are with their scales.
+  Vector mix(Vector query,
+             const std::vector<Vector>& keys,
+             const Vector& key_scales,
+             const std::vector<Vector>& values,
+             const Vector& value_scales,
+             size_t num_seen) const {
+    const double scale = 1 / (std::log(2.0) * std::sqrt(static_cast<double>(query.size())));
+    for (double& value : query) value *= scale;  // scores are of base 2
+    round(query);
+    Vector weights(num_seen);
+    for (size_t seen = 0; seen < num_seen; ++seen) {
+      for (size_t e = 0; e < query.size(); ++e) weights[seen] += query[e] * keys[seen][e];
+      weights[seen] *= key_scales[seen];
+    }
+    const double top = *std::max_element(weights.begin(), weights.end());
+    double total = 0;
+    for (size_t seen = 0; seen < num_seen; ++seen) {
+      const double weight = std::exp2(weights[seen] - top);
+      total += weight;
+      weights[seen] = weight * value_scales[seen];
+    }
+    round(weights);
+    Vector mixed(query.size());
+    for (size_t seen = 0; seen < num_seen; ++seen) {
+      for (size_t e = 0; e < mixed.size(); ++e) mixed[e] += weights[seen] * values[seen][e];
+    }
+    for (double& value : mixed) value /= total;
+    return mixed;
+  }
+
   std::vector<Vector> attend(const std::vector<Vector>& stream, const std::string& prefix) const {
     const auto head_dim = static_cast<size_t>(config_.head_dim);
     const auto num_heads = static_cast<size_t>(config_.num_attention_heads);
-    const size_t group = num_heads / static_cast<size_t>(config_.num_key_value_heads);
-    std::vector<Vector> q, k, v;
-    for (const Vector& position : stream) {
-      const Vector normed = norm(position, weights_.at(prefix + "input_layernorm.weight"));
+    const auto key_heads = static_cast<size_t>(config_.num_key_value_heads);
+    std::vector<Vector> q, mixed(stream.size());
+    std::vector<std::vector<Vector>> keys(key_heads), values(key_heads);
+    std::vector<Vector> key_scales(key_heads), value_scales(key_heads);
+    for (size_t t = 0; t < stream.size(); ++t) {
+      const Vector normed = norm(stream[t], weights_.at(prefix + "input_layernorm.weight"));
       q.push_back(project(normed, prefix + "self_attn.q_proj"));
-      k.push_back(project(normed, prefix + "self_attn.k_proj"));
-      v.push_back(project(normed, prefix + "self_attn.v_proj"));
+      const Vector k = project(normed, prefix + "self_attn.k_proj");
+      const Vector v = project(normed, prefix + "self_attn.v_proj");
+      for (size_t head = 0; head < key_heads; ++head) {
+        keys[head].push_back(rotated_head(k, head, prefix + "self_attn.k_norm.weight", t));
+        const auto begin = v.begin() + static_cast<std::ptrdiff_t>(head * head_dim);
+        values[head].emplace_back(begin, begin + config_.head_dim);
+        key_scales[head].push_back(keep(keys[head].back()));
+        value_scales[head].push_back(keep(values[head].back()));
+      }
     }
     std::vector<Vector> attended;
     for (size_t t = 0; t < stream.size(); ++t) {
-      Vector mixed;
       for (size_t head = 0; head < num_heads; ++head) {
-        const Vector query = rotated_head(q[t], head, prefix + "self_attn.q_norm.weight", t);
-        Vector shares;
-        double total = 0;
-        for (size_t seen = 0; seen <= t; ++seen) {
-          const Vector key =
-              rotated_head(k[seen], head / group, prefix + "self_attn.k_norm.weight", seen);
-          double score = 0;
-          for (size_t e = 0; e < head_dim; ++e) score += query[e] * key[e];
-          shares.push_back(std::exp(score / std::sqrt(static_cast<double>(head_dim))));
-          total += shares.back();
-        }
-        for (size_t e = 0; e < head_dim; ++e) {
-          double sum = 0;
-          for (size_t seen = 0; seen <= t; ++seen) {
-            sum += shares[seen] / total * v[seen][head / group * head_dim + e];
-          }
-          mixed.push_back(sum);
-        }
+        const size_t key_head = head / (num_heads / key_heads);
+        const Vector part = mix(rotated_head(q[t], head, prefix + "self_attn.q_norm.weight", t),
+                                keys[key_head],
+                                key_scales[key_head],
+                                values[key_head],
+                                value_scales[key_head],
+                                t + 1);
+        mixed[t].insert(mixed[t].end(), part.begin(), part.end());
       }
-      attended.push_back(project(mixed, prefix + "self_attn.o_proj"));
+      attended.push_back(project(mixed[t], prefix + "self_attn.o_proj"));
     }
     return attended;
   }
 
   ModelConfig config_;
+  PlainRounding rounding_;
   std::map<std::string, Vector> weights_;
 };
 

@@ -67,7 +67,7 @@ BatchEngine::BatchEngine(ModelRunner& runner,
       scheduler_(pool_, options.scheduler),
       drafter_(std::move(drafter)) {
   const int64_t num_decoded_max =
-      std::max(options.scheduler.sequences_max, options.speculation.rows_max);
+      std::max(options.scheduler.rows_max(), options.speculation.rows_max);
   PELAGO_ASSERT(std::max(options.scheduler.step_tokens, num_decoded_max + runner.page_tokens()) <=
                     runner.max_batch_tokens(),
                 "a pass must fit into the runner's buffers");
@@ -156,6 +156,10 @@ bool BatchEngine::step() {
   for (const Share& share : plan.shares) {
     Sequence& sequence = *share.sequence;
     const auto begin = static_cast<size_t>(sequence.num_computed);
+    if (share.is_first) {
+      request_of(sequence).cached_tokens = sequence.num_cached;
+      totals_.cached_tokens += static_cast<uint64_t>(sequence.num_cached);
+    }
     // The draft stands behind the tokens for the pass, so that both are one run of memory.
     if (share.reaches_end) {
       sequence.tokens.insert(sequence.tokens.end(), sequence.draft.begin(), sequence.draft.end());
@@ -176,9 +180,7 @@ bool BatchEngine::step() {
 void BatchEngine::start(Sequence& sequence) {
   Request& request = request_of(sequence);
   request.choices.front().sequence = &sequence;
-  request.cached_tokens = sequence.num_cached;
   totals_.prompt_tokens += static_cast<uint64_t>(request.prompt_tokens);
-  totals_.cached_tokens += static_cast<uint64_t>(request.cached_tokens);
 }
 
 void BatchEngine::read_step(const StepPlan& plan, std::span<const float> logits) {

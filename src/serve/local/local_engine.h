@@ -96,7 +96,9 @@ struct EngineOptions {
   int64_t page_tokens = 32;        // smaller: more of a prefix is found; larger: fewer lookups
   int num_threads = 0;             // of a pass, bound to cores of their own; 0: one a core
   int64_t context_tokens_max = 0;  // 0: what the model was made for
-  SchedulerLimits scheduler = {};
+  /// sequences_max 0: 16 on a CPU, where products of more rows take longer by as much as they do
+  /// more, and 64 elsewhere.
+  SchedulerLimits scheduler = {.sequences_max = 0};
   SpeculationOptions speculation = {};
   std::filesystem::path draft_folder = {};  // a small model that guesses; empty: repeated text only
   int64_t waiting_max = 256;                // requests in the queue
@@ -105,7 +107,9 @@ struct EngineOptions {
   /// empty: all prompts are read here.
   std::filesystem::path prefill_link = {};
   double prefill_local_share = 0;  // of prompt tokens read here all the same: ServingPlan has it
-  void validate() const;           // throws Failure naming field, value and what is allowed
+  /// `scheduler` with sequences_max as it is for this device.
+  SchedulerLimits scheduler_limits() const;
+  void validate() const;  // throws Failure naming field, value and what is allowed
 };
 
 /// An engine on a Hugging Face folder, with its tokenizer. Throws Failure naming file or option.

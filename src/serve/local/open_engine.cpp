@@ -66,7 +66,7 @@ int64_t num_pages_for(const EngineOptions& options, const model::ModelConfig& co
 }
 
 int64_t batch_tokens_for(const EngineOptions& options) {
-  return options.scheduler.step_tokens + options.scheduler.sequences_max +
+  return options.scheduler.step_tokens + options.scheduler.rows_max() +
          options.speculation.rows_max + options.page_tokens;
 }
 
@@ -188,8 +188,8 @@ void EngineOptions::validate() const {
       "context_tokens_max", context_tokens_max, context_tokens_max >= 0, "0 (the model's) or more");
   check("sequences_max",
         scheduler.sequences_max,
-        scheduler.sequences_max >= 1 && scheduler.sequences_max <= 4096,
-        "between 1 and 4096");
+        scheduler.sequences_max >= 0 && scheduler.sequences_max <= 4096,
+        "0 (as many as this device gains by) to 4096");
   check("step_tokens",
         scheduler.step_tokens,
         scheduler.step_tokens >= 16 && scheduler.step_tokens <= 65536,
@@ -213,8 +213,16 @@ void EngineOptions::validate() const {
   check("waiting_max", waiting_max, waiting_max >= 1 && waiting_max <= 1'000'000, "1 to 1000000");
 }
 
-std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions& options) {
-  options.validate();
+SchedulerLimits EngineOptions::scheduler_limits() const {
+  SchedulerLimits limits = scheduler;
+  if (limits.sequences_max == 0) limits.sequences_max = device == "cpu" ? 16 : 64;
+  return limits;
+}
+
+std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions& asked) {
+  asked.validate();
+  EngineOptions options = asked;
+  options.scheduler = asked.scheduler_limits();
   const model::ModelConfig config = read_config(folder);
   data::Tokenizer tokenizer = data::Tokenizer::read(folder / "tokenizer.json");
   BatchOptions batch;
@@ -232,9 +240,11 @@ std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions&
 }
 
 std::string serve_prompts(const fs::path& folder,
-                          const EngineOptions& options,
+                          const EngineOptions& asked,
                           const std::stop_token& stop) {
-  options.validate();
+  asked.validate();
+  EngineOptions options = asked;
+  options.scheduler = asked.scheduler_limits();
   if (options.prefill_link.empty()) fail_usage("prefill_link is empty: name the engine's folder");
   const auto runner = open_runner(folder, options, read_config(folder));
   PrefillSide side(

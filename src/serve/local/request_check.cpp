@@ -62,7 +62,7 @@ Status BatchEngine::check(const GenerateRequest& request) const {
   return check_request(request,
                        {.context_length = context_length_,
                         .vocab_size = runner_.vocab_size(),
-                        .choices_max = options_.scheduler.sequences_max});
+                        .choices_max = options_.scheduler.rows_max()});
 }
 
 }  // namespace pelago::serve

@@ -13,7 +13,7 @@ void Scheduler::add(Waiting waiting) {
   const auto num_prompt = static_cast<int64_t>(waiting.prompt.size());
   PELAGO_ASSERT(num_prompt > 0 && num_prompt < int64_t{pool_.num_pages()} * pool_.page_tokens(),
                 "what can never run was refused before");
-  PELAGO_ASSERT(waiting.num_choices >= 1 && waiting.num_choices <= limits_.sequences_max,
+  PELAGO_ASSERT(waiting.num_choices >= 1 && waiting.num_choices <= limits_.rows_max(),
                 "what can never run was refused before");
   queue_.push(std::move(waiting));
 }
@@ -35,13 +35,47 @@ StepPlan Scheduler::plan_step() {
 void Scheduler::share_with(Sequence& sequence, int64_t num_tokens, StepPlan& plan) {
   plan.shares.push_back({.sequence = &sequence,
                          .num_tokens = num_tokens,
-                         .reaches_end = num_tokens == sequence.num_pending()});
+                         .reaches_end = num_tokens == sequence.num_pending(),
+                         .is_first = !sequence.was_begun});
+  sequence.was_begun = true;
+}
+
+// How many tokens of the sequence, in whole pages, one before it computes or has computed.
+int64_t Scheduler::num_from_others(size_t running_idx) const {
+  const Sequence& sequence = *running_[running_idx];
+  int64_t most = 0;
+  for (size_t idx = 0; idx < running_idx; ++idx) {
+    const Sequence& other = *running_[idx];
+    const auto num_alike =
+        std::ranges::mismatch(sequence.tokens, other.tokens).in1 - sequence.tokens.begin();
+    const int64_t num_useful = std::min<int64_t>(num_alike, sequence.num_tokens() - 1);
+    const int64_t page_tokens = pool_.page_tokens();
+    if (other.num_computed < num_useful / page_tokens * page_tokens) {
+      most = std::max(most, num_useful / page_tokens * page_tokens);
+    }
+  }
+  return most;
+}
+
+// False while pages that it can use are being computed for another one.
+bool Scheduler::begin(size_t running_idx) {
+  Sequence& sequence = *running_[running_idx];
+  if (sequence.has_begun) return true;  // read elsewhere
+  const int64_t num_to_come = num_from_others(running_idx);
+  const int64_t num_found = sequence.pages.take_prefix(sequence.tokens, sequence.num_tokens() - 1);
+  sequence.has_begun = num_to_come <= num_found;
+  sequence.num_computed = sequence.has_begun ? num_found : 0;
+  if (!sequence.has_begun) sequence.pages.clear();
+  if (!sequence.was_begun) sequence.num_cached = sequence.num_computed;
+  return sequence.has_begun;
 }
 
 void Scheduler::serve_running(StepPlan& plan) {
   for (size_t idx = 0; idx < running_.size(); ++idx) {
     Sequence& sequence = *running_[idx];
-    const bool is_decoding = sequence.is_decoding();
+    const bool had_begun = sequence.has_begun;
+    if (!had_begun && (budget_ == 0 || !begin(idx))) continue;
+    const bool is_decoding = had_begun && sequence.is_decoding();
     const int64_t num_tokens = is_decoding ? 1 : std::min(sequence.num_pending(), budget_);
     if (num_tokens == 0) continue;
     if (num_tokens < sequence.num_pending()) sequence.draft.clear();
@@ -73,6 +107,7 @@ void Scheduler::preempt_last() {
   running_.pop_back();
   sequence->pages.clear();
   sequence->num_computed = 0;
+  sequence->has_begun = false;
   sequence->draft.clear();
   ++num_preemptions_;
   const auto place = std::ranges::upper_bound(
@@ -87,28 +122,25 @@ bool Scheduler::has_room_for(const PageTable& pages, int64_t num_tokens) const {
   return num_wanted <= pool_.num_available();
 }
 
-int Scheduler::num_to_come() const {
-  int num_forks = 0;
-  for (const auto& sequence : running_) num_forks += sequence->num_forks;
-  return num_forks;
+bool Scheduler::has_place_for(int num_choices) const {
+  auto num_taken = static_cast<int>(running_.size());
+  for (const auto& sequence : running_) num_taken += sequence->num_forks;
+  return num_taken == 0 || num_taken + num_choices <= limits_.sequences_max;
 }
 
 std::unique_ptr<Sequence> Scheduler::next_to_admit() {
-  const auto num_taken = static_cast<int>(running_.size()) + num_to_come();
   PageTable pages(pool_);
   if (!preempted_.empty()) {
     std::unique_ptr<Sequence>& first = preempted_.front();
-    if (num_taken + 1 + first->num_forks > limits_.sequences_max) return nullptr;
-    const int64_t num_found = pages.take_prefix(first->tokens, first->num_tokens() - 1);
+    if (!has_place_for(1 + first->num_forks)) return nullptr;
+    pages.take_prefix(first->tokens, first->num_tokens() - 1);
     if (!has_room_for(pages, first->num_tokens())) return nullptr;
-    first->pages = std::move(pages);
-    first->num_computed = num_found;
     std::unique_ptr<Sequence> sequence = std::move(first);
     preempted_.erase(preempted_.begin());
     return sequence;
   }
   const Waiting* front = queue_.front();
-  if (front == nullptr || num_taken + front->num_choices > limits_.sequences_max) return nullptr;
+  if (front == nullptr || !has_place_for(front->num_choices)) return nullptr;
   const auto num_prompt = static_cast<int64_t>(front->prompt.size());
   // What was read elsewhere has its pages already, for all of the prompt but its last token.
   const int64_t num_found =
@@ -116,14 +148,16 @@ std::unique_ptr<Sequence> Scheduler::next_to_admit() {
   if (!has_room_for(front->pages ? *front->pages : pages, num_prompt)) return nullptr;
   Waiting waiting = queue_.pop();
   const int64_t num_cached = waiting.pages ? waiting.num_cached : num_found;
-  if (waiting.pages) pages = std::move(*waiting.pages);
   auto sequence = std::make_unique<Sequence>(pool_);
   sequence->request = waiting.request;
   sequence->tokens = std::move(waiting.prompt);
   sequence->num_prompt = num_prompt;
-  sequence->num_cached = num_cached;
-  sequence->num_computed = num_found;
-  sequence->pages = std::move(pages);
+  if (waiting.pages) {
+    sequence->num_cached = waiting.num_cached;
+    sequence->num_computed = num_found;
+    sequence->pages = std::move(*waiting.pages);
+    sequence->has_begun = true;
+  }
   sequence->num_forks = waiting.num_choices - 1;
   sequence->turn = next_turn_++;
   queue_.charge(waiting.user, num_prompt - num_cached);
@@ -138,14 +172,16 @@ void Scheduler::admit(StepPlan& plan) {
     Sequence& sequence = *admitted;
     const auto place = std::ranges::upper_bound(
         running_, sequence.turn, {}, [](const auto& other) { return other->turn; });
+    const auto running_idx = static_cast<size_t>(place - running_.begin());
     running_.insert(place, std::move(admitted));
+    if (!is_resumed) plan.started.push_back(&sequence);
+    if (!begin(running_idx)) continue;
     const int64_t num_tokens = std::min(sequence.num_pending(), budget_);
     const bool has_grown =
         sequence.pages.grow(sequence.num_computed, sequence.num_computed + num_tokens, plan.copies);
     PELAGO_ASSERT(has_grown, "only what has room is admitted");
     budget_ -= num_tokens;
     share_with(sequence, num_tokens, plan);
-    if (!is_resumed) plan.started.push_back(&sequence);
   }
 }
 
@@ -159,6 +195,7 @@ Sequence& Scheduler::fork(Sequence& sequence, int choice) {
   twin->num_prompt = sequence.num_prompt;
   twin->num_computed = sequence.num_computed;
   twin->pages = sequence.pages.share();
+  twin->has_begun = twin->was_begun = true;
   twin->turn = next_turn_++;
   running_.push_back(std::move(twin));
   return *running_.back();

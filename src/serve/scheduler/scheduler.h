@@ -1,13 +1,15 @@
 // What the next forward pass computes. Continuous batching (Orca, OSDI 2022) with chunked prefill
 // (Sarathi, arXiv:2403.02310): every pass takes the next token of every sequence that decodes and
 // fills what is left of its budget with pieces of prompts, so that a long prompt never stops the
-// others. Sequences are served in the order of admission. When pages run out, the one admitted last
-// gives up all of its pages and is computed anew later, usually from remembered pages; the oldest
-// is never disturbed, so somebody always comes to an end.
+// others. Sequences are served in the order of admission. Where several begin alike, the first one
+// computes what they share and the others wait for its pages. When pages run out, the one admitted
+// last gives up all of its pages and is computed anew later, usually from remembered pages; the
+// oldest is never disturbed, so somebody always comes to an end.
 //
 // Pure bookkeeping: no clock, no threads, no arithmetic on numbers that a model made.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -22,7 +24,9 @@ namespace pelago::serve {
 
 struct SchedulerLimits {
   int64_t step_tokens = 512;  // of a pass: bounds activations, and how long decoders wait for it
-  int sequences_max = 64;     // at once; beyond some dozens a CPU gains nothing
+  int sequences_max = 64;     // at once: past some number all only become slower
+  int choices_max = 64;       // of one request; one with more than sequences_max runs alone
+  int rows_max() const { return std::max(sequences_max, choices_max); }  // that decode at once
 };
 
 /// A sequence's part in the next pass.
@@ -30,12 +34,13 @@ struct Share {
   Sequence* sequence = nullptr;  // the scheduler's
   int64_t num_tokens = 0;        // of its tokens that are not computed yet
   bool reaches_end = false;      // then its draft is computed too, and logits are wanted
+  bool is_first = false;         // of the sequence; what lies before it was found in the cache
 };
 
 struct StepPlan {
   std::vector<Share> shares;
   std::vector<PageCopy> copies;    // to be carried out before the pass, in order
-  std::vector<Sequence*> started;  // admitted for the first time, their prefix taken
+  std::vector<Sequence*> started;  // admitted for the first time
 };
 
 class Scheduler {
@@ -43,8 +48,8 @@ class Scheduler {
   /// pool outlives the scheduler.
   Scheduler(PagePool& pool, const SchedulerLimits& limits);
 
-  /// A prompt must fit into the pool with one token more, num_choices into sequences_max. Pages
-  /// that come with waiting prompts leave room for the longest sequence beside them.
+  /// A prompt must fit into the pool with one token more, num_choices into the limits. Pages that
+  /// come with waiting prompts leave room for the longest sequence beside them.
   void add(Waiting waiting);
   /// What to compute next; no shares if there is nothing to do.
   StepPlan plan_step();
@@ -75,9 +80,11 @@ class Scheduler {
   bool make_room(size_t running_idx, int64_t num_tokens, StepPlan& plan);
   bool has_room_for(const PageTable& pages, int64_t num_tokens) const;
   void preempt_last();
+  int64_t num_from_others(size_t running_idx) const;
+  bool begin(size_t running_idx);
   void share_with(Sequence& sequence, int64_t num_tokens, StepPlan& plan);
   std::unique_ptr<Sequence> next_to_admit();
-  int num_to_come() const;
+  bool has_place_for(int num_choices) const;
 
   PagePool& pool_;
   SchedulerLimits limits_;

@@ -23,8 +23,10 @@ struct Sequence {
   std::vector<int32_t> draft;  // guesses at what follows, to be checked in the next pass
   DraftPace pace;
   PageTable pages;
-  int num_forks = 0;  // choices that will share its pages once the prompt is read
-  uint64_t turn = 0;  // order of admission; whoever came first is preempted last
+  bool has_begun = false;  // since it was admitted; until then its prefix may still grow
+  bool was_begun = false;  // ever, before it was preempted
+  int num_forks = 0;       // choices that will share its pages once the prompt is read
+  uint64_t turn = 0;       // order of admission; whoever came first is preempted last
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_pending() const { return num_tokens() - num_computed; }

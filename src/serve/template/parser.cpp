@@ -427,10 +427,7 @@ class Parser {
       } else if (accept("[")) {
         value = parse_subscript(std::move(value));
       } else if (is_operator("(")) {
-        auto call = make(Kind::kCall);
-        call->operands.push_back(std::move(value));
-        parse_arguments(*call);
-        value = grown(std::move(call));
+        value = parse_call(std::move(value));
       } else {
         return value;
       }
@@ -453,6 +450,13 @@ class Parser {
     }
     expect("]");
     return grown(std::move(index));
+  }
+
+  ExpressionPtr parse_call(ExpressionPtr called) {
+    auto call = make(Kind::kCall);
+    call->operands.push_back(std::move(called));
+    parse_arguments(*call);
+    return grown(std::move(call));
   }
 
   void parse_arguments(Expression& call) {
@@ -479,10 +483,7 @@ class Parser {
       } else if (is_name("is")) {
         value = parse_test(std::move(value));
       } else if (is_operator("(")) {
-        auto call = make(Kind::kCall);
-        call->operands.push_back(std::move(value));
-        parse_arguments(*call);
-        value = grown(std::move(call));
+        value = parse_call(std::move(value));
       } else {
         return value;
       }

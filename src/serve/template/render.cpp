@@ -60,6 +60,12 @@ class Renderer {
       throw TemplateError(fmt::format("template line {}: too much work", line));
     }
   }
+  // What makes much in one step has done more than a step's work.
+  Value charged(Value made) {
+    if (made.is_list()) num_steps_ += static_cast<int64_t>(made.list().size() / 4);
+    if (made.is_string()) num_steps_ += static_cast<int64_t>(made.text().size() / 64);
+    return made;
+  }
   void print(std::string_view text) {
     out_ += text;
     if (out_.size() > limits_.output_bytes_max) throw TemplateError("the prompt grows too long");
@@ -256,10 +262,10 @@ class Renderer {
         return slice(expression, scope);
       case Kind::kCall: {
         const Value callee = operand(0);
-        return callee.call(arguments_of(expression, scope));
+        return charged(callee.call(arguments_of(expression, scope)));
       }
       case Kind::kFilter:
-        return filter(expression, operand(0), scope);
+        return charged(filter(expression, operand(0), scope));
       case Kind::kTest:
         return test(expression, scope);
       case Kind::kNot:
@@ -267,7 +273,7 @@ class Renderer {
       case Kind::kNegative:
         return negative(operand(0));
       case Kind::kBinary:
-        return binary(expression.name, operand(0), operand(1));
+        return charged(binary(expression.name, operand(0), operand(1)));
       case Kind::kAnd: {
         Value left = operand(0);
         return left.is_true() ? operand(1) : left;

@@ -45,7 +45,7 @@ RouterEngine::RouterEngine(RouterOptions options, StartWorker start)
       start_(std::move(start)),
       limits_({.context_length = 0,
                .vocab_size = options_.vocab_size,
-               .choices_max = options_.engine.scheduler.sequences_max}),
+               .choices_max = options_.engine.scheduler_limits().rows_max()}),
       policy_(options_.num_workers, route_of(options_)),
       places_(options_.num_workers),
       supervisor_([this](const std::stop_token& stop) { supervise(stop); }) {
@@ -94,7 +94,8 @@ Result<RouterEngine::Worker*> RouterEngine::choose(const std::vector<uint64_t>& 
   if (num_ready == 0 || is_closing_) {
     return Error{ErrorCode::kUnavailable, "no worker is ready: try again"};
   }
-  const int64_t num_waiting = num_sequences - num_ready * options_.engine.scheduler.sequences_max;
+  const int64_t num_waiting =
+      num_sequences - num_ready * options_.engine.scheduler_limits().sequences_max;
   const int chosen = policy_.choose(marks, loads);
   if (num_waiting + num_choices > options_.waiting_max || chosen < 0) {
     ++num_refused_;

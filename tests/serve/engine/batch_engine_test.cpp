@@ -165,6 +165,52 @@ TEST_CASE("a prompt that came before is read from its pages") {
   CHECK(second->choices[0].tokens == first->choices[0].tokens);
 }
 
+TEST_CASE("prompts that come together compute only once what they share, and others do not wait") {
+  EngineBench bench({.num_pages = 128, .page_tokens = 4}, {.step_tokens = 16, .sequences_max = 8});
+  std::vector<std::shared_ptr<Answer>> alike;
+  for (uint64_t idx = 0; idx < 4; ++idx) {
+    GenerateRequest request = simple_request(40, 1);
+    for (int32_t own = 0; own < 6; ++own) {
+      request.prompt.push_back(static_cast<int32_t>(10 * idx) + own);
+    }
+    alike.push_back(bench.ask(request));
+  }
+  const auto other = bench.ask(simple_request(6, 1, 9));
+  bench.finish();
+  CHECK(bench.runner.num_tokens_computed == 40 + 4 * 6 + 6);
+  CHECK(alike[0]->cached_tokens == 0);
+  CHECK(alike[3]->cached_tokens == 40);
+  CHECK(bench.runner.num_passes == 5);  // of 16 tokens: nobody idles while others wait
+  CHECK(other->is_over);
+  CHECK(bench.engine.stats().cached_tokens == 3 * 40);
+}
+
+TEST_CASE("one that computes for others and leaves is followed by the next of them") {
+  EngineBench bench({.num_pages = 128, .page_tokens = 4}, {.step_tokens = 16, .sequences_max = 8});
+  const auto first = bench.ask(simple_request(41, 3));
+  const auto second = bench.ask(simple_request(41, 3));
+  bench.engine.step();
+  bench.engine.cancel(1);
+  bench.finish();
+  CHECK(first->is_over);
+  CHECK(second->cached_tokens == 16);
+  CHECK(second->choices[0].tokens.size() == 3);
+}
+
+TEST_CASE("a request of more choices than run at once runs alone") {
+  EngineBench bench({.num_pages = 64}, {.step_tokens = 16, .sequences_max = 2});
+  const auto before = bench.ask(simple_request(8, 4, 5));
+  GenerateRequest request = simple_request(8, 4);
+  request.num_choices = 5;
+  const auto many = bench.ask(request);
+  const auto after = bench.ask(simple_request(8, 4, 6));
+  bench.finish();
+  CHECK(before->is_over);
+  CHECK(many->choices.size() == 5);
+  CHECK(many->completion_tokens == 20);
+  CHECK(after->is_over);
+}
+
 TEST_CASE("choices of one request share its prompt's pages") {
   EngineBench bench({.num_pages = 20, .page_tokens = 4});
   GenerateRequest request = simple_request(42, 3);
@@ -237,7 +283,8 @@ TEST_CASE("what can never be served is refused with a reason") {
 }
 
 TEST_CASE("an embedding has length 1, is the same whatever came before, and keeps no page") {
-  EngineBench bench({.num_pages = 64, .max_batch_tokens = 40});
+  EngineBench bench({.num_pages = 64, .max_batch_tokens = 40},
+                    {.step_tokens = 32, .sequences_max = 8, .choices_max = 8});
   const GenerateRequest request = simple_request(90, 1);
   const auto first = bench.engine.embed(request.prompt);
   REQUIRE(first.has_value());

@@ -8,8 +8,11 @@
 
 #include "base/error.h"
 #include "base/rng.h"
+#include "data/bpe/tokenizer_spec.h"
 #include "model/model_support.h"
+#include "model/plain_transformer.h"
 #include "model/transformer.h"
+#include "serve/local/batch_engine.h"
 #include "serve/runner/model_runner.h"
 
 namespace pelago::serve {
@@ -35,9 +38,18 @@ ModelConfig small_config(const std::string& model_type, bool grouped = false) {
 }
 
 struct SavedSmall {
-  SavedSmall(const ModelConfig& c, c10::ScalarType dtype)
-      : config(c), flat(lively_weights(c, 3).to(dtype).to(at::kFloat)) {
+  /// scale: of all weights but norms.
+  SavedSmall(const ModelConfig& c, c10::ScalarType dtype, double scale = 1)
+      : config(c), flat(scaled(c, lively_weights(c, 3), scale).to(dtype).to(at::kFloat)) {
     save_model_folder(folder.path(), config, flat, dtype, {});
+  }
+  static Tensor scaled(const ModelConfig& of, Tensor weights, double by) {
+    int64_t begin = 0;
+    for (const model::ParameterSpec& spec : parameter_specs(of)) {
+      if (!spec.name.ends_with("norm.weight")) weights.narrow(0, begin, spec.num_values()).mul_(by);
+      begin += spec.num_values();
+    }
+    return weights;
   }
   /// Logits of every position, f32 [T,V], by the trainer's transformer in f32.
   std::vector<float> trainer_logits(const std::vector<int32_t>& tokens) const {
@@ -165,6 +177,133 @@ TEST_CASE("in bf16 the runner's logits are close to the trainer's on the same we
 TEST_CASE("keys and values of 8 bits cost little") {
   const SavedSmall saved(small_config("llama"), at::kFloat);
   CHECK(worst_distance(saved, {.kv = KvDtype::kInt8, .num_pages = 12}) < 3e-2);
+}
+
+// ---- Token by token through the engine ----
+
+struct Answered {
+  std::vector<int32_t> tokens;  // the prompt, then what was drawn
+  size_t num_prompt = 0;
+  std::vector<TokenLogprob> logprobs;  // of what was drawn; top: of the whole vocabulary
+  bool is_over = false;
+};
+
+/// Requests that begin alike or do not come at random moments, some are cancelled, and there are
+/// pages for a few of them only.
+std::vector<Answered> answer_at_random(BatchEngine& engine, const ModelConfig& config, Rng rng) {
+  constexpr size_t kRequests = 24;
+  const std::vector<int32_t> shared = some_tokens(config, 40, rng.fork("shared"));
+  std::vector<Answered> answered(kRequests);
+  for (size_t num_begun = 0; true;) {
+    if (num_begun < kRequests && rng.next_below(2) == 0) {
+      Answered& one = answered[num_begun];
+      const size_t num_shared = rng.next_below(2) * (1 + rng.next_below(shared.size()));
+      one.tokens.assign(shared.begin(), shared.begin() + static_cast<std::ptrdiff_t>(num_shared));
+      const auto own = some_tokens(config, 1 + rng.next_below(50), rng.fork("own", num_begun));
+      one.tokens.insert(one.tokens.end(), own.begin(), own.end());
+      one.num_prompt = one.tokens.size();
+      GenerateRequest request;
+      request.prompt = one.tokens;
+      request.max_new_tokens = static_cast<int64_t>(1 + rng.next_below(28));
+      request.num_logprobs = static_cast<int>(config.vocab_size);
+      request.ignore_end = true;
+      engine.submit(num_begun++, std::move(request), [&one](const Piece& piece) {
+        one.tokens.insert(one.tokens.end(), piece.tokens.begin(), piece.tokens.end());
+        one.logprobs.insert(one.logprobs.end(), piece.logprobs.begin(), piece.logprobs.end());
+        one.is_over = piece.is_last;
+      });
+    }
+    if (num_begun > 0 && rng.next_below(25) == 0) engine.cancel(rng.next_below(num_begun));
+    if (!engine.step() && num_begun == kRequests) return answered;
+  }
+}
+
+/// Of some tokens' log probabilities, each token's largest difference over its largest logit.
+struct Distances {
+  double worst = 0, sum = 0;
+  int64_t num_tokens = 0;
+  void add(const Answered& answered, const model::PlainTransformer& plain) {
+    const auto wanted = plain.logits({answered.tokens.begin(), answered.tokens.end()});
+    for (size_t i = 0; i < answered.logprobs.size(); ++i) {
+      const auto& row = wanted[answered.num_prompt + i - 1];
+      double largest = 0, difference = 0;
+      for (const double logit : row) largest = std::max(largest, std::abs(logit));
+      REQUIRE(answered.logprobs[i].top.size() == row.size());
+      for (const auto& [token, logprob] : answered.logprobs[i].top) {
+        const double exact = -model::PlainTransformer::loss(row, token);
+        difference = std::max(difference, std::abs(exact - double{logprob}));
+      }
+      worst = std::max(worst, difference / largest);
+      sum += difference / largest;
+      ++num_tokens;
+    }
+  }
+  double mean() const { return sum / static_cast<double>(num_tokens); }
+};
+
+struct Computed {
+  c10::ScalarType dtype;
+  KvDtype kv;
+  model::PlainRounding rounding;
+  double scale;  // of weights
+};
+
+/// seen: what happened to the requests of all runs together.
+Distances distances_through_engine(const ModelConfig& config,
+                                   const Computed& computed,
+                                   uint64_t seed,
+                                   EngineStats& seen) {
+  const SavedSmall saved(config, computed.dtype, computed.scale);
+  const model::PlainTransformer plain(saved.config, saved.flat, computed.rounding);
+  const auto runner = open_cpu_runner(
+      saved.folder.path(),
+      {.kv = computed.kv, .page_tokens = 16, .num_pages = 11, .max_batch_tokens = 90});
+  data::TokenizerSpec spec;
+  for (int byte = 0; byte < 256; ++byte) spec.token_bytes.emplace_back(1, static_cast<char>(byte));
+  const auto tokenizer = data::Tokenizer::from_spec(std::move(spec));
+  BatchEngine engine(*runner,
+                     tokenizer,
+                     {.scheduler = {.step_tokens = 48, .sequences_max = 8},
+                      .speculation = {.draft_max = 3, .rows_max = 8},
+                      .seed = seed});
+  Distances distances;
+  for (const Answered& one : answer_at_random(engine, saved.config, Rng(seed))) {
+    CHECK(one.is_over);
+    distances.add(one, plain);
+  }
+  const EngineStats stats = engine.stats();
+  CHECK(stats.num_pages_used == 0);
+  seen.num_preempted += stats.num_preempted;
+  seen.num_cancelled += stats.num_cancelled;
+  seen.cached_tokens += stats.cached_tokens;
+  return distances;
+}
+
+TEST_CASE("token by token the engine's logits are the model's, whoever shares, waits or leaves") {
+  using model::PlainRounding;
+  EngineStats seen;
+  uint64_t seed = 0;
+  for (const char* model_type : {"llama", "qwen3"}) {
+    ++seed;
+    CAPTURE(model_type);
+    const ModelConfig config = small_config(model_type, true);
+    const Computed exact{at::kFloat, KvDtype::kF32, PlainRounding::kNone, 1.0};
+    CHECK(distances_through_engine(config, exact, seed, seen).worst < 2e-5);
+    // Weights the same, inputs of products rounded at the same places. What is left is the order of
+    // sums, which now and then moves a number over the border between two of bf16, 2^-8 apart, and
+    // the tokens after it read that. A wrong page or position is worth more than 1e-1.
+    const Computed narrow{at::kBFloat16, KvDtype::kBf16, PlainRounding::kBf16, 0.5};
+    const Distances of_bf16 = distances_through_engine(config, narrow, seed, seen);
+    CHECK(of_bf16.mean() < 1e-3);
+    CHECK(of_bf16.worst < 2e-2);
+    const Computed narrower{at::kBFloat16, KvDtype::kInt8, PlainRounding::kInt8Cache, 0.5};
+    const Distances of_int8 = distances_through_engine(config, narrower, seed, seen);
+    CHECK(of_int8.mean() < 8e-3);
+    CHECK(of_int8.worst < 4e-2);
+  }
+  CHECK(seen.num_preempted > 0);
+  CHECK(seen.num_cancelled > 0);
+  CHECK(seen.cached_tokens > 0);
 }
 
 }  // namespace

@@ -125,7 +125,7 @@ void add_engine_options(CLI::App& command, serve::EngineOptions& options) {
   command
       .add_option("--max-sequences",
                   options.scheduler.sequences_max,
-                  "answers computed at once, by each worker")
+                  "answers computed at once, by each worker; 0: 16 on a CPU, 64 elsewhere")
       ->capture_default_str();
   command
       .add_option("--step-tokens",
