@@ -159,6 +159,42 @@ bool RemoteReader::erase(RequestId request) {
 
 std::vector<Waiting> RemoteReader::take_ready(const Room& room) {
   std::vector<Waiting> ready;
+  const int64_t tokens_max = take_arrived(ready);
+  Room left = room;
+  for (const Waiting& waiting : ready) {
+    if (waiting.pages) {
+      left.num_pages_waiting += static_cast<int64_t>(waiting.pages->pages().size());
+    }
+  }
+  while (const Waiting* front = queue_.front()) {
+    const bool is_full = ordered_.size() >= static_cast<size_t>(options_.orders_max);
+    if (!is_told_ && (tokens_max == 0 || is_full)) break;
+    PageTable pages(*pool_);
+    int64_t num_found = 0;
+    const auto num_prompt = static_cast<int64_t>(front->prompt.size());
+    bool is_local = is_told_ || num_prompt - 1 > tokens_max;
+    if (!is_local) {
+      num_found = pages.take_prefix(front->prompt, num_prompt - 1);
+      // Alone it must fit, or it would wait for ever.
+      const int64_t num_pages =
+          pages.num_missing(num_prompt - 1) + static_cast<int64_t>(pages.pages().size());
+      is_local = num_prompt - num_found <= options_.tokens_min ||
+                 num_pages + room.num_pages_kept > pool_->num_pages();
+    }
+    if (!is_local && !reserve(*front, left, pages, num_found)) break;
+    Waiting waiting = queue_.pop();
+    queue_.charge(waiting.user, num_prompt - num_found);
+    if (is_local) {
+      num_tokens_ -= num_prompt;
+      ready.push_back(std::move(waiting));
+    } else {
+      order(std::move(waiting), std::move(pages), num_found);
+    }
+  }
+  return ready;
+}
+
+int64_t RemoteReader::take_arrived(std::vector<Waiting>& ready) {
   std::vector<RequestId> arrived, refused;
   std::string lost;
   int64_t tokens_max = 0;
@@ -186,40 +222,7 @@ std::vector<Waiting> RemoteReader::take_ready(const Room& room) {
     }
     while (!ordered_.empty()) hand_over(ordered_.begin()->first, /*is_read=*/false);
   }
-  Room left = room;
-  for (const Waiting& waiting : ready) {
-    if (waiting.pages) {
-      left.num_pages_waiting += static_cast<int64_t>(waiting.pages->pages().size());
-    }
-  }
-  while (const Waiting* front = queue_.front()) {
-    if (lost.empty() &&
-        (tokens_max == 0 || ordered_.size() >= static_cast<size_t>(options_.orders_max))) {
-      break;
-    }
-    PageTable pages(*pool_);
-    int64_t num_found = 0;
-    const auto num_prompt = static_cast<int64_t>(front->prompt.size());
-    bool is_local = !lost.empty() || num_prompt - 1 > tokens_max;
-    if (!is_local) {
-      num_found = pages.take_prefix(front->prompt, num_prompt - 1);
-      // Alone it must fit, or it would wait for ever.
-      is_local = num_prompt - num_found <= options_.tokens_min ||
-                 pages.num_missing(num_prompt - 1) + static_cast<int64_t>(pages.pages().size()) +
-                         room.num_pages_kept >
-                     pool_->num_pages();
-    }
-    if (!is_local && !reserve(*front, left, pages, num_found)) break;
-    Waiting waiting = queue_.pop();
-    queue_.charge(waiting.user, num_prompt - num_found);
-    if (is_local) {
-      num_tokens_ -= num_prompt;
-      ready.push_back(std::move(waiting));
-    } else {
-      order(std::move(waiting), std::move(pages), num_found);
-    }
-  }
-  return ready;
+  return tokens_max;
 }
 
 bool RemoteReader::reserve(const Waiting& waiting,

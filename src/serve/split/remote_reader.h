@@ -57,7 +57,8 @@ class RemoteReader final : public PromptReader {
   std::string greet(std::span<const std::byte> content);
   std::string take_pages(const SplitHead& head, std::span<const std::byte> content);
   void lose(const std::string& why);
-  void give_up(std::vector<Waiting>& ready);
+  /// Returns the tokens that a prompt may have; 0: the other side has not greeted yet.
+  int64_t take_arrived(std::vector<Waiting>& ready);
   bool reserve(const Waiting& waiting, const Room& room, PageTable& pages, int64_t& num_found);
   void order(Waiting waiting, PageTable pages, int64_t num_found);
   void send_order(const Waiting& waiting, size_t num_tokens, size_t first_page);
