@@ -148,7 +148,16 @@ void sync_to_disk(const std::filesystem::path& path) {
 
 std::string hash_hex(std::span<const std::byte> bytes) {
   const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  XXH128_canonical_t digits;  // most significant first
+  XXH128_canonicalFromHash(&digits, hash);
+  std::string hex;
+  hex.reserve(2 * sizeof(digits.digest));
+  for (const unsigned char byte : digits.digest) {
+    constexpr std::string_view kHex = "0123456789abcdef";
+    hex += kHex[byte >> 4];
+    hex += kHex[byte & 15];
+  }
+  return hex;
 }
 
 std::string hash_hex(std::string_view text) { return hash_hex(std::as_bytes(std::span(text))); }

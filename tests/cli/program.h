@@ -96,13 +96,15 @@ class Program {
 
   /// Waits until `ready` holds; returns false if the child ended or the time passed first.
   bool wait_for(const std::function<bool()>& ready, double timeout_s) {
-    for (int tenths = 0; tenths < static_cast<int>(10 * timeout_s); ++tenths) {
+    // Counted, not timed: where a look takes long because the machine is busy, the wait is longer.
+    constexpr int kLooksPerSecond = 50;
+    for (int looks = 0; looks < static_cast<int>(kLooksPerSecond * timeout_s); ++looks) {
       if (ready()) return true;
       if (::waitpid(pid_, &status_, WNOHANG) == pid_) {
         reaped_ = true;
         return ready();
       }
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1000 / kLooksPerSecond));
     }
     return false;
   }

@@ -89,20 +89,22 @@ TEST_CASE("SIGTERM saves a checkpoint and leaves, and a resumed run ends with th
   CHECK(processes_in(scratch.path()).empty());
 }
 
-TEST_CASE("a site that is killed is left out, comes back, and the run ends") {
-  const Scratch scratch("killed");
-  prepare(scratch.path());
+/// Kills guizhou's agent in a run of so many steps. Whether it came back before the run was over: a
+/// busy machine may take long to start it.
+bool comes_back(const Scratch& scratch, size_t num_steps) {
   const fs::path run_dir = scratch.path() / "runs" / "test";
+  fs::remove_all(run_dir);
   Program program(
       scratch.path(),
-      train("two.toml", {"--set", "train.steps=120", "--set", "emulation.slowdown=400"}));
+      train(
+          "two.toml",
+          {"--set", fmt::format("train.steps={}", num_steps), "--set", "emulation.slowdown=400"}));
   REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 20); }, 120));
-  const auto agents = processes_with("agent --run-dir");
   pid_t victim = 0;
-  for (const pid_t pid : agents) {
+  for (const pid_t pid : processes_in(scratch.path())) {
     const std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));
-    if (line.find("guizhou") != std::string::npos && line.find("agent") != std::string::npos)
-      victim = pid;
+    const bool is_agent = contains(line, std::string("agent\0--run-dir", 15));
+    if (is_agent && contains(line, "guizhou")) victim = pid;
   }
   REQUIRE(victim != 0);
   ::kill(victim, SIGKILL);
@@ -110,17 +112,16 @@ TEST_CASE("a site that is killed is left out, comes back, and the run ends") {
   const Ended ended = program.wait();
   INFO(ended.err);
   CHECK(ended.exit_code == 0);
-  CHECK(before < 120);  // it was killed on the way
-  CHECK(loss_curve(run_dir, "lingang").size() == 120);
-  size_t num_joins = 0;
-  std::ifstream events(run_dir / "events.jsonl");
-  for (std::string line; std::getline(events, line);) {
-    const auto json = nlohmann::json::parse(line);
-    num_joins +=
-        json.value("event", "") == "site_joined" && json.value("site", "") == "guizhou" ? 1 : 0;
-  }
-  CHECK(num_joins >= 2);  // it came back
+  CHECK(before < num_steps);  // it was killed on the way
+  CHECK(loss_curve(run_dir, "lingang").size() == num_steps);
   CHECK(processes_in(scratch.path()).empty());
+  return num_joins(run_dir, "guizhou") >= 2;
+}
+
+TEST_CASE("a site that is killed is left out, comes back, and the run ends") {
+  const Scratch scratch("killed");
+  prepare(scratch.path());
+  CHECK((comes_back(scratch, 120) || comes_back(scratch, 480) || comes_back(scratch, 1920)));
 }
 
 TEST_CASE("a trained model generates the same text for the same seed and stops where it is told") {

@@ -88,6 +88,18 @@ inline bool reached(const fs::path& run, const std::string& site, size_t step) {
   return fs::exists(run / "metrics.jsonl") && loss_curve(run, site).size() >= step;
 }
 
+/// How often a site has joined.
+inline int num_joins(const fs::path& run, const std::string& site) {
+  int count = 0;
+  std::ifstream events(run / "events.jsonl");
+  for (std::string line; std::getline(events, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    const bool is_join = !json.is_discarded() && json.value("event", "") == "site_joined";
+    count += is_join && json.value("site", "") == site ? 1 : 0;
+  }
+  return count;
+}
+
 inline bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }

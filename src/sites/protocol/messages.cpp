@@ -34,33 +34,66 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Hello,
                                                 address,
                                                 checkpoints)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Heartbeat, incarnation)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(ReadyExchange,
-                                                exchange,
-                                                tokens,
-                                                data_begin,
-                                                data_end,
-                                                begun_epoch,
-                                                hash,
-                                                missing,
-                                                suspects,
-                                                faults)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(SiteStatus,
-                                                incarnation,
-                                                sequence,
-                                                phase,
-                                                completed_steps,
-                                                step_us,
-                                                shares_from,
-                                                exchanges,
-                                                applied,
-                                                stop_step,
-                                                wants_stop,
-                                                num_commits,
-                                                num_missed,
-                                                num_refused,
-                                                sent_bytes,
-                                                exchange_payload_bytes,
-                                                exchanged_values)
+
+namespace {
+
+template <typename T>
+bool is_usual(const T& value, const T& usual) {
+  return value == usual;
+}
+bool is_usual(const std::vector<ReadyExchange>& value, const std::vector<ReadyExchange>&) {
+  return value.empty();
+}
+
+}  // namespace
+
+// A site's status goes out most often of all, and most of it is as it always is: what has its
+// default value is left out, and read as that.
+#define PELAGO_TO_CHANGED(field) \
+  if (!is_usual(value.field, usual.field)) json[#field] = value.field;
+#define PELAGO_FROM_CHANGED(field) \
+  if (const auto found = json.find(#field); found != json.end()) found->get_to(value.field);
+#define PELAGO_DEFINE_CHANGED_ONLY(Type, ...)                                   \
+  void to_json(nlohmann::json& json, const Type& value) {                       \
+    static const Type usual{};                                                  \
+    json = nlohmann::json::object();                                            \
+    NLOHMANN_JSON_EXPAND(NLOHMANN_JSON_PASTE(PELAGO_TO_CHANGED, __VA_ARGS__))   \
+  }                                                                             \
+  void from_json(const nlohmann::json& json, Type& value) {                     \
+    json.get_ref<const nlohmann::json::object_t&>(); /* throws if it is none */ \
+    value = Type{};                                                             \
+    NLOHMANN_JSON_EXPAND(NLOHMANN_JSON_PASTE(PELAGO_FROM_CHANGED, __VA_ARGS__)) \
+  }
+PELAGO_DEFINE_CHANGED_ONLY(ReadyExchange,
+                           exchange,
+                           tokens,
+                           data_begin,
+                           data_end,
+                           begun_epoch,
+                           hash,
+                           missing,
+                           suspects,
+                           faults)
+PELAGO_DEFINE_CHANGED_ONLY(SiteStatus,
+                           incarnation,
+                           sequence,
+                           phase,
+                           completed_steps,
+                           step_us,
+                           shares_from,
+                           exchanges,
+                           applied,
+                           stop_step,
+                           wants_stop,
+                           num_commits,
+                           num_missed,
+                           num_refused,
+                           sent_bytes,
+                           exchange_payload_bytes,
+                           exchanged_values)
+#undef PELAGO_DEFINE_CHANGED_ONLY
+#undef PELAGO_FROM_CHANGED
+#undef PELAGO_TO_CHANGED
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Report, name, json)
 // A journal of an earlier version has no sites in step.
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Welcome,
@@ -136,26 +169,6 @@ concept HasPayload = requires(T message) {
   message.payload;
 };
 
-/// Without the fields that have their default values.
-void shorten(nlohmann::json& value, const nlohmann::json& defaults) {
-  for (const auto& [key, usual] : defaults.items()) {
-    if (value.at(key) == usual) value.erase(key);
-  }
-}
-
-/// A site's status goes out most often of all, and most of it is as it always is.
-template <typename T>
-nlohmann::json head_of(const T& content) {
-  nlohmann::json head = content;
-  if constexpr (std::is_same_v<T, SiteStatus>) {
-    shorten(head, SiteStatus{});
-    if (head.contains("exchanges")) {
-      for (nlohmann::json& held : head["exchanges"]) shorten(held, ReadyExchange{});
-    }
-  }
-  return head;
-}
-
 template <size_t kKind>
 Message decode_as(const nlohmann::json& head, Frame& frame) {
   using T = std::variant_alternative_t<kKind, Message>;
@@ -180,7 +193,7 @@ Frame encode(const std::string& from, Message message) {
       .from = from, .kind = static_cast<uint32_t>(message.index()), .head = {}, .payload = {}};
   std::visit(
       [&](auto& content) {
-        frame.head = head_of(content).dump();
+        frame.head = nlohmann::json(content).dump();
         if constexpr (HasPayload<decltype(content)>) frame.payload = std::move(content.payload);
       },
       message);

@@ -78,17 +78,19 @@ TEST_CASE("two agents started by hand in folders of their own end as `train` doe
   }
 }
 
-TEST_CASE("a site that is killed comes back with the same token, and the run ends") {
+/// Kills guizhou in a run of so many steps and starts it again. Whether it was back before the run
+/// was over: a busy machine may take long to start it.
+bool comes_back_by_hand(size_t num_steps) {
   const Hosts hosts("hosts-back");
-  const auto coordinator =
-      hosts.coordinator({"--set", "train.steps=120", "--set", "emulation.slowdown=400"});
+  const auto coordinator = hosts.coordinator(
+      {"--set", fmt::format("train.steps={}", num_steps), "--set", "emulation.slowdown=400"});
   const std::string address = Hosts::address_of(*coordinator);
   Program east(hosts.path("east"), hosts.agent("lingang", address));
   auto west = std::make_unique<Program>(hosts.path("west"), hosts.agent("guizhou", address));
   REQUIRE(coordinator->wait_for([&] { return reached(hosts.run_dir(), "guizhou", 20); }, 120));
   ::kill(-west->pid(), SIGKILL);
   REQUIRE(west->wait().exit_code == 128 + SIGKILL);
-  REQUIRE(loss_curve(hosts.run_dir(), "lingang").size() < 120);  // the fault fired on the way
+  REQUIRE(loss_curve(hosts.run_dir(), "lingang").size() < num_steps);  // the fault fired on the way
   // The dataset's place is remembered.
   Program again(hosts.path("west"),
                 {"agent", "--join", address, "--token", hosts.token("guizhou")});
@@ -97,8 +99,14 @@ TEST_CASE("a site that is killed comes back with the same token, and the run end
   INFO(at_center.err << at_west.err);
   CHECK(at_center.exit_code == 0);
   CHECK(east.wait().exit_code == 0);
+  if (num_joins(hosts.run_dir(), "guizhou") < 2) return false;
   CHECK(at_west.exit_code == 0);
-  CHECK(loss_curve(hosts.run_dir(), "guizhou").size() == 120);
+  CHECK(loss_curve(hosts.run_dir(), "guizhou").size() == num_steps);
+  return true;
+}
+
+TEST_CASE("a site that is killed comes back with the same token, and the run ends") {
+  CHECK((comes_back_by_hand(120) || comes_back_by_hand(480) || comes_back_by_hand(1920)));
 }
 
 TEST_CASE("a token that was used, has expired or is of another run is refused with one line") {

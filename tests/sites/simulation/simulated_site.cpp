@@ -326,7 +326,8 @@ void SimulatedRun::train(Site& site) {
   ++workers.completed_steps;
   workers.next_step_s = clock_.now_s() + step_s(site);
   Rng noise = Rng(static_cast<uint64_t>(workers.completed_steps)).fork(site.name);
-  for (float& value : workers.local) value += static_cast<float>(0.01 * noise.next_normal());
+  for (float& value : workers.local)
+    value += static_cast<float>(0.03 * (noise.next_uniform() - 0.5));
   site.member->on_step(workers.completed_steps, took_s);
   const int64_t coming = options_.schedule.merge_after(workers.completed_steps);
   const int64_t leaving = options_.schedule.snapshot_after(workers.completed_steps);
