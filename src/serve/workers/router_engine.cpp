@@ -231,6 +231,7 @@ void RouterEngine::read(Worker& worker) {
     {
       const std::lock_guard lock(mutex_);
       worker.heard_s = steady_now_s();
+      worker.has_spoken = true;
       if (const auto* beat = std::get_if<BeatMessage>(&message)) worker.stats = beat->stats;
       if (const auto* ready = std::get_if<ReadyMessage>(&message)) note_ready(worker, *ready);
       if (const auto* lost = std::get_if<LostMessage>(&message)) {

@@ -58,9 +58,10 @@ struct RouterOptions {
   std::vector<std::string> devices = {};  // worker i opens number i, from the start again past the
                                           // last; empty: all open engine.device
   int64_t vocab_size = 0;
-  int64_t waiting_max = 256;                // requests beyond those that can be computed at once
-  int64_t prompt_tokens_max = 4'000'000;    // sent to one worker and not ended: 16 MB
-  double silence_max_s = 5;                 // 50 beats: then it hangs
+  int64_t waiting_max = 256;              // requests beyond those that can be computed at once
+  int64_t prompt_tokens_max = 4'000'000;  // sent to one worker and not ended: 16 MB
+  double start_max_s = 120;   // to a worker's first word: loading libraries from a cold disk
+  double silence_max_s = 10;  // 100 beats, later: then it hangs
   double pause_s = 0.25, pause_max_s = 10;  // before a start after a second loss; doubles
   RouteOptions route = {};
 };

@@ -44,6 +44,7 @@ struct RouterEngine::Worker {
   std::unique_ptr<WorkerHost> host;  // the supervisor's
   State state = State::kStarting;
   double heard_s;  // when it last said something
+  bool has_spoken = false;
   std::string lost_because;
   int exit_code = kExitFailed;  // that it said it would end with
   EngineStats stats;

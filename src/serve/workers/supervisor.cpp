@@ -155,14 +155,15 @@ void RouterEngine::look_after(double now_s) {
   {
     const std::lock_guard lock(mutex_);
     for (auto& worker : workers_) {
-      const bool is_silent = now_s - worker->heard_s > options_.silence_max_s;
+      const double silence_max_s =
+          worker->has_spoken ? options_.silence_max_s : options_.start_max_s;
       if (worker->state == Worker::State::kLost) {
         add_counters(ended_, worker->stats);
         to_bury.push_back(std::move(worker));
       } else if (worker->state == Worker::State::kRetiring && worker->is_idle()) {
         worker->link->shut();  // its reader ends it
-      } else if (is_silent && worker->lost_because.empty()) {
-        worker->lost_because = fmt::format("it said nothing for {} s", options_.silence_max_s);
+      } else if (now_s - worker->heard_s > silence_max_s && worker->lost_because.empty()) {
+        worker->lost_because = fmt::format("it said nothing for {} s", silence_max_s);
         worker->host->kill();
         worker->link->shut();
       }
