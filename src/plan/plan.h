@@ -35,9 +35,8 @@ struct DeviceProfile {
   LinearCost block_forward, block_backward;  // of one block, its gradients added up
   LinearCost embedding;                      // both ways
   LinearCost head;  // final norm, logits, loss and their gradients, both ways
-  // What a stage does besides its blocks: it joins what they hand on, and looks for large values.
-  LinearCost stage_forward, stage_backward;
-  double update_s = 0;            // once a step, whatever it holds
+  LinearCost stage_forward, stage_backward;  // besides blocks: joining, looking for large values
+  double update_s = 0;                       // once a step, whatever it holds
   double update_run_s = 0;        // once for each run of parameters that decay, or do not
   double update_parameter_s = 0;  // clipping and optimizer, a parameter held
   // What moves without the device computing, seconds a byte. 0: taken from the catalogue.
@@ -91,8 +90,7 @@ struct StagePlan {
   int64_t last_block = 0;
   std::vector<int> ranks;  // more than one: each block is cut over them (tensor parallelism)
   bool recompute = false;  // keeps what enters a block, and computes the block again going back
-  // Microbatches that went forward and not yet backward, at most; 0: one for each stage from this
-  // one on. More where a line between sites lies behind it, which has to be covered.
+  // Microbatches under way, at most; 0: one a stage from this on. More cover a line behind it.
   int64_t in_flight = 0;
 };
 
