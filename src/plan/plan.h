@@ -44,8 +44,7 @@ struct StagePlan {
   int64_t last_block = 0;
   std::vector<int> ranks;  // more than one: each block is cut over them (tensor parallelism)
   bool recompute = false;  // keeps what enters a block, and computes the block again going back
-  // Microbatches that went forward and not yet backward, at most; 0: one for each stage from this
-  // one on. More where a line between sites lies behind it, which has to be covered.
+  // Microbatches under way, at most; 0: one a stage from this on. More cover a line behind it.
   int64_t in_flight = 0;
 };
 

@@ -27,6 +27,15 @@ std::vector<double> read_scalars(const std::vector<Tensor>& scalars) {
   return {values.data_ptr<double>(), values.data_ptr<double>() + values.numel()};
 }
 
+/// What the pass makes; adds to seconds what the device took for it, if it can tell.
+template <typename Pass>
+auto timed(const Pipeline& pipeline, double& seconds, Pass&& pass) {
+  const std::optional<double> begin_s = pipeline.work_s();
+  auto made = pass();
+  if (begin_s) seconds += *pipeline.work_s() - *begin_s;
+  return made;
+}
+
 }  // namespace
 
 Pipeline::Pipeline(const PipelineOptions& options,
@@ -158,12 +167,6 @@ PipelineResult Pipeline::train(const TokenSource& source,
   std::vector<Tensor> losses, peaks;  // read at the end: reading one waits for the device
   size_t num_expected = 0;
   PipelineResult result;
-  const auto timed = [&](double& seconds, auto&& pass) {
-    const std::optional<double> begin_s = work_s();
-    auto made = pass();
-    if (begin_s) seconds += *work_s() - *begin_s;
-    return made;
-  };
   for (size_t i = 0; i < turns.size(); ++i) {
     for (; num_expected < std::min(turns.size(), i + kTurnsAhead); ++num_expected) {
       const Turn& next = turns[num_expected];
@@ -176,7 +179,7 @@ PipelineResult Pipeline::train(const TokenSource& source,
     model::StagePass& pass = passes[static_cast<size_t>(turn.microbatch_idx)];
     if (turn.is_forward) {
       const model::StageInput input = input_of(source, sequence_length, windows_of(turn));
-      pass = timed(result.forward_s, [&] { return stage_.forward(input); });
+      pass = timed(*this, result.forward_s, [&] { return stage_.forward(input); });
       peaks.push_back(pass.peak);
       if (is_last()) {
         losses.push_back(pass.output.detach());
@@ -194,7 +197,7 @@ PipelineResult Pipeline::train(const TokenSource& source,
     const auto tell_done = [&](int64_t unit) {
       if (is_whole) on_done(unit);
     };
-    const Tensor to_previous = timed(result.backward_s, [&] {
+    const Tensor to_previous = timed(*this, result.backward_s, [&] {
       return stage_.backward(std::move(pass), gradient, loss_scale, flat_gradient, tell_done);
     });
     pass = model::StagePass();  // what is left of it, the loss and its graph, takes memory
