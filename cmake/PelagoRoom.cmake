@@ -98,7 +98,8 @@ function(pelago_precompile target)
   endforeach()
 endfunction()
 
-set(PELAGO_BUSY_SOURCES "/(sites/exchange|sites/protocol/messages|train/grid|train/health|serve/sampling)/")
+set(PELAGO_BUSY_SOURCES
+    "/(sites/exchange/|sites/protocol/messages[.]|train/grid/|train/health/|serve/sampling/)")
 
 # pelago_calm(TARGET): compiled with less optimisation in a release, a quarter faster.
 function(pelago_calm target)

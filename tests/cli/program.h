@@ -97,7 +97,7 @@ class Program {
   /// Waits until `ready` holds; returns false if the child ended or the time passed first.
   bool wait_for(const std::function<bool()>& ready, double timeout_s) {
     // Counted, not timed: where a look takes long because the machine is busy, the wait is longer.
-    constexpr int kLooksPerSecond = 50;
+    constexpr int kLooksPerSecond = 20;
     for (int looks = 0; looks < static_cast<int>(kLooksPerSecond * timeout_s); ++looks) {
       if (ready()) return true;
       if (::waitpid(pid_, &status_, WNOHANG) == pid_) {

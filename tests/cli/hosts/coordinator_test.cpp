@@ -134,7 +134,7 @@ bool kill_in_commit(Program& coordinator, const fs::path& run_dir) {
         pollfd written{.fd = watch, .events = POLLIN, .revents = 0};  // wakes within microseconds
         return ::poll(&written, 1, 1000) > 0;
       },
-      3);
+      6);
   ::kill(coordinator.pid(), SIGKILL);
   ::close(watch);
   CHECK(coordinator.wait().exit_code == 128 + SIGKILL);
