@@ -5,9 +5,8 @@
 #include "serve/grammar/constraints.h"
 #include "serve/grammar/token_constraint.h"
 
+namespace pelago::serve {
 namespace {
-
-using namespace pelago::serve;
 
 pelago::Result<Constraint> constraint_of(char kind, std::string_view text) {
   static const Vocabulary vocabulary = make_vocabulary(byte_tokenizer(), 260);
@@ -31,13 +30,14 @@ void follow(const Constraint& constraint, pelago::Rng rng) {
 }
 
 }  // namespace
+}  // namespace pelago::serve
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t num_bytes) {
   if (num_bytes == 0) return 0;
   const std::string_view text = pelago::fuzz::text_of(data + 1, num_bytes - 1);
-  const auto constraint = constraint_of(static_cast<char>(data[0]), text);
+  const auto constraint = pelago::serve::constraint_of(static_cast<char>(data[0]), text);
   if (constraint) {
-    follow(*constraint, pelago::Rng(num_bytes));
+    pelago::serve::follow(*constraint, pelago::Rng(num_bytes));
   } else {
     PELAGO_ASSERT(!constraint.error().message.empty(), "a refusal says why");
     PELAGO_ASSERT(constraint.error().message.find('\n') == std::string::npos, "in one line");

@@ -13,15 +13,9 @@
 
 #include "chips/tensor.h"
 #include "model/config.h"
+#include "model/plain_rounding.h"
 
 namespace pelago::model {
-
-/// What is rounded on its way into a product; sums and everything between are exact.
-enum class PlainRounding {
-  kNone,
-  kBf16,       // all inputs: of projections, queries, keys, values, weights of attention
-  kInt8Cache,  // likewise, but keys and values are levels of 8 bits with a scale a head
-};
 
 class PlainTransformer {
  public:
@@ -88,30 +82,8 @@ class PlainTransformer {
     return y;
   }
 
-  /// To 8 bits of mantissa, to nearest even.
-  void round(Vector& x) const {
-    if (rounding_ == PlainRounding::kNone) return;
-    for (double& value : x) {
-      int exponent = 0;
-      const double mantissa = std::frexp(value, &exponent);
-      value = std::ldexp(std::nearbyint(std::ldexp(mantissa, 8)), exponent - 8);
-    }
-  }
-
-  /// A key or value as a cache keeps it. Returns the scale of its levels.
-  double keep(Vector& x) const {
-    if (rounding_ != PlainRounding::kInt8Cache) {
-      round(x);
-      return 1;
-    }
-    double top = 0;
-    for (const double value : x) top = std::max(top, std::abs(value));
-    for (double& value : x) value = top > 0 ? std::nearbyint(value * 127 / top) : 0;
-    return top / 127;
-  }
-
   Vector project(Vector x, const std::string& name) const {
-    round(x);
+    round_plain(x, rounding_);
     const Vector& weight = weights_.at(name + ".weight");
     Vector y(weight.size() / x.size());
     for (size_t row = 0; row < y.size(); ++row) {
@@ -155,7 +127,7 @@ class PlainTransformer {
              size_t num_seen) const {
     const double scale = 1 / (std::log(2.0) * std::sqrt(static_cast<double>(query.size())));
     for (double& value : query) value *= scale;  // scores are of base 2
-    round(query);
+    round_plain(query, rounding_);
     Vector weights(num_seen);
     for (size_t seen = 0; seen < num_seen; ++seen) {
       for (size_t e = 0; e < query.size(); ++e) weights[seen] += query[e] * keys[seen][e];
@@ -168,7 +140,7 @@ class PlainTransformer {
       total += weight;
       weights[seen] = weight * value_scales[seen];
     }
-    round(weights);
+    round_plain(weights, rounding_);
     Vector mixed(query.size());
     for (size_t seen = 0; seen < num_seen; ++seen) {
       for (size_t e = 0; e < mixed.size(); ++e) mixed[e] += weights[seen] * values[seen][e];
@@ -193,8 +165,8 @@ class PlainTransformer {
         keys[head].push_back(rotated_head(k, head, prefix + "self_attn.k_norm.weight", t));
         const auto begin = v.begin() + static_cast<std::ptrdiff_t>(head * head_dim);
         values[head].emplace_back(begin, begin + config_.head_dim);
-        key_scales[head].push_back(keep(keys[head].back()));
-        value_scales[head].push_back(keep(values[head].back()));
+        key_scales[head].push_back(keep_plain(keys[head].back(), rounding_));
+        value_scales[head].push_back(keep_plain(values[head].back(), rounding_));
       }
     }
     std::vector<Vector> attended;
