@@ -67,6 +67,14 @@ Interrupts::~Interrupts() {
   ::close(pipe_[1]);
 }
 
+void Interrupts::ignore_from_now() {
+  struct sigaction ignoring {};
+  ignoring.sa_handler = SIG_IGN;
+  before_interrupt_ = before_terminate_ = ignoring;  // what is left behind
+  ::sigaction(SIGINT, &ignoring, nullptr);
+  ::sigaction(SIGTERM, &ignoring, nullptr);
+}
+
 void leave_interrupted(const char* what) {
   std::fprintf(stderr, "pelago: %s\n", what);
   ::_exit(kExitInterrupted);

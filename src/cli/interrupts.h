@@ -17,6 +17,9 @@ class Interrupts {
   Interrupts(const Interrupts&) = delete;
   Interrupts& operator=(const Interrupts&) = delete;
   ~Interrupts();
+  /// The work is done and nothing is left to stop: signals are ignored from here to the program's
+  /// end, so that its exit code says that it is done.
+  void ignore_from_now();
 
  private:
   std::function<void()> on_interrupt_, on_hangup_;

@@ -234,11 +234,12 @@ TEST_CASE("a stage keeps no more microbatches than it may, and each goes forward
 }
 
 TEST_CASE("a message of many parts comes whole, and an urgent one overtakes it") {
-  Cable cable(2);
-  Bridge a(cable.take(0), 0), b(cable.take(1), 1);
+  auto [near, far] = BridgeSocket::make_pair();
+  Bridge a(std::move(near), 0);
   std::vector<std::byte> large(5 * kBridgePartBytes + 7, std::byte{3}), urgent(9, std::byte{5});
-  a.send({BridgeChannel::kState, 1, 1}, large);
+  a.send({BridgeChannel::kState, 1, 1}, large);  // more than the socket holds, and nobody reads yet
   a.send({BridgeChannel::kControl, 1, 1}, urgent);
+  Bridge b(std::move(far), 1);
   std::vector<std::byte> came(urgent.size());
   const double urgent_s = b.receive({BridgeChannel::kControl, 0, 1}, came);
   CHECK((came == urgent));

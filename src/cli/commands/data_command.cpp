@@ -85,7 +85,7 @@ void run_build(BuildArguments& arguments, const Globals& globals) {
   if (arguments.max_mb > 0) options.text_bytes_max = static_cast<int64_t>(1e6 * arguments.max_mb);
   options.num_threads = static_cast<int>(allowed_cores().size());
   std::stop_source stop;
-  const Interrupts interrupts([&stop] { stop.request_stop(); });
+  Interrupts interrupts([&stop] { stop.request_stop(); });
   LiveLine line(STDERR_FILENO);
   const auto report = data::build_dataset(
       options,
@@ -98,6 +98,7 @@ void run_build(BuildArguments& arguments, const Globals& globals) {
         line.draw(text, 5.0);
       },
       stop.get_token());
+  interrupts.ignore_from_now();
   line.end();
   print_report(report, globals.json);
 }

@@ -56,7 +56,7 @@ void run_export(const ExportArguments& arguments, const Globals& globals) {
   std::mutex changing;
   std::optional<PendingFolder> pending;
   bool is_whole = false;
-  const Interrupts interrupts([&] {
+  Interrupts interrupts([&] {
     const std::lock_guard lock(changing);
     if (is_whole) return;
     if (pending) {
@@ -83,6 +83,7 @@ void run_export(const ExportArguments& arguments, const Globals& globals) {
     pending->commit();
     is_whole = true;
   }
+  interrupts.ignore_from_now();
   if (globals.json) {
     std::printf(
         "{\"model\": \"%s\", \"checkpoint\": \"%s\"}\n", arguments.out.c_str(), source.c_str());

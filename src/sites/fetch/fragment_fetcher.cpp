@@ -114,6 +114,7 @@ void FragmentFetcher::rest(const std::string& name, double for_s) {
     want.offers.erase(name);
     want.asked_s.erase(name);
   }
+  donors_[name].window = kFirstWindow;
   donors_[name].rests_until_s = now_s_ + for_s;
 }
 
@@ -175,6 +176,7 @@ void FragmentFetcher::take(const std::string& from, const FragmentLeaf& leaf, do
     --donors_[flight->second].num_in_flight;
     target.flights.erase(flight);
   }
+  ++donors_[from].window;
   ++counts_.fetched;
   ++counts_.by_donor[from];
 }
@@ -316,7 +318,7 @@ void FragmentFetcher::ask_for_leaves(int64_t fragment, Want& want) {
     for (const auto& [name, offer] : want.offers) {
       Donor& donor = donors_[name];
       const bool can = offer.hash == target.hash && !rests(name) &&
-                       donor.num_in_flight < options_.in_flight_leaves;
+                       donor.num_in_flight < std::min(donor.window, options_.in_flight_leaves);
       if (!can || !has_next()) continue;
       if (donor.num_in_flight++ == 0) donor.heard_s = now_s_;
       target.flights[next] = name;

@@ -32,7 +32,7 @@ enum class Vouch { kYes, kNo, kNotYet, kNobody };
 struct FetcherOptions {
   std::string site, address;     // of this site
   double heartbeat_s = 1;        // a donor is silent after five of these
-  int64_t in_flight_leaves = 8;  // of each donor: 8 MiB, 0.6 s of 100 Mbit/s
+  int64_t in_flight_leaves = 8;  // of each donor at most: 8 MiB, 0.6 s of 100 Mbit/s
 };
 
 struct FetchRequest {
@@ -89,13 +89,17 @@ class FragmentFetcher {
   const FetchCounts& counts() const { return counts_; }
 
  private:
+  // So that the first donor to answer, which may have the thinnest line, is not asked for all.
+  static constexpr int64_t kFirstWindow = 2;
+
   struct Donor {
     std::string address;
     int64_t num_in_flight = 0;
-    double heard_s = 0;         // since then it owes an answer
-    double patience_s = 0;      // doubles with each silence: a thin line is no dead one
-    double penalty_s = 0;       // doubles with each wrong answer
-    double rests_until_s = -1;  // not asked before
+    int64_t window = kFirstWindow;  // leaves that may be in flight; grows with each that comes
+    double heard_s = 0;             // since then it owes an answer
+    double patience_s = 0;          // doubles with each silence: a thin line is no dead one
+    double penalty_s = 0;           // doubles with each wrong answer
+    double rests_until_s = -1;      // not asked before
   };
   /// The root that is being fetched.
   struct Target {

@@ -81,6 +81,7 @@ void Member::fetch_on() {
     const bool is_there = status_.phase == SitePhase::kCatchingUp && fetcher_.is_idle();
     if (has_taken && is_there) end_join();
   }
+  tell_new_donors();
   for (const auto& [donor, what] : fetcher_.take_refusals()) {
     refuse(donor, what);
     act(SendMessage{.to = kCoordinatorName,
@@ -91,6 +92,15 @@ void Member::fetch_on() {
     act(KnowAddress{.site = request.to.site, .address = request.to.address});
     act(SendMessage{.to = request.to.site, .message = std::move(request.message)});
   }
+}
+
+void Member::tell_new_donors() {
+  const std::map<std::string, int64_t>& by_donor = fetcher_.counts().by_donor;
+  if (status_.phase != SitePhase::kCatchingUp || by_donor.size() == num_donors_told_) return;
+  num_donors_told_ = by_donor.size();
+  act(SendMessage{
+      .to = kCoordinatorName,
+      .message = Report{.name = "catching_up", .json = json{{"donors", by_donor}}.dump()}});
 }
 
 void Member::change(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome) {

@@ -131,6 +131,7 @@ class Member {
   Vouch vouch(int64_t exchange, const std::string& hash) const;
   void fetch_on();
   void take_over(const FetchedFragment& fetched);
+  void tell_new_donors();
   void end_join();
   void change(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
   std::vector<std::string> missing(const Record& record) const;
@@ -158,6 +159,7 @@ class Member {
   LeafShelf shelf_;
   FragmentFetcher fetcher_;
   std::map<std::pair<int64_t, size_t>, DeltaWatch> watches_;  // by fragment, number of members
+  size_t num_donors_told_ = 0;  // donors of which the coordinator knows that they give
   bool status_changed_ = false;
   bool has_left_ = false;
   double now_s_ = 0;

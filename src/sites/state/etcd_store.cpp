@@ -113,6 +113,8 @@ Result<bool> EtcdStore::try_lead(const std::string& who) {
   }
   lease_ = lease;
   written_ = written;
+  // The seat may have taken most of the lease's time; from now on the keeper asks for more.
+  (void)client_.call("lease/keepalive", {{"ID", lease_}});
   keeper_ = std::jthread([this](const std::stop_token& stop) { keep_lease(stop); });
   return true;
 }
@@ -124,7 +126,9 @@ void EtcdStore::keep_lease(const std::stop_token& stop) {
   std::condition_variable_any woken;
   std::unique_lock lock(never_shared);
   const std::chrono::duration<double> pause(static_cast<double>(options_.lease_s) / 4);
-  while (!stop.stop_requested() && !is_deposed_) {
+  while (!is_deposed_) {
+    woken.wait_for(lock, stop, pause, [] { return false; });  // kept just now
+    if (stop.stop_requested()) return;
     Result<json> answer = client.call("lease/keepalive", {{"ID", lease_}});
     const bool is_kept =
         answer && answer->contains("result") && number(answer->at("result"), "TTL") > 0;
@@ -132,7 +136,6 @@ void EtcdStore::keep_lease(const std::stop_token& stop) {
       log_warn("the seat of the coordinator is lost lease={}", lease_);
       is_deposed_ = true;
     }
-    woken.wait_for(lock, stop, pause, [] { return false; });
   }
 }
 

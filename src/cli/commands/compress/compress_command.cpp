@@ -105,7 +105,7 @@ void run_quantize(const QuantizeArguments& arguments, const Globals& globals) {
   std::mutex changing;
   PendingFolder pending(arguments.out);
   bool is_whole = false;
-  const Interrupts interrupts([&] {
+  Interrupts interrupts([&] {
     const std::lock_guard lock(changing);
     if (is_whole) return;
     const std::filesystem::path doomed = pending.path().string() + ".tmp";
@@ -134,6 +134,7 @@ void run_quantize(const QuantizeArguments& arguments, const Globals& globals) {
     pending.commit();
     is_whole = true;
   }
+  interrupts.ignore_from_now();
   print_report(arguments, report, globals);
 }
 
