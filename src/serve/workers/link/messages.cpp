@@ -144,75 +144,44 @@ class Reader {
 template <typename M, typename T>
 concept Is = std::is_same_v<std::remove_const_t<M>, T>;
 
-template <typename Archive, Is<SchedulerLimits> M>
-void fields(Archive& archive, M& m) {
-  auto& [step_tokens, sequences_max, choices_max] = m;
-  archive(step_tokens, sequences_max, choices_max);
-}
-template <typename Archive, Is<SpeculationOptions> M>
-void fields(Archive& archive, M& m) {
-  auto& [draft_max, rows_max, ngram_tokens] = m;
-  archive(draft_max, rows_max, ngram_tokens);
-}
-template <typename Archive, Is<EngineOptions> M>
-void fields(Archive& archive, M& m) {
-  auto& [device,
-         dtype,
-         group_size,
-         kv_dtype,
-         kv_memory_gb,
-         page_tokens,
-         num_threads,
-         context_tokens_max,
-         scheduler,
-         speculation,
-         draft_folder,
-         waiting_max,
-         seed,
-         prefill_link,
-         prefill_local_share] = m;
-  archive(device,
-          dtype,
-          group_size,
-          kv_dtype,
-          kv_memory_gb,
-          page_tokens,
-          num_threads,
-          context_tokens_max,
-          scheduler,
-          speculation,
-          draft_folder,
-          waiting_max,
-          seed,
-          prefill_link,
-          prefill_local_share);
-}
-template <typename Archive, Is<ConstraintSource> M>
-void fields(Archive& archive, M& m) {
-  auto& [kind, text] = m;
-  archive(kind, text);
-}
-template <typename Archive, Is<Sampling> M>
-void fields(Archive& archive, M& m) {
-  auto& [temperature,
-         top_k,
-         top_p,
-         min_p,
-         repetition_penalty,
-         presence_penalty,
-         frequency_penalty,
-         logit_bias,
-         seed] = m;
-  archive(temperature,
-          top_k,
-          top_p,
-          min_p,
-          repetition_penalty,
-          presence_penalty,
-          frequency_penalty,
-          logit_bias,
-          seed);
-}
+#define PELAGO_FIELDS(Type, ...)          \
+  template <typename Archive, Is<Type> M> \
+  void fields(Archive& archive, M& m) {   \
+    auto& [__VA_ARGS__] = m;              \
+    archive(__VA_ARGS__);                 \
+  }
+
+PELAGO_FIELDS(SchedulerLimits, step_tokens, sequences_max, choices_max)
+PELAGO_FIELDS(SpeculationOptions, draft_max, rows_max, ngram_tokens)
+PELAGO_FIELDS(EngineOptions,
+              device,
+              dtype,
+              group_size,
+              kv_dtype,
+              kv_memory_gb,
+              page_tokens,
+              num_threads,
+              context_tokens_max,
+              scheduler,
+              speculation,
+              draft_folder,
+              waiting_max,
+              seed,
+              prefill_link,
+              prefill_local_share)
+PELAGO_FIELDS(ConstraintSource, kind, text)
+PELAGO_FIELDS(Sampling,
+              temperature,
+              top_k,
+              top_p,
+              min_p,
+              repetition_penalty,
+              presence_penalty,
+              frequency_penalty,
+              logit_bias,
+              seed)
+
+// The constraint is not for sending: SubmitMessage has its source.
 template <typename Archive, Is<GenerateRequest> M>
 void fields(Archive& archive, M& m) {
   auto& [prompt,
@@ -235,115 +204,46 @@ void fields(Archive& archive, M& m) {
           num_logprobs,
           user);
 }
-template <typename Archive, Is<TokenLogprob> M>
-void fields(Archive& archive, M& m) {
-  auto& [token, logprob, top] = m;
-  archive(token, logprob, top);
-}
-template <typename Archive, Is<Piece> M>
-void fields(Archive& archive, M& m) {
-  auto& [choice,
-         text,
-         tokens,
-         logprobs,
-         finish,
-         error,
-         is_last,
-         prompt_tokens,
-         cached_tokens,
-         completion_tokens] = m;
-  archive(choice,
-          text,
-          tokens,
-          logprobs,
-          finish,
-          error,
-          is_last,
-          prompt_tokens,
-          cached_tokens,
-          completion_tokens);
-}
-template <typename Archive, Is<EngineStats> M>
-void fields(Archive& archive, M& m) {
-  auto& [num_running,
-         num_waiting,
-         num_pages,
-         num_pages_used,
-         num_pages_cached,
-         prompt_tokens,
-         cached_tokens,
-         completion_tokens,
-         num_finished,
-         num_cancelled,
-         num_refused,
-         num_preempted,
-         draft_tokens,
-         draft_accepted] = m;
-  archive(num_running,
-          num_waiting,
-          num_pages,
-          num_pages_used,
-          num_pages_cached,
-          prompt_tokens,
-          cached_tokens,
-          completion_tokens,
-          num_finished,
-          num_cancelled,
-          num_refused,
-          num_preempted,
-          draft_tokens,
-          draft_accepted);
-}
-template <typename Archive, Is<OpenMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [folder, engine] = m;
-  archive(folder, engine);
-}
-template <typename Archive, Is<SubmitMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [id, request, constraint] = m;
-  archive(id, request, constraint);
-}
-template <typename Archive, Is<CancelMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [id] = m;
-  archive(id);
-}
-template <typename Archive, Is<EmbedMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [id, inputs] = m;
-  archive(id, inputs);
-}
-template <typename Archive, Is<ReadyMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [context_length, stats] = m;
-  archive(context_length, stats);
-}
-template <typename Archive, Is<PieceMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [id, piece] = m;
-  archive(id, piece);
-}
-template <typename Archive, Is<RefusalMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [id, code, message] = m;
-  archive(id, code, message);
-}
-template <typename Archive, Is<EmbeddedMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [id, vectors] = m;
-  archive(id, vectors);
-}
-template <typename Archive, Is<BeatMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [stats] = m;
-  archive(stats);
-}
-template <typename Archive, Is<LostMessage> M>
-void fields(Archive& archive, M& m) {
-  auto& [why, exit_code] = m;
-  archive(why, exit_code);
-}
+
+PELAGO_FIELDS(TokenLogprob, token, logprob, top)
+PELAGO_FIELDS(Piece,
+              choice,
+              text,
+              tokens,
+              logprobs,
+              finish,
+              error,
+              is_last,
+              prompt_tokens,
+              cached_tokens,
+              completion_tokens)
+PELAGO_FIELDS(EngineStats,
+              num_running,
+              num_waiting,
+              num_pages,
+              num_pages_used,
+              num_pages_cached,
+              prompt_tokens,
+              cached_tokens,
+              completion_tokens,
+              num_finished,
+              num_cancelled,
+              num_refused,
+              num_preempted,
+              draft_tokens,
+              draft_accepted)
+PELAGO_FIELDS(OpenMessage, folder, engine)
+PELAGO_FIELDS(SubmitMessage, id, request, constraint)
+PELAGO_FIELDS(CancelMessage, id)
+PELAGO_FIELDS(EmbedMessage, id, inputs)
+PELAGO_FIELDS(ReadyMessage, context_length, stats)
+PELAGO_FIELDS(PieceMessage, id, piece)
+PELAGO_FIELDS(RefusalMessage, id, code, message)
+PELAGO_FIELDS(EmbeddedMessage, id, vectors)
+PELAGO_FIELDS(BeatMessage, stats)
+PELAGO_FIELDS(LostMessage, why, exit_code)
+
+#undef PELAGO_FIELDS
 
 template <size_t kKind = 0>
 Result<Message> read_kind(uint8_t kind, Reader& reader) {
