@@ -51,8 +51,9 @@ void measure_steps(Report& report, size_t num_sequences, double target_tok_s) {
 }
 
 /// From nothing to the first token, of a folder whose files the system has in memory.
-void measure_start(Report& report) {
-  const auto folder = served_folder("1b");
+void measure_start(Report& report, const std::string& model) {
+  const std::filesystem::path folder =
+      model.empty() ? served_folder("1b") : std::filesystem::path(model);
   std::vector<double> times;
   for (int round = 0; round < 3; ++round) {
     const double begin = seconds_now();
@@ -76,8 +77,10 @@ int main(int argc, char** argv) {
       "decode",
       "How near does generation come to the memory's bandwidth?",
       {"bf16", "int8", "int4", "batch16-bf16", "batch16-int8", "batch16-int4", "start"});
+  std::string model;
+  program.options().add_option("--model", model, "a folder for start, such as one in int8");
   return program.run(argc, argv, [&](Report& report) {
-    if (report.case_name == "start") return measure_start(report);
+    if (report.case_name == "start") return measure_start(report, model);
     if (!report.case_name.starts_with("batch16")) return measure_steps(report, 1, 0);
     measure_steps(report, 16, report.case_name == "batch16-bf16" ? 190 : 215);
   });
