@@ -127,8 +127,22 @@ void multiply_levels(const PanelJob& job) {
       for (int panel = 0; panel < kPanels; ++panel) levels[row][panel] = start;
     }
     constexpr size_t kStep = kNibbles ? 2 : 1;  // words that 64 bytes of a panel hold
+    const size_t group_bytes = job.group_words / kStep * 64;
+    // One row waits for memory alone. The processor finds each panel's stream by itself, but not
+    // where the next panels begin: those after the last group.
+    const std::byte* next =
+        weights + group_bytes +
+        (group + 1 < num_groups ? 0 : static_cast<size_t>(kPanels - 1) * job.panel_bytes);
     for (size_t word = 0; word < job.group_words; word += kStep, weights += 64, ahead += 64) {
-      _mm_prefetch(ahead, _MM_HINT_T1);
+      if constexpr (kRows == 1) {
+        PELAGO_UNROLL
+        for (int panel = 0; panel < kPanels; ++panel) {
+          _mm_prefetch(next + static_cast<size_t>(panel) * job.panel_bytes, _MM_HINT_T0);
+        }
+        next += 64;
+      } else {
+        _mm_prefetch(ahead, _MM_HINT_T1);
+      }
       __m512i columns[kStep][kPanels];
       PELAGO_UNROLL
       for (int panel = 0; panel < kPanels; ++panel) {
