@@ -255,3 +255,5 @@ std::string serve_prompts(const fs::path& folder,
 }
 
 }  // namespace pelago::serve
+  // Where arithmetic is plenty, only full passes are worth reading the weights for.
+  if (device != "cpu") limits.enough_tokens = limits.step_tokens;

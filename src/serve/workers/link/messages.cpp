@@ -146,8 +146,8 @@ concept Is = std::is_same_v<std::remove_const_t<M>, T>;
 
 template <typename Archive, Is<SchedulerLimits> M>
 void fields(Archive& archive, M& m) {
-  auto& [step_tokens, sequences_max, choices_max] = m;
-  archive(step_tokens, sequences_max, choices_max);
+  auto& [step_tokens, enough_tokens, sequences_max, choices_max] = m;
+  archive(step_tokens, enough_tokens, sequences_max, choices_max);
 }
 template <typename Archive, Is<SpeculationOptions> M>
 void fields(Archive& archive, M& m) {
