@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "plan/serving/serving_plan.h"
 #include "serve/api/api.h"
 #include "serve/http/http_server.h"
 #include "serve/http/static_files.h"
@@ -28,13 +29,21 @@ struct ServeOptions {
   bool has_page = true;       // the chat page at /
   int num_workers = 0;        // processes behind a router; 0: the engine is in this one
   EngineOptions engine = {};  // of workers together: memory; device may name several, by commas
-  void validate() const;      // throws Failure (exit 2) naming option and remedy
+  /// A split: devices that read prompts and, as many, devices that write the answers, by commas.
+  /// Each pair is a worker. Both empty: every device does both.
+  std::string prefill = {}, decode = {};
+  plan::ServingLoad load = {};    // expected: how much of a prompt the decode side reads itself
+  void validate() const;          // throws Failure (exit 2) naming option and remedy
+  ServeOptions resolved() const;  // a split's pairs as workers and their devices
 };
+
+/// The folder of config.json: the one named, or a run's export in it. Throws Failure (exit 2).
+std::filesystem::path model_folder(const std::filesystem::path& path);
 
 class ModelServer {
  public:
   /// Opens the model and listens. Throws Failure.
-  explicit ModelServer(ServeOptions options);
+  explicit ModelServer(const ServeOptions& options);
   ModelServer(const ModelServer&) = delete;
   ModelServer& operator=(const ModelServer&) = delete;
   ~ModelServer();

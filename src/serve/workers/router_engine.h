@@ -57,6 +57,12 @@ struct RouterOptions {
   EngineOptions engine;                   // of each worker
   std::vector<std::string> devices = {};  // worker i opens number i, from the start again past the
                                           // last; empty: all open engine.device
+  /// Who reads the prompts of a split's worker, and how many it reads itself.
+  struct Prefill {
+    std::string device;
+    double local_share = 0;
+  };
+  std::vector<Prefill> prefill = {};  // as devices; empty: no split
   int64_t vocab_size = 0;
   int64_t waiting_max = 256;              // requests beyond those that can be computed at once
   int64_t prompt_tokens_max = 4'000'000;  // sent to one worker and not ended: 16 MB

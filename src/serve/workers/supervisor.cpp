@@ -81,6 +81,11 @@ void RouterEngine::start_worker(size_t worker_idx) {
   OpenMessage opening{.folder = options_.folder, .engine = options_.engine};
   if (!options_.devices.empty())
     opening.engine.device = options_.devices[worker_idx % options_.devices.size()];
+  if (!options_.prefill.empty()) {
+    const RouterOptions::Prefill& prefill = options_.prefill[worker_idx % options_.prefill.size()];
+    opening.engine.prefill_device = prefill.device;
+    opening.engine.prefill_local_share = prefill.local_share;
+  }
   uint64_t version = 0;
   {
     const std::lock_guard lock(mutex_);

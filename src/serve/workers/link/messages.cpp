@@ -170,7 +170,9 @@ void fields(Archive& archive, M& m) {
          waiting_max,
          seed,
          prefill_link,
-         prefill_local_share] = m;
+         prefill_local_share,
+         prefill_device,
+         slowdown] = m;
   archive(device,
           dtype,
           group_size,
@@ -185,7 +187,9 @@ void fields(Archive& archive, M& m) {
           waiting_max,
           seed,
           prefill_link,
-          prefill_local_share);
+          prefill_local_share,
+          prefill_device,
+          slowdown);
 }
 template <typename Archive, Is<ConstraintSource> M>
 void fields(Archive& archive, M& m) {
@@ -278,7 +282,8 @@ void fields(Archive& archive, M& m) {
          num_refused,
          num_preempted,
          draft_tokens,
-         draft_accepted] = m;
+         draft_accepted,
+         num_read_elsewhere] = m;
   archive(num_running,
           num_waiting,
           num_pages,
@@ -292,7 +297,8 @@ void fields(Archive& archive, M& m) {
           num_refused,
           num_preempted,
           draft_tokens,
-          draft_accepted);
+          draft_accepted,
+          num_read_elsewhere);
 }
 template <typename Archive, Is<OpenMessage> M>
 void fields(Archive& archive, M& m) {
