@@ -111,6 +111,9 @@ struct EngineOptions {
   double prefill_local_share = 0;  // of prompt tokens read here all the same: ServingPlan has it
   /// Of a process that the engine starts to read its prompts; empty: none. Not with prefill_link.
   std::string prefill_device = "";
+  /// A file in memory (serve/runner/shared_weights.h) through which processes on processors have
+  /// one packed copy of the weights; empty: each its own.
+  std::string shared_weights = "";
   double slowdown = 1;  // of emulated chips: so many times slower than the catalogue says
   /// `scheduler` with sequences_max as it is for this device.
   SchedulerLimits scheduler_limits() const;

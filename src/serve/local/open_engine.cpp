@@ -86,6 +86,28 @@ KvDtype kv_dtype(const std::string& dtype) {
   return dtype == "int8" ? KvDtype::kInt8 : KvDtype::kBf16;
 }
 
+/// Tells weights apart without reading them all: two checkpoints of one run differ in their ends.
+uint64_t model_key_of(const fs::path& folder, const EngineOptions& options) {
+  constexpr std::streamoff kEndBytes = 64 * 1024;
+  std::string text = read_text_file(folder / "config.json");
+  // Pages of processors and of accelerators lie differently.
+  text += fmt::format(
+      "{} {} {}", options.dtype, options.group_size, plan::runs_on_host(options.device));
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  }
+  std::ranges::sort(files);
+  for (const fs::path& path : files) {
+    const auto num_bytes = static_cast<std::streamoff>(fs::file_size(path));
+    std::ifstream file(path, std::ios::binary);
+    file.seekg(std::max<std::streamoff>(0, num_bytes - kEndBytes));
+    text += fmt::format("{} {} ", path.filename().string(), num_bytes);
+    text.append(std::istreambuf_iterator<char>(file), {});
+  }
+  return hash_u64(text);
+}
+
 std::unique_ptr<ModelRunner> at_pace_of(std::unique_ptr<ModelRunner> runner,
                                         const EngineOptions& options,
                                         const model::ModelConfig& config) {
@@ -125,6 +147,8 @@ std::unique_ptr<ModelRunner> open_runner(const fs::path& folder,
   runner.cores = allowed_cores();
   runner.num_threads =
       options.num_threads > 0 ? options.num_threads : static_cast<int>(runner.cores.size());
+  runner.shared_weights = options.shared_weights;
+  if (!options.shared_weights.empty()) runner.weights_key = model_key_of(folder, options);
   auto opened = open_cpu_runner(folder, runner);
   return is_emulated ? at_pace_of(std::move(opened), options, config) : std::move(opened);
 }
@@ -140,28 +164,6 @@ std::vector<int> give_cores(EngineOptions& options) {
   options.num_threads = static_cast<int>(num_own);
   cores.erase(cores.begin(), cores.begin() + static_cast<std::ptrdiff_t>(num_own));
   return cores;
-}
-
-/// Tells weights apart without reading them all: two checkpoints of one run differ in their ends.
-uint64_t model_key_of(const fs::path& folder, const EngineOptions& options) {
-  constexpr std::streamoff kEndBytes = 64 * 1024;
-  std::string text = read_text_file(folder / "config.json");
-  // Pages of processors and of accelerators lie differently.
-  text += fmt::format(
-      "{} {} {}", options.dtype, options.group_size, plan::runs_on_host(options.device));
-  std::vector<fs::path> files;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
-  }
-  std::ranges::sort(files);
-  for (const fs::path& path : files) {
-    const auto num_bytes = static_cast<std::streamoff>(fs::file_size(path));
-    std::ifstream file(path, std::ios::binary);
-    file.seekg(std::max<std::streamoff>(0, num_bytes - kEndBytes));
-    text += fmt::format("{} {} ", path.filename().string(), num_bytes);
-    text.append(std::istreambuf_iterator<char>(file), {});
-  }
-  return hash_u64(text);
 }
 
 std::unique_ptr<PromptReader> open_reader(const fs::path& folder,
@@ -194,7 +196,9 @@ std::unique_ptr<Drafter> open_drafter(const EngineOptions& options, int64_t voca
                config.vocab_size,
                vocab_size);
   }
-  return std::make_unique<ModelDrafter>(open_runner(options.draft_folder, options, config));
+  EngineOptions own = options;
+  own.shared_weights.clear();  // they are the large model's
+  return std::make_unique<ModelDrafter>(open_runner(options.draft_folder, own, config));
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -121,6 +122,10 @@ struct RunnerOptions {
   /// thread that calls forward() to cores[0] from its first call on.
   int num_threads = 1;
   std::vector<int> cores = {};
+  /// A file in memory where processes share one packed copy of the weights (shared_weights.h), and
+  /// what tells these weights from others; empty: a copy of this process alone.
+  std::string shared_weights = {};
+  uint64_t weights_key = 0;
 
   /// Throws Failure (exit 2) naming field, value and what is allowed.
   void validate() const;

@@ -87,6 +87,9 @@ void ServeOptions::validate() const {
     fail_usage("--drain {}: must be 0 to 86400 seconds", drain_s);
   if (num_workers < 0 || num_workers > 256)
     fail_usage("--workers {}: must be 0 to 256", num_workers);
+  if (shares_weights && num_workers == 0 && decode.empty()) {
+    fail_usage("--share-weights is for several processes: give --workers, or leave it out");
+  }
   if (!prefill.empty() || !decode.empty()) return validate_split(*this);
   if (num_workers == 0) return engine.validate();
   const std::vector<std::string> devices = devices_of(engine.device);
@@ -167,6 +170,7 @@ std::unique_ptr<Engine> ModelServer::open_workers(int64_t vocab_size) const {
     }
   }
   router.vocab_size = vocab_size;
+  router.shares_weights = options_.shares_weights;
   return std::make_unique<RouterEngine>(router, start_worker_processes(router.num_workers));
 }
 

@@ -25,10 +25,11 @@ struct ServeOptions {
   std::string certificate_path = {}, key_path = {};  // PEM: https
   std::vector<std::string> cors_origins = {};        // sites whose pages may ask; none by default
   int num_connections_max = 2048;
-  double drain_s = 30;        // what answers get to end in when the server is to stop
-  bool has_page = true;       // the chat page at /
-  int num_workers = 0;        // processes behind a router; 0: the engine is in this one
-  EngineOptions engine = {};  // of workers together: memory; device may name several, by commas
+  double drain_s = 30;          // what answers get to end in when the server is to stop
+  bool has_page = true;         // the chat page at /
+  int num_workers = 0;          // processes behind a router; 0: the engine is in this one
+  bool shares_weights = false;  // workers on processors: one packed copy for all
+  EngineOptions engine = {};    // of workers together: memory; device may name several, by commas
   /// A split: devices that read prompts and, as many, devices that write the answers, by commas.
   /// Each pair is a worker. Both empty: every device does both.
   std::string prefill = {}, decode = {};

@@ -92,6 +92,11 @@ void RouterEngine::start_worker(size_t worker_idx) {
     version = version_wanted_;
   }
   try {
+    if (options_.shares_weights) {
+      if (weights_version_ != version) weights_ = std::make_unique<SharedWeightsFile>();
+      weights_version_ = version;
+      opening.engine.shared_weights = weights_->path();
+    }
     const auto [ours, theirs] = make_link_sockets();
     worker = std::make_unique<Worker>(worker_idx, version, ours, steady_now_s());
     const LentSocket lent{theirs};

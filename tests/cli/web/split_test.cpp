@@ -113,9 +113,9 @@ void kill_readers_in(const fs::path& folder) {
   }
 }
 
-pid_t pid_of_worker(const SmallServer& server) {
+pid_t pid_of_worker(const SmallServer& server, int worker_idx = 0) {
   const std::string text = server.get("/metrics");
-  const std::string line = "\npelago_worker_pid{worker=\"0\"} ";
+  const std::string line = fmt::format("\npelago_worker_pid{{worker=\"{}\"}} ", worker_idx);
   const size_t at = text.find(line);
   return at == std::string::npos ? pid_t{-1}
                                  : static_cast<pid_t>(std::stoi(text.substr(at + line.size())));
@@ -171,6 +171,42 @@ TEST_CASE("a split answers as one device does, whatever becomes of its sides") {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
   CHECK(processes_in(scratch.path()).empty());
+}
+
+bool maps_shared_weights(pid_t pid) {
+  return read_all(fmt::format("/proc/{}/maps", pid)).find("memfd:pelago-weights") !=
+         std::string::npos;
+}
+
+TEST_CASE("workers that share their weights answer as one does, those that come later too") {
+  const Scratch scratch("serve-shared");
+  write_served_folder(scratch.path() / "m");
+  std::vector<std::string> expected;
+  {
+    SmallServer one(scratch.path(), {});
+    expected = answers(one);
+    CHECK_FALSE(maps_shared_weights(one.program.pid()));
+    one.program.signal(SIGTERM);
+    one.program.wait();
+  }
+  SmallServer two(scratch.path(), {"--workers", "2", "--share-weights"});
+  CHECK(answers(two) == expected);
+  for (const int idx : {0, 1}) CHECK(maps_shared_weights(pid_of_worker(two, idx)));
+  for (const int idx : {0, 1}) {
+    const pid_t killed = pid_of_worker(two, idx);
+    REQUIRE(killed > 0);
+    ::kill(killed, SIGKILL);
+    const auto is_back = [&] {
+      const pid_t now = pid_of_worker(two, idx);
+      return now > 0 && now != killed && maps_shared_weights(now) &&
+             two.get("/metrics").find(fmt::format("worker_up{{worker=\"{}\"}} 1", idx)) !=
+                 std::string::npos;
+    };
+    CHECK(two.program.wait_for(is_back, 60));
+  }
+  CHECK(answers(two) == expected);
+  two.program.signal(SIGTERM);
+  CHECK(two.program.wait().exit_code == 0);
 }
 
 void write_config(const fs::path& folder, int num_layers) {

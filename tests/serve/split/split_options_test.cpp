@@ -48,6 +48,9 @@ TEST_CASE("a split that cannot be is refused by a line that names what is wrong 
   ServeOptions device = split_of("cuda:0", "cuda:1");
   device.engine.device = "cuda:2";
   CHECK(stands_in(complaint(device), "leave --device out"));
+  ServeOptions alone = {.folder = "model"};
+  alone.shares_weights = true;
+  CHECK(stands_in(complaint(alone), "--share-weights is for several processes"));
   ServeOptions slow = split_of("emulated:910b", "emulated:h20");
   slow.engine.slowdown = -1;
   CHECK(stands_in(complaint(slow), "slowdown is -1"));

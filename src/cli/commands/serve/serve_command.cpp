@@ -216,6 +216,9 @@ void add_serve(CLI::App& app, Globals& globals) {
                    options.num_workers,
                    "processes that compute, each on its share of the cores; 0: this one does")
       ->capture_default_str();
+  command->add_flag("--share-weights",
+                    options.shares_weights,
+                    "workers on processors have one packed copy of the weights, not one each");
   add_engine_options(*command, options.engine);
   add_split_options(*command, *arguments);
   command->add_flag(

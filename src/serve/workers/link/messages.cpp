@@ -172,6 +172,7 @@ void fields(Archive& archive, M& m) {
          prefill_link,
          prefill_local_share,
          prefill_device,
+         shared_weights,
          slowdown] = m;
   archive(device,
           dtype,
@@ -189,6 +190,7 @@ void fields(Archive& archive, M& m) {
           prefill_link,
           prefill_local_share,
           prefill_device,
+          shared_weights,
           slowdown);
 }
 template <typename Archive, Is<ConstraintSource> M>
