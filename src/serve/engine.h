@@ -75,6 +75,7 @@ struct EngineStats {
   uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;  // since the start
   uint64_t num_finished = 0, num_cancelled = 0, num_refused = 0, num_preempted = 0;
   uint64_t draft_tokens = 0, draft_accepted = 0;  // speculative decoding
+  uint64_t num_read_elsewhere = 0;                // prompts, on a split's prefill side
 };
 
 /// One of the engines behind a router.

@@ -51,7 +51,7 @@ const std::vector<LibraryRule>& library_rules() {
       {"Highway", "hwy/.*", "src/chips/.*"},
       {"oneDNN", "(oneapi/)?dnnl.*", "src/chips/.*"},
       {"spdlog", "spdlog/.*", "src/base/.*"},
-      {"Boost", "boost/.*", "src/serve/(.*/)?http_server\\.cpp"},
+      {"Boost", "boost/.*", "src/serve/(.*/)?http_(server\\.cpp|connection\\.cpp|core\\.h)"},
   };
   return rules;
 }

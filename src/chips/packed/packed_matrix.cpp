@@ -67,11 +67,8 @@ uint32_t pack_nibbles(const uint8_t* levels) {
   return stored;
 }
 
-}  // namespace
-
-LargeMemory::LargeMemory(size_t num_bytes) {
-  if (num_bytes == 0) return;
-  num_bytes_ = num_bytes;
+/// Memory of this process at a large page's border, zeroed, in whole large pages.
+std::byte* map_aligned(size_t num_bytes) {
   const size_t mapped = divide_up(num_bytes, kLargePage) * kLargePage;
   // Mapped with a page to spare, so that a large page's border lies within; what is over goes back.
   void* raw = ::mmap(nullptr,
@@ -92,8 +89,36 @@ LargeMemory::LargeMemory(size_t num_bytes) {
   if (aligned - begin < kLargePage) {
     ::munmap(reinterpret_cast<void*>(aligned + mapped), kLargePage - (aligned - begin));
   }
-  data_ = reinterpret_cast<std::byte*>(aligned);
-  ::madvise(data_, mapped, MADV_HUGEPAGE);  // a system without them refuses, which is no loss
+  auto* data = reinterpret_cast<std::byte*>(aligned);
+  ::madvise(data, mapped, MADV_HUGEPAGE);  // a system without them refuses, which is no loss
+  return data;
+}
+
+}  // namespace
+
+LargeMemory::LargeMemory(size_t num_bytes) {
+  if (num_bytes == 0) return;
+  num_bytes_ = num_bytes;
+  data_ = map_aligned(num_bytes);
+}
+
+LargeMemory::LargeMemory(const FilePiece& piece, size_t num_bytes) {
+  if (num_bytes == 0) return;
+  num_bytes_ = num_bytes;
+  data_ = map_aligned(num_bytes);  // a place for it
+  const size_t mapped = divide_up(num_bytes, kLargePage) * kLargePage;
+  const int access = piece.is_read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+  if (::mmap(data_,
+             mapped,
+             access,
+             MAP_SHARED | MAP_FIXED,
+             piece.file,
+             static_cast<off_t>(piece.begin)) == MAP_FAILED) {
+    fail("memory: the system refuses to share {} MiB of weights: {}",
+         num_bytes >> 20,
+         std::strerror(errno));
+  }
+  ::madvise(data_, mapped, MADV_HUGEPAGE);
 }
 
 LargeMemory::LargeMemory(LargeMemory&& other) noexcept
@@ -161,6 +186,15 @@ PackedMatrix::PackedMatrix(Format format,
                            int64_t num_outputs,
                            int64_t num_inputs,
                            int64_t group_size)
+    : PackedMatrix(format, num_outputs, num_inputs, group_size, [](size_t num_bytes) {
+        return LargeMemory(num_bytes);
+      }) {}
+
+PackedMatrix::PackedMatrix(Format format,
+                           int64_t num_outputs,
+                           int64_t num_inputs,
+                           int64_t group_size,
+                           const TakeMemory& take)
     : format_(format),
       num_outputs_(num_outputs),
       num_inputs_(num_inputs),
@@ -174,9 +208,9 @@ PackedMatrix::PackedMatrix(Format format,
                   "whoever opens the model has checked the groups");
     group_words_ = static_cast<size_t>(group_size) / word_values(format);
     num_groups_ = num_words_ / group_words_;
-    scales_ = LargeMemory(num_panels_ * num_groups_ * kPanel * sizeof(uint16_t));
+    scales_ = take(num_panels_ * num_groups_ * kPanel * sizeof(uint16_t));
   }
-  memory_ = LargeMemory(num_panels_ * num_words_ * panel_word_bytes(format));
+  memory_ = take(num_panels_ * num_words_ * panel_word_bytes(format));
 }
 
 void PackedMatrix::put_words(

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -21,6 +22,13 @@ class LargeMemory {
   LargeMemory() = default;
   /// Throws Failure if the system refuses.
   explicit LargeMemory(size_t num_bytes);
+  /// A piece of an open file in memory, shared with all who map it: what it holds, not zeros.
+  struct FilePiece {
+    int file = -1;
+    size_t begin = 0;  // a multiple of 2 MiB; the file reaches as far as the last 2 MiB of it
+    bool is_read_only = false;
+  };
+  LargeMemory(const FilePiece& piece, size_t num_bytes);
   LargeMemory(LargeMemory&& other) noexcept;
   LargeMemory& operator=(LargeMemory&& other) noexcept;
   ~LargeMemory();
@@ -48,6 +56,13 @@ class PackedMatrix {
   PackedMatrix() = default;
   /// All weights 0. group_size: of quantised formats; a multiple of 32 that divides num_inputs.
   PackedMatrix(Format format, int64_t num_outputs, int64_t num_inputs, int64_t group_size);
+  /// In memory that take() gives, whatever that holds.
+  using TakeMemory = std::function<LargeMemory(size_t num_bytes)>;
+  PackedMatrix(Format format,
+               int64_t num_outputs,
+               int64_t num_inputs,
+               int64_t group_size,
+               const TakeMemory& take);
 
   Format format() const { return format_; }
   int64_t num_outputs() const { return num_outputs_; }

@@ -79,6 +79,14 @@ void add_row(const float* from, size_t num_values, float* to) {
   });
 }
 
+void exp_below_row(const float* from, float top, float scale, size_t num_values, float* to) {
+  const WideTag d;
+  for_each_vector(num_values, [&](size_t i, auto load, auto store) HWY_ATTR {
+    const auto below = hn::Sub(load(from + i), hn::Set(d, top));
+    store(exp_wide(hn::Mul(below, hn::Set(d, scale))), to + i);
+  });
+}
+
 void narrow_row(const float* from, size_t num_values, uint16_t* to) {
   for_each_vector(num_values, [&](size_t i, auto load, auto store) HWY_ATTR {
     store(load(from + i), reinterpret_cast<hwy::bfloat16_t*>(to + i));
@@ -135,6 +143,7 @@ HWY_EXPORT(swiglu_row);
 HWY_EXPORT(swiglu_pairs);
 HWY_EXPORT(rotate_head);
 HWY_EXPORT(add_row);
+HWY_EXPORT(exp_below_row);
 HWY_EXPORT(narrow_row);
 HWY_EXPORT(widen_row);
 HWY_EXPORT(round_group);
@@ -205,6 +214,9 @@ void rotate(float* head, const float* cos, const float* sin, size_t head_dim) {
 }
 void add(const float* from, size_t num_values, float* to) {
   HWY_DYNAMIC_DISPATCH(add_row)(from, num_values, to);
+}
+void exp_below(const float* from, float top, float scale, size_t num_values, float* to) {
+  HWY_DYNAMIC_DISPATCH(exp_below_row)(from, top, scale, num_values, to);
 }
 void round_to_bf16(const float* from, size_t num_values, uint16_t* to) {
   HWY_DYNAMIC_DISPATCH(narrow_row)(from, num_values, to);

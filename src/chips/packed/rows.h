@@ -21,6 +21,9 @@ void swiglu(const float* gate, const float* up, size_t num_values, float* out);
 void rotate(float* head, const float* cos, const float* sin, size_t head_dim);
 /// to += from.
 void add(const float* from, size_t num_values, float* to);
+/// to = exp((from - top) * scale) for from <= top, to 1e-7 relative; 0 where that is no normal
+/// number.
+void exp_below(const float* from, float top, float scale, size_t num_values, float* to);
 /// f32 to bf16, rounded to nearest even, and back.
 void round_to_bf16(const float* from, size_t num_values, uint16_t* to);
 void widen_bf16(const uint16_t* from, size_t num_values, float* to);

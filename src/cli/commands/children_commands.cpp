@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "cli/commands/commands.h"
+#include "serve/split/prefill_process.h"
 #include "serve/workers/worker.h"
 #include "train/probe.h"
 #include "train/site_runner.h"
@@ -58,12 +59,23 @@ void add_serve_worker(CLI::App& app) {
   });
 }
 
+void add_serve_prefill(CLI::App& app) {
+  auto socket = std::make_shared<int>(0);
+  CLI::App* command = app.add_subcommand("serve-prefill", "reads prompts for an engine")->group("");
+  command->add_option("--socket", *socket, "an inherited socket")->required();
+  command->callback([socket] {
+    init_log(LogLevel::kWarn, "prefill");
+    end_with(serve::run_prefill_process(*socket));
+  });
+}
+
 }  // namespace
 
 void add_children(CLI::App& app, Globals&) {
   add_worker(app);
   add_probe_device(app);
   add_serve_worker(app);
+  add_serve_prefill(app);
 }
 
 }  // namespace pelago::cli

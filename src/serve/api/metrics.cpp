@@ -132,6 +132,9 @@ std::string Metrics::text(const EngineStats& engine,
   counter("preemptions_total", "Requests put back for want of pages.", engine.num_preempted);
   counter("draft_tokens_total", "Tokens guessed ahead.", engine.draft_tokens);
   counter("draft_accepted_total", "Tokens guessed right.", engine.draft_accepted);
+  counter("prompts_read_elsewhere_total",
+          "Prompts that a split's prefill side read.",
+          engine.num_read_elsewhere);
   append_workers(out, workers);
   gauge("connections_open", "Connections of clients.", static_cast<double>(http.num_open));
   counter("connections_total", "Connections accepted.", http.num_accepted);

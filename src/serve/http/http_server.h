@@ -46,7 +46,7 @@ struct HttpServerStats {
   int64_t num_active = 0;  // requests whose answer is not complete
 };
 
-class HttpServerCore;  // http_server.cpp
+class HttpServerCore;  // http_core.h
 
 class HttpServer {
  public:

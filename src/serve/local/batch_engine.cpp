@@ -381,6 +381,7 @@ EngineStats BatchEngine::stats() const {
   stats.num_pages_used = pool_.num_held();
   stats.num_pages_cached = pool_.num_idle();
   stats.num_preempted = scheduler_.num_preemptions();
+  stats.num_read_elsewhere = reader_ != nullptr ? reader_->num_read() : 0;
   return stats;
 }
 

@@ -88,7 +88,9 @@ class LocalEngine final : public Engine {
 
 /// How open_engine() finds its memory and threads.
 struct EngineOptions {
-  std::string device = "cpu";      // any other runs the trainer's transformer on that chip
+  /// "cpu"; "emulated:CHIP": the processors at that chip's pace and with its memory; any other runs
+  /// the trainer's transformer on that chip.
+  std::string device = "cpu";
   std::string dtype = "";          // of weights: f32, bf16, int8, int4; empty: as stored
   int64_t group_size = 64;         // values a scale, where weights are quantised when opened
   std::string kv_dtype = "bf16";   // of keys and values: f32, bf16, int8
@@ -107,6 +109,12 @@ struct EngineOptions {
   /// empty: all prompts are read here.
   std::filesystem::path prefill_link = {};
   double prefill_local_share = 0;  // of prompt tokens read here all the same: ServingPlan has it
+  /// Of a process that the engine starts to read its prompts; empty: none. Not with prefill_link.
+  std::string prefill_device = "";
+  /// A file in memory (serve/runner/shared_weights.h) through which processes on processors have
+  /// one packed copy of the weights; empty: each its own.
+  std::string shared_weights = "";
+  double slowdown = 1;  // of emulated chips: so many times slower than the catalogue says
   /// `scheduler` with sequences_max as it is for this device.
   SchedulerLimits scheduler_limits() const;
   void validate() const;  // throws Failure naming field, value and what is allowed
@@ -118,9 +126,11 @@ std::unique_ptr<Engine> open_engine(const std::filesystem::path& folder,
 
 /// The other end of options.prefill_link: reads prompts for that engine, whose folder, dtype,
 /// kv_dtype and page_tokens must be these. Waits for it; returns when stopped (empty) or when it
-/// has gone (why). Throws as open_engine() does.
+/// has gone (why). on_open: called before that, once the model is open. Throws as open_engine()
+/// does.
 std::string serve_prompts(const std::filesystem::path& folder,
                           const EngineOptions& options,
-                          const std::stop_token& stop);
+                          const std::stop_token& stop,
+                          const std::function<void()>& on_open = {});
 
 }  // namespace pelago::serve

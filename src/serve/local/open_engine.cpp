@@ -9,9 +9,13 @@
 #include "base/text/json.h"
 #include "base/threads.h"
 #include "model/config.h"
+#include "plan/fleet.h"
+#include "serve/local/devices.h"
 #include "serve/local/local_engine.h"
+#include "serve/runner/paced_runner.h"
 #include "serve/runner/transformer_runner.h"
 #include "serve/speculation/model_drafter.h"
+#include "serve/split/prefill_process.h"
 #include "serve/split/prefill_side.h"
 #include "serve/split/remote_reader.h"
 
@@ -82,11 +86,50 @@ KvDtype kv_dtype(const std::string& dtype) {
   return dtype == "int8" ? KvDtype::kInt8 : KvDtype::kBf16;
 }
 
+/// Tells weights apart without reading them all: two checkpoints of one run differ in their ends.
+uint64_t model_key_of(const fs::path& folder, const EngineOptions& options) {
+  constexpr std::streamoff kEndBytes = 64 * 1024;
+  std::string text = read_text_file(folder / "config.json");
+  // Pages of processors and of accelerators lie differently.
+  text += fmt::format(
+      "{} {} {}", options.dtype, options.group_size, plan::runs_on_host(options.device));
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  }
+  std::ranges::sort(files);
+  for (const fs::path& path : files) {
+    const auto num_bytes = static_cast<std::streamoff>(fs::file_size(path));
+    std::ifstream file(path, std::ios::binary);
+    file.seekg(std::max<std::streamoff>(0, num_bytes - kEndBytes));
+    text += fmt::format("{} {} ", path.filename().string(), num_bytes);
+    text.append(std::istreambuf_iterator<char>(file), {});
+  }
+  return hash_u64(text);
+}
+
+std::unique_ptr<ModelRunner> at_pace_of(std::unique_ptr<ModelRunner> runner,
+                                        const EngineOptions& options,
+                                        const model::ModelConfig& config) {
+  const auto catalogue = chips::Catalogue::built_in();
+  const chips::Chip& chip = catalogue.find(options.device.substr(options.device.find(':') + 1));
+  return std::make_unique<PacedRunner>(std::move(runner),
+                                       Pace{.model = plan::sizes_of(config, 1),
+                                            .rates = plan::serving_rates(chip),
+                                            .slowdown = options.slowdown});
+}
+
 std::unique_ptr<ModelRunner> open_runner(const fs::path& folder,
-                                         const EngineOptions& options,
+                                         const EngineOptions& asked,
                                          const model::ModelConfig& config) {
+  EngineOptions options = asked;
+  const bool is_emulated = plan::is_emulated(options.device);
+  if (is_emulated) {
+    options.kv_memory_gb =
+        std::min(options.kv_memory_gb, emulated_memory_left_gb(options.device, config));
+  }
   const int64_t num_pages = num_pages_for(options, config);
-  if (options.device != "cpu") {
+  if (!plan::runs_on_host(options.device)) {
     return open_transformer_runner(folder,
                                    {.device = options.device,
                                     .dtype = options.dtype.empty() ? "bf16" : options.dtype,
@@ -104,35 +147,35 @@ std::unique_ptr<ModelRunner> open_runner(const fs::path& folder,
   runner.cores = allowed_cores();
   runner.num_threads =
       options.num_threads > 0 ? options.num_threads : static_cast<int>(runner.cores.size());
-  return open_cpu_runner(folder, runner);
+  runner.shared_weights = options.shared_weights;
+  if (!options.shared_weights.empty()) runner.weights_key = model_key_of(folder, options);
+  auto opened = open_cpu_runner(folder, runner);
+  return is_emulated ? at_pace_of(std::move(opened), options, config) : std::move(opened);
 }
 
-/// Tells weights apart without reading them all: two checkpoints of one run differ in their ends.
-uint64_t model_key_of(const fs::path& folder, const EngineOptions& options) {
-  constexpr std::streamoff kEndBytes = 64 * 1024;
-  std::string text = read_text_file(folder / "config.json");
-  text += fmt::format("{} {}", options.dtype, options.group_size);
-  std::vector<fs::path> files;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
-  }
-  std::ranges::sort(files);
-  for (const fs::path& path : files) {
-    const auto num_bytes = static_cast<std::streamoff>(fs::file_size(path));
-    std::ifstream file(path, std::ios::binary);
-    file.seekg(std::max<std::streamoff>(0, num_bytes - kEndBytes));
-    text += fmt::format("{} {} ", path.filename().string(), num_bytes);
-    text.append(std::istreambuf_iterator<char>(file), {});
-  }
-  return hash_u64(text);
+/// Processors of a prefill process beside this engine: the second half, and options leave this
+/// engine the first; where there is one alone, both have it.
+std::vector<int> give_cores(EngineOptions& options) {
+  std::vector<int> cores = allowed_cores();
+  if (!plan::runs_on_host(options.device) || cores.size() < 2) return cores;
+  const size_t num_own = options.num_threads > 0
+                             ? std::min(static_cast<size_t>(options.num_threads), cores.size() - 1)
+                             : (cores.size() + 1) / 2;
+  options.num_threads = static_cast<int>(num_own);
+  cores.erase(cores.begin(), cores.begin() + static_cast<std::ptrdiff_t>(num_own));
+  return cores;
 }
 
-std::unique_ptr<PromptReader> open_reader(const fs::path& folder, const EngineOptions& options) {
-  if (options.prefill_link.empty()) return nullptr;
-  return std::make_unique<RemoteReader>(
-      chips::open_frame_link({.rank = 0, .rendezvous_dir = options.prefill_link}),
-      RemoteOptions{.local_share = options.prefill_local_share,
-                    .model_key = model_key_of(folder, options)});
+std::unique_ptr<PromptReader> open_reader(const fs::path& folder,
+                                          const EngineOptions& options,
+                                          std::unique_ptr<PrefillProcess> process) {
+  if (options.prefill_link.empty() && process == nullptr) return nullptr;
+  auto link = process != nullptr
+                  ? PrefillProcess::connect(std::move(process))
+                  : chips::open_frame_link({.rank = 0, .rendezvous_dir = options.prefill_link});
+  return std::make_unique<RemoteReader>(std::move(link),
+                                        RemoteOptions{.local_share = options.prefill_local_share,
+                                                      .model_key = model_key_of(folder, options)});
 }
 
 model::ModelConfig read_config(const fs::path& folder) {
@@ -153,7 +196,9 @@ std::unique_ptr<Drafter> open_drafter(const EngineOptions& options, int64_t voca
                config.vocab_size,
                vocab_size);
   }
-  return std::make_unique<ModelDrafter>(open_runner(options.draft_folder, options, config));
+  EngineOptions own = options;
+  own.shared_weights.clear();  // they are the large model's
+  return std::make_unique<ModelDrafter>(open_runner(options.draft_folder, own, config));
 }
 
 }  // namespace
@@ -165,7 +210,13 @@ void EngineOptions::validate() const {
   const auto is_one_of = [](const std::string& word, std::initializer_list<const char*> words) {
     return std::ranges::find(words, word) != words.end();
   };
-  const bool is_cpu = device == "cpu";
+  const bool is_cpu = device == "cpu", is_host = plan::runs_on_host(device);
+  if (plan::is_emulated(device)) check_device(device);
+  check("slowdown", slowdown, slowdown > 0 && slowdown <= 1e9, "above 0 and at most 1e9");
+  if (!prefill_device.empty()) {
+    check_split(prefill_device, device);
+    if (!prefill_link.empty()) fail_usage("prefill_device and prefill_link exclude each other");
+  }
   check("dtype",
         dtype,
         dtype.empty() || is_one_of(dtype, {"f32", "bf16"}) ||
@@ -173,8 +224,8 @@ void EngineOptions::validate() const {
         is_cpu ? "f32, bf16, int8 or int4" : "f32 or bf16");
   check("kv_dtype",
         kv_dtype,
-        is_cpu ? is_one_of(kv_dtype, {"f32", "bf16", "int8"}) : kv_dtype == "bf16",
-        is_cpu ? "f32, bf16 or int8" : "bf16: on this device they have the dtype of the weights");
+        is_host ? is_one_of(kv_dtype, {"f32", "bf16", "int8"}) : kv_dtype == "bf16",
+        is_host ? "f32, bf16 or int8" : "bf16: on this device they have the dtype of the weights");
   const auto num_cores = static_cast<int>(allowed_cores().size());
   if (num_threads < 0 || num_threads > num_cores) {
     fail_usage("num_threads is {}: it must be 0 (one a core) to {}", num_threads, num_cores);
@@ -216,6 +267,8 @@ void EngineOptions::validate() const {
 SchedulerLimits EngineOptions::scheduler_limits() const {
   SchedulerLimits limits = scheduler;
   if (limits.sequences_max == 0) limits.sequences_max = device == "cpu" ? 16 : 64;
+  // Where arithmetic is plenty, only full passes are worth reading the weights for.
+  if (device != "cpu") limits.enough_tokens = limits.step_tokens;
   return limits;
 }
 
@@ -224,6 +277,12 @@ std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions&
   EngineOptions options = asked;
   options.scheduler = asked.scheduler_limits();
   const model::ModelConfig config = read_config(folder);
+  // It opens its model while this engine opens its own.
+  std::unique_ptr<PrefillProcess> prefill;
+  if (!options.prefill_device.empty()) {
+    const EngineOptions given = options;
+    prefill = std::make_unique<PrefillProcess>(folder, given, give_cores(options));
+  }
   data::Tokenizer tokenizer = data::Tokenizer::read(folder / "tokenizer.json");
   BatchOptions batch;
   batch.scheduler = options.scheduler;
@@ -234,19 +293,21 @@ std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions&
   batch.seed = options.seed ? *options.seed : std::random_device()();
   auto runner = open_runner(folder, options, config);
   auto drafter = open_drafter(options, config.vocab_size);
-  auto reader = open_reader(folder, options);
+  auto reader = open_reader(folder, options, std::move(prefill));
   return std::make_unique<LocalEngine>(
       std::move(runner), std::move(tokenizer), batch, std::move(drafter), std::move(reader));
 }
 
 std::string serve_prompts(const fs::path& folder,
                           const EngineOptions& asked,
-                          const std::stop_token& stop) {
+                          const std::stop_token& stop,
+                          const std::function<void()>& on_open) {
   asked.validate();
   EngineOptions options = asked;
   options.scheduler = asked.scheduler_limits();
   if (options.prefill_link.empty()) fail_usage("prefill_link is empty: name the engine's folder");
   const auto runner = open_runner(folder, options, read_config(folder));
+  if (on_open) on_open();
   PrefillSide side(
       *runner,
       chips::open_frame_link({.rank = 1, .rendezvous_dir = options.prefill_link}),

@@ -10,10 +10,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -60,12 +62,21 @@ class ModelRunner {
 
   /// Copies all layers of a page: copy on write.
   virtual void copy_page(int32_t from, int32_t to) = 0;
-  /// A page's bytes, to hand it to another process whose runner has the same model, kv dtype and
-  /// page_tokens(). Writing them makes the page what it was there. Lives as long as the runner.
+  /// A page's bytes, to hand it to another process whose runner is of this kind and has the same
+  /// model, kv dtype and page_tokens(). Writing them makes the page what it was there. Lives as
+  /// long as the runner. Of a runner on processors; read_layer() and write_layer() are of any.
   virtual std::span<std::byte> page(int32_t page_idx) = 0;
 
   /// A page's bytes are so many pieces of one length, one a layer, in their order.
   virtual int64_t num_layers() const { return 1; }
+  /// One of those pieces out of the runner's memory and into it, wherever that lies. Any thread, as
+  /// long as no pass uses the page.
+  virtual void read_layer(int32_t page_idx, int64_t layer_idx, std::span<std::byte> to) {
+    std::memcpy(to.data(), page(page_idx).data() + layer_begin(layer_idx), to.size());
+  }
+  virtual void write_layer(int32_t page_idx, int64_t layer_idx, std::span<const std::byte> from) {
+    std::memcpy(page(page_idx).data() + layer_begin(layer_idx), from.data(), from.size());
+  }
   /// Called by forward(), on its thread, as soon as the keys and values of this pass lie in the
   /// pages for a layer: 0, 1, 2... A runner that cannot tell calls nobody; after forward() all are
   /// there.
@@ -83,6 +94,10 @@ class ModelRunner {
   virtual int64_t weight_bytes() const = 0;
 
  protected:
+  size_t layer_begin(int64_t layer_idx) const {
+    return static_cast<size_t>(bytes_per_page() / num_layers() * layer_idx);
+  }
+
   LayerWatch layer_watch_;  // empty: nobody watches
 };
 
@@ -107,6 +122,10 @@ struct RunnerOptions {
   /// thread that calls forward() to cores[0] from its first call on.
   int num_threads = 1;
   std::vector<int> cores = {};
+  /// A file in memory where processes share one packed copy of the weights (shared_weights.h), and
+  /// what tells these weights from others; empty: a copy of this process alone.
+  std::string shared_weights = {};
+  uint64_t weights_key = 0;
 
   /// Throws Failure (exit 2) naming field, value and what is allowed.
   void validate() const;

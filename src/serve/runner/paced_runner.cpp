@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
 
 namespace pelago::serve {
 
@@ -28,6 +29,17 @@ RunnerOutput PacedRunner::forward(std::span<const SequenceChunk> chunks) {
   const RunnerOutput output = inner_->forward(chunks);
   stats_.charged_s += cost_s;
   stats_.late_s += std::max(steady_now_s() - begin_s - cost_s, 0.0);
+  constexpr double kSeconds = 5, kLateShareMax = 0.1;
+  if (!has_warned_ && stats_.charged_s + stats_.late_s > kSeconds &&
+      stats_.late_s > kLateShareMax * stats_.charged_s) {
+    has_warned_ = true;
+    log_warn(
+        "host is too slow for the emulated chip late_s={:.1f} charged_s={:.1f} remedy=\"raise "
+        "the slowdown, now {}\"",
+        stats_.late_s,
+        stats_.charged_s,
+        pace_.slowdown);
+  }
   // The chip ends its layers one after another, and each is told of when it would be there.
   const int64_t num_layers = layer_watch_ ? inner_->num_layers() : 0;
   for (int64_t layer_idx = 0; layer_idx < num_layers; ++layer_idx) {

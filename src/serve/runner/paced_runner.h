@@ -32,6 +32,12 @@ class PacedRunner final : public ModelRunner {
   RunnerOutput forward(std::span<const SequenceChunk> chunks) override;
   void copy_page(int32_t from, int32_t to) override { inner_->copy_page(from, to); }
   std::span<std::byte> page(int32_t page_idx) override { return inner_->page(page_idx); }
+  void read_layer(int32_t page_idx, int64_t layer_idx, std::span<std::byte> to) override {
+    inner_->read_layer(page_idx, layer_idx, to);
+  }
+  void write_layer(int32_t page_idx, int64_t layer_idx, std::span<const std::byte> from) override {
+    inner_->write_layer(page_idx, layer_idx, from);
+  }
   int64_t num_layers() const override { return inner_->num_layers(); }
   int64_t num_pages() const override { return inner_->num_pages(); }
   int64_t page_tokens() const override { return inner_->page_tokens(); }
@@ -49,6 +55,7 @@ class PacedRunner final : public ModelRunner {
   const std::unique_ptr<ModelRunner> inner_;
   const Pace pace_;
   PaceStats stats_;
+  bool has_warned_ = false;
 };
 
 }  // namespace pelago::serve

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "chips/torch.h"
 #include "model/stored_model.h"
+#include "serve/runner/shared_weights.h"
 
 namespace pelago::serve {
 
@@ -40,6 +41,9 @@ class Packer {
       : folder_(folder), stored_(folder), team_(team) {
     group_size_ = options.group_size;
     format_ = format_of(options.weights);
+    if (!options.shared_weights.empty()) {
+      shared_ = SharedWeights::open(options.shared_weights, options.weights_key);
+    }
   }
 
   PackedWeights pack() {
@@ -56,6 +60,7 @@ class Packer {
         config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
     weights.head = matrix(head_format, {head_name}, config.hidden_size, 1);
     pack_embedding(weights);
+    if (shared_ != nullptr) shared_->finish();
     return weights;
   }
 
@@ -138,13 +143,22 @@ class Packer {
       const int64_t rows = num_rows(name);
       num_outputs += panel_stride == 1 ? rows : (rows + panel - 1) / panel * panel;
     }
-    PackedMatrix packed(format, num_outputs, num_inputs, group_size_);
+    PackedMatrix packed(format, num_outputs, num_inputs, group_size_, [this](size_t num_bytes) {
+      return take(num_bytes);
+    });
+    if (is_there()) return packed;
     int64_t first = 0;
     for (const std::string& name : names) {
       fill(packed, stored_.parameter(name), first, panel_stride);
       first += panel_stride == 1 ? num_rows(name) : panel;
     }
     return packed;
+  }
+
+  /// Another process has packed all of it.
+  bool is_there() const { return shared_ != nullptr && shared_->is_packed(); }
+  LargeMemory take(size_t num_bytes) {
+    return shared_ != nullptr ? shared_->take(num_bytes) : LargeMemory(num_bytes);
   }
 
   int64_t num_rows(const std::string& name) const {
@@ -182,18 +196,23 @@ class Packer {
     const model::StoredParameter& parameter = stored_.parameter("model.embed_tokens.weight");
     weights.embedding_is_f32 = format_ == Format::kF32;
     const auto dtype = weights.embedding_is_f32 ? at::kFloat : at::kBFloat16;
+    const model::ModelConfig& config = stored_.config();
+    weights.embedding =
+        take(static_cast<size_t>(config.vocab_size * config.hidden_size) * c10::elementSize(dtype));
+    if (is_there()) return;
     const Tensor rows =
         (parameter.numbers.defined() ? parameter.numbers
                                      : model::to_numbers(parameter, stored_.quantisation()))
             .to(dtype)
             .contiguous();
-    weights.embedding = LargeMemory(rows.nbytes());
+    PELAGO_ASSERT(rows.nbytes() == weights.embedding.num_bytes(), "the embedding is [V,D]");
     std::memcpy(weights.embedding.data(), rows.data_ptr(), rows.nbytes());
   }
 
   std::filesystem::path folder_;
   model::StoredModel stored_;
   CoreTeam& team_;
+  std::unique_ptr<SharedWeights> shared_;  // null: memory of this process alone
   Format format_ = Format::kF32;
   int64_t group_size_ = 64;
 };

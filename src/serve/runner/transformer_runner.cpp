@@ -27,7 +27,7 @@ class TransformerRunner final : public ModelRunner {
       : config_(config),
         options_(options),
         device_(chips::open_device(options.device, catalogue_)),
-        parameters_(config, flat.to(device_->torch_device(), scalar_type(options.dtype))),
+        parameters_(config, (check_memory(flat), on_device(flat))),
         rope_(config, device_->torch_device()) {
     const torch::NoGradGuard no_grad;
     // Each layer's keys, then its values: [P,L,2,S,K,E], so that a page is one run of memory.
@@ -69,10 +69,23 @@ class TransformerRunner final : public ModelRunner {
   }
 
   std::span<std::byte> page(int32_t page_idx) override {
-    PELAGO_ASSERT(pages_.is_cpu(), "only pages in host memory can be handed over");
+    PELAGO_ASSERT(pages_.is_cpu(), "only pages in host memory can be looked at");
     const Tensor one = pages_.select(0, page_idx);
     return {static_cast<std::byte*>(one.data_ptr()), static_cast<size_t>(bytes_per_page())};
   }
+  void read_layer(int32_t page_idx, int64_t layer_idx, std::span<std::byte> to) override {
+    const torch::NoGradGuard no_grad;
+    const Tensor piece = pages_.select(0, page_idx).select(0, layer_idx);  // [2,S,K,E]
+    at::from_blob(to.data(), piece.sizes(), at::dtype(pages_.scalar_type())).copy_(piece);
+  }
+  void write_layer(int32_t page_idx, int64_t layer_idx, std::span<const std::byte> from) override {
+    const torch::NoGradGuard no_grad;
+    const Tensor piece = pages_.select(0, page_idx).select(0, layer_idx);  // [2,S,K,E]
+    // from_blob takes memory that may be written to, which nobody does here.
+    piece.copy_(at::from_blob(
+        const_cast<std::byte*>(from.data()), piece.sizes(), at::dtype(pages_.scalar_type())));
+  }
+  int64_t num_layers() const override { return config_.num_hidden_layers; }
 
   int64_t num_pages() const override { return options_.num_pages; }
   int64_t page_tokens() const override { return options_.page_tokens; }
@@ -86,6 +99,28 @@ class TransformerRunner final : public ModelRunner {
   }
 
  private:
+  Tensor on_device(const Tensor& flat) const {
+    return flat.to(device_->torch_device(), scalar_type(options_.dtype));
+  }
+  /// Said before the weights are on their way: running out half-way names neither model nor remedy.
+  void check_memory(const Tensor& flat) const {
+    const auto memory = static_cast<double>(device_->memory_bytes());
+    const auto value_bytes = static_cast<double>(c10::elementSize(scalar_type(options_.dtype)));
+    const double weights = value_bytes * static_cast<double>(flat.numel());
+    const double pages =
+        value_bytes * 2 *
+        static_cast<double>(options_.num_pages * options_.page_tokens * config_.num_hidden_layers *
+                            config_.num_key_value_heads * config_.head_dim);
+    if (memory <= 0 || weights + pages <= memory) return;
+    fail_usage(
+        "device {}: {:.3g} GB of weights and {:.3g} GB for keys and values do not fit into its "
+        "{:.3g} GB: give less --kv-memory-gb, or take a larger chip",
+        options_.device,
+        weights / 1e9,
+        pages / 1e9,
+        memory / 1e9);
+  }
+
   Tensor page_indices(std::span<const int32_t> pages, int64_t num_tokens) const {
     const int64_t count = (num_tokens + options_.page_tokens - 1) / options_.page_tokens;
     const Tensor host = at::empty({count}, at::kLong);

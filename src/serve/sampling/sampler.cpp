@@ -1,8 +1,11 @@
 #include "serve/sampling/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+
+#include "chips/packed/rows.h"
 
 namespace pelago::serve {
 
@@ -10,7 +13,6 @@ namespace {
 
 using Candidate = SamplerScratch::Candidate;
 
-constexpr float kLeastLog = -87;   // exp of less is no normal f32 number
 constexpr float kColdest = 1e-4F;  // below, every draw would be the likeliest token anyway
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
@@ -42,20 +44,39 @@ void put_likeliest_first(std::vector<Candidate>& candidates, size_t count) {
 }
 
 double total_of(const std::vector<Candidate>& candidates) {
-  double total = 0;
-  for (const Candidate& candidate : candidates) total += candidate.weight;
-  return total;
+  // Four sums, since each addition waits for the one before.
+  double sums[4] = {};
+  const size_t num_whole = candidates.size() / 4 * 4;
+  for (size_t idx = 0; idx < num_whole; idx += 4) {
+    for (size_t i = 0; i < 4; ++i) sums[i] += candidates[idx + i].weight;
+  }
+  for (size_t idx = num_whole; idx < candidates.size(); ++idx) sums[0] += candidates[idx].weight;
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-/// Keeps the fewest candidates that together have top_p of the mass, in the order they have. Halves
-/// where the border lies until few are left: of a flat distribution nearly all tokens stay, and
-/// sorting them would take longer than a small model does.
-void keep_top_p(std::vector<Candidate>& candidates, float top_p) {
+/// Keeps the fewest candidates that together have top_p of the mass, in the order they have.
+/// Weights up to 1 are cut into strips by their first bits, a 32nd of their size wide; only the
+/// strip where the border lies is put in order, half by half: of a flat distribution nearly all
+/// tokens stay, and sorting them would take longer than a small model does.
+void keep_top_p(SamplerScratch& scratch, float top_p) {
   constexpr std::ptrdiff_t kFew = 64;
-  const double wanted = static_cast<double>(top_p) * total_of(candidates);
-  std::vector<Candidate> pool = candidates;
-  auto begin = pool.begin(), end = pool.end();
-  double kept = 0;  // by those before begin, all likelier than the rest
+  const auto strip_of = [](float weight) { return std::bit_cast<uint32_t>(weight) >> 18; };
+  std::vector<Candidate>& candidates = scratch.candidates;
+  scratch.strips.assign(strip_of(1.0F) + 1, 0.0);
+  for (const Candidate& each : candidates) scratch.strips[strip_of(each.weight)] += each.weight;
+  double total = 0;
+  for (const double mass : scratch.strips) total += mass;
+  const double wanted = static_cast<double>(top_p) * total;
+  double kept = 0;  // by those that are likelier than the strip, and later than begin
+  size_t strip = scratch.strips.size() - 1;
+  for (; strip > 0 && kept + scratch.strips[strip] < wanted; --strip) kept += scratch.strips[strip];
+  std::vector<Candidate>& border = scratch.border;
+  border.clear();
+  for (const Candidate& each : candidates) {
+    if (strip_of(each.weight) == strip) border.push_back(each);
+  }
+  if (border.empty()) return;  // rounding asks for a crumb more than there is
+  auto begin = border.begin(), end = border.end();
   while (end - begin > kFew) {
     const auto middle = begin + (end - begin) / 2;
     std::nth_element(begin, middle, end, is_likelier);
@@ -160,21 +181,26 @@ std::optional<int32_t> Sampler::draw(std::span<const float> logits,
   const float best_logit = logits[static_cast<size_t>(best)];
   const float scale = 1 / sampling_.temperature;
   std::vector<Candidate>& candidates = scratch.candidates;
-  candidates.clear();
+  scratch.weights.resize(logits.size());
+  chips::packed::exp_below(logits.data(), best_logit, scale, logits.size(), scratch.weights.data());
+  candidates.resize(logits.size());
+  size_t num_candidates = 0;
   for (size_t token = 0; token < logits.size(); ++token) {
-    const float shifted = (logits[token] - best_logit) * scale;
-    if (shifted > kLeastLog && shifted <= 0) {
-      candidates.push_back({static_cast<int32_t>(token), std::exp(shifted)});
-    }
+    const float weight = scratch.weights[token];
+    candidates[num_candidates] = {static_cast<int32_t>(token), weight};
+    num_candidates += logits[token] <= best_logit && weight > 0 ? 1 : 0;
   }
+  candidates.resize(num_candidates);
   const auto top_k = static_cast<size_t>(sampling_.top_k);
   if (top_k > 0 && top_k < candidates.size()) {
     put_likeliest_first(candidates, top_k);
     candidates.resize(top_k);
   }
-  if (sampling_.top_p < 1) keep_top_p(candidates, sampling_.top_p);
+  if (sampling_.top_p < 1) keep_top_p(scratch, sampling_.top_p);
   // The likeliest token's weight is 1 here.
-  std::erase_if(candidates, [&](const Candidate& c) { return c.weight < sampling_.min_p; });
+  if (sampling_.min_p > 0) {
+    std::erase_if(candidates, [&](const Candidate& c) { return c.weight < sampling_.min_p; });
+  }
   if (top_k > 0) std::ranges::sort(candidates, {}, &Candidate::token);
 
   double point =

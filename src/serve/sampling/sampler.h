@@ -26,8 +26,9 @@ struct SamplerScratch {
     int32_t token;
     float weight;
   };
-  std::vector<float> logits;  // [V]
-  std::vector<Candidate> candidates;
+  std::vector<float> logits, weights;  // [V]
+  std::vector<Candidate> candidates, border;
+  std::vector<double> strips;  // mass of the candidates whose weights begin with the same bits
 };
 
 /// One answer's. Belongs to one thread.

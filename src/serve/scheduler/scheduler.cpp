@@ -26,10 +26,17 @@ StepPlan Scheduler::plan_step() {
   }
   // However many decode, prompts get on by a page a pass.
   budget_ = std::max<int64_t>(limits_.step_tokens - num_decoded, pool_.page_tokens());
+  num_taken_ = 0;
   const uint64_t num_preemptions_before = num_preemptions_;
   serve_running(plan);
   if (num_preemptions_ == num_preemptions_before) admit(plan);
   return plan;
+}
+
+void Scheduler::spend(int64_t num_tokens, bool reaches_end) {
+  budget_ -= num_tokens;
+  num_taken_ += num_tokens;
+  if (reaches_end && num_taken_ >= limits_.enough_tokens) budget_ = 0;
 }
 
 void Scheduler::share_with(Sequence& sequence, int64_t num_tokens, StepPlan& plan) {
@@ -80,7 +87,7 @@ void Scheduler::serve_running(StepPlan& plan) {
     if (num_tokens == 0) continue;
     if (num_tokens < sequence.num_pending()) sequence.draft.clear();
     if (!make_room(idx, num_tokens, plan)) return;  // it was the last one, and gave up itself
-    if (!is_decoding) budget_ -= num_tokens;
+    if (!is_decoding) spend(num_tokens, num_tokens == sequence.num_pending());
     share_with(sequence, num_tokens, plan);
   }
 }
@@ -180,7 +187,7 @@ void Scheduler::admit(StepPlan& plan) {
     const bool has_grown =
         sequence.pages.grow(sequence.num_computed, sequence.num_computed + num_tokens, plan.copies);
     PELAGO_ASSERT(has_grown, "only what has room is admitted");
-    budget_ -= num_tokens;
+    spend(num_tokens, num_tokens == sequence.num_pending());
     share_with(sequence, num_tokens, plan);
   }
 }

@@ -24,8 +24,12 @@ namespace pelago::serve {
 
 struct SchedulerLimits {
   int64_t step_tokens = 512;  // of a pass: bounds activations, and how long decoders wait for it
-  int sequences_max = 64;     // at once: past some number all only become slower
-  int choices_max = 64;       // of one request; one with more than sequences_max runs alone
+  /// Of prompts in a pass, after which one that has reached its end shares it with no other: a
+  /// first token waits for the whole pass, and from some number of rows on two passes take about
+  /// as long as one of both.
+  int64_t enough_tokens = 64;
+  int sequences_max = 64;  // at once: past some number all only become slower
+  int choices_max = 64;    // of one request; one with more than sequences_max runs alone
   int rows_max() const { return std::max(sequences_max, choices_max); }  // that decode at once
 };
 
@@ -82,6 +86,7 @@ class Scheduler {
   void preempt_last();
   int64_t num_from_others(size_t running_idx) const;
   bool begin(size_t running_idx);
+  void spend(int64_t num_tokens, bool reaches_end);
   void share_with(Sequence& sequence, int64_t num_tokens, StepPlan& plan);
   std::unique_ptr<Sequence> next_to_admit();
   bool has_place_for(int num_choices) const;
@@ -89,9 +94,10 @@ class Scheduler {
   PagePool& pool_;
   SchedulerLimits limits_;
   FairQueue queue_;
-  Sequences running_;    // by turn
-  Sequences preempted_;  // by turn
-  int64_t budget_ = 0;   // prompt tokens that the pass being planned may still take
+  Sequences running_;      // by turn
+  Sequences preempted_;    // by turn
+  int64_t budget_ = 0;     // prompt tokens that the pass being planned may still take
+  int64_t num_taken_ = 0;  // and those that it has
   uint64_t next_turn_ = 0, num_preemptions_ = 0;
 };
 

@@ -10,6 +10,8 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "model/config.h"
+#include "serve/local/devices.h"
+#include "serve/server/split_options.h"
 #include "serve/web/pages.h"
 #include "serve/workers/router_engine.h"
 
@@ -21,16 +23,6 @@ namespace fs = std::filesystem;
 
 bool is_loopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
-}
-
-fs::path model_folder(const fs::path& path) {
-  if (fs::exists(path / "config.json")) return path;
-  if (fs::exists(path / "model" / "config.json")) return path / "model";
-  const bool is_run = fs::exists(path / "job.toml");
-  fail_usage("{}: {}",
-             path.string(),
-             is_run ? "this run has no model/ yet; pelago export makes one of its newest checkpoint"
-                    : "not a model folder (no config.json) and not a run (no job.toml)");
 }
 
 std::string model_name(const ServeOptions& options) {
@@ -59,17 +51,6 @@ HttpServerOptions http_options(const ServeOptions& options) {
   return http;
 }
 
-/// "cuda:0,cuda:1": the devices of workers.
-std::vector<std::string> devices_of(const std::string& list) {
-  std::vector<std::string> devices;
-  for (size_t begin = 0; begin <= list.size();) {
-    const size_t end = std::min(list.find(',', begin), list.size());
-    devices.push_back(list.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return devices;
-}
-
 // As many connections as the system lets a process have.
 void raise_file_limit() {
   struct rlimit files {};
@@ -79,6 +60,16 @@ void raise_file_limit() {
 }
 
 }  // namespace
+
+fs::path model_folder(const fs::path& path) {
+  if (fs::exists(path / "config.json")) return path;
+  if (fs::exists(path / "model" / "config.json")) return path / "model";
+  const bool is_run = fs::exists(path / "job.toml");
+  fail_usage("{}: {}",
+             path.string(),
+             is_run ? "this run has no model/ yet; pelago export makes one of its newest checkpoint"
+                    : "not a model folder (no config.json) and not a run (no job.toml)");
+}
 
 void ServeOptions::validate() const {
   if (!is_loopback(host) && keys_path.empty() && !is_insecure) {
@@ -96,6 +87,10 @@ void ServeOptions::validate() const {
     fail_usage("--drain {}: must be 0 to 86400 seconds", drain_s);
   if (num_workers < 0 || num_workers > 256)
     fail_usage("--workers {}: must be 0 to 256", num_workers);
+  if (shares_weights && num_workers == 0 && decode.empty()) {
+    fail_usage("--share-weights is for several processes: give --workers, or leave it out");
+  }
+  if (!prefill.empty() || !decode.empty()) return validate_split(*this);
   if (num_workers == 0) return engine.validate();
   const std::vector<std::string> devices = devices_of(engine.device);
   if (devices.size() > static_cast<size_t>(num_workers)) {
@@ -111,8 +106,17 @@ void ServeOptions::validate() const {
   }
 }
 
-ModelServer::ModelServer(ServeOptions options)
-    : options_((options.validate(), std::move(options))),
+ServeOptions ServeOptions::resolved() const {
+  validate();
+  ServeOptions options = *this;
+  if (decode.empty()) return options;
+  options.engine.device = decode;
+  options.num_workers = static_cast<int>(devices_of(decode).size());
+  return options;
+}
+
+ModelServer::ModelServer(const ServeOptions& options)
+    : options_(options.resolved()),
       folder_(model_folder(options_.folder)),
       name_(serve::model_name(options_)),
       api_(api_options(options_)),
@@ -155,7 +159,18 @@ std::unique_ptr<Engine> ModelServer::open_workers(int64_t vocab_size) const {
   router.waiting_max = options_.engine.waiting_max;
   router.engine.waiting_max = 1'000'000;
   router.devices = devices_of(options_.engine.device);
+  if (!options_.prefill.empty()) {
+    const model::ModelConfig config = model::read_model_config(folder_ / "config.json");
+    plan::ServingLoad load = options_.load;
+    load.step_tokens = static_cast<double>(options_.engine.scheduler.step_tokens);
+    load.sequences_max = router.engine.scheduler_limits().sequences_max;
+    for (const std::string& device : devices_of(options_.prefill)) {
+      const std::string& decodes = router.devices[router.prefill.size()];
+      router.prefill.push_back({device, planned_local_share(config, device, decodes, load)});
+    }
+  }
   router.vocab_size = vocab_size;
+  router.shares_weights = options_.shares_weights;
   return std::make_unique<RouterEngine>(router, start_worker_processes(router.num_workers));
 }
 

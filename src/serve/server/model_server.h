@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "plan/serving/serving_plan.h"
 #include "serve/api/api.h"
 #include "serve/http/http_server.h"
 #include "serve/http/static_files.h"
@@ -24,17 +25,26 @@ struct ServeOptions {
   std::string certificate_path = {}, key_path = {};  // PEM: https
   std::vector<std::string> cors_origins = {};        // sites whose pages may ask; none by default
   int num_connections_max = 2048;
-  double drain_s = 30;        // what answers get to end in when the server is to stop
-  bool has_page = true;       // the chat page at /
-  int num_workers = 0;        // processes behind a router; 0: the engine is in this one
-  EngineOptions engine = {};  // of workers together: memory; device may name several, by commas
-  void validate() const;      // throws Failure (exit 2) naming option and remedy
+  double drain_s = 30;          // what answers get to end in when the server is to stop
+  bool has_page = true;         // the chat page at /
+  int num_workers = 0;          // processes behind a router; 0: the engine is in this one
+  bool shares_weights = false;  // workers on processors: one packed copy for all
+  EngineOptions engine = {};    // of workers together: memory; device may name several, by commas
+  /// A split: devices that read prompts and, as many, devices that write the answers, by commas.
+  /// Each pair is a worker. Both empty: every device does both.
+  std::string prefill = {}, decode = {};
+  plan::ServingLoad load = {};    // expected: how much of a prompt the decode side reads itself
+  void validate() const;          // throws Failure (exit 2) naming option and remedy
+  ServeOptions resolved() const;  // a split's pairs as workers and their devices
 };
+
+/// The folder of config.json: the one named, or a run's export in it. Throws Failure (exit 2).
+std::filesystem::path model_folder(const std::filesystem::path& path);
 
 class ModelServer {
  public:
   /// Opens the model and listens. Throws Failure.
-  explicit ModelServer(ServeOptions options);
+  explicit ModelServer(const ServeOptions& options);
   ModelServer(const ModelServer&) = delete;
   ModelServer& operator=(const ModelServer&) = delete;
   ~ModelServer();

@@ -272,10 +272,8 @@ size_t PrefillSide::fill(std::span<std::byte> frame,
   if (!sending.is_cancelled.load()) {
     num_bytes = put_split(frame, head);
     for (const int32_t page_idx : pages) {
-      const auto slice =
-          runner_.page(page_idx).subspan(head.layer_idx * layer_bytes(), layer_bytes());
-      std::memcpy(frame.data() + num_bytes, slice.data(), slice.size());
-      num_bytes += slice.size();
+      runner_.read_layer(page_idx, head.layer_idx, frame.subspan(num_bytes, layer_bytes()));
+      num_bytes += layer_bytes();
     }
   }
   if (sending.num_unsent.fetch_sub(1) == 1) notice();

@@ -42,6 +42,7 @@ class PromptReader {
   /// without. Also sends new ones on their way, as far as there is room for their pages.
   virtual std::vector<Waiting> take_ready(const Room& room) = 0;
 
+  virtual uint64_t num_read() const = 0;           // prompts, elsewhere; any thread
   virtual int64_t num_waiting() const = 0;         // requests that are here
   virtual int64_t num_waiting_tokens() const = 0;  // of their prompts
 };

@@ -88,9 +88,9 @@ std::string RemoteReader::take_pages(const SplitHead& head, std::span<const std:
       return fmt::format("it sent pages of request {} that nobody asked for", head.request);
     }
     for (size_t idx = begin; idx < end; ++idx) {
-      const auto to =
-          runner_->page(import.pages[idx]).subspan(head.layer_idx * layer_bytes(), layer_bytes());
-      std::memcpy(to.data(), content.data() + (idx - begin) * layer_bytes(), layer_bytes());
+      runner_->write_layer(import.pages[idx],
+                           head.layer_idx,
+                           content.subspan((idx - begin) * layer_bytes(), layer_bytes()));
     }
     import.num_missing -= head.count;
     is_whole = import.num_missing == 0;

@@ -38,10 +38,10 @@ class RemoteReader final : public PromptReader {
   bool offer(Waiting& waiting) override;
   bool erase(RequestId request) override;
   std::vector<Waiting> take_ready(const Room& room) override;
+  uint64_t num_read() const override { return num_read_; }
   int64_t num_waiting() const override;
   int64_t num_waiting_tokens() const override { return num_tokens_; }
 
-  uint64_t num_read() const { return num_read_; }  // prompts, elsewhere; any thread
   /// Why the other side reads nothing any more; empty: it does. Any thread.
   std::string lost() const;
 

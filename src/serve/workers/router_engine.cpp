@@ -38,6 +38,7 @@ void add_counters(EngineStats& sum, const EngineStats& one) {
   sum.num_preempted += one.num_preempted;
   sum.draft_tokens += one.draft_tokens;
   sum.draft_accepted += one.draft_accepted;
+  sum.num_read_elsewhere += one.num_read_elsewhere;
 }
 
 RouterEngine::RouterEngine(RouterOptions options, StartWorker start)

@@ -25,6 +25,7 @@
 #include "serve/engine.h"
 #include "serve/local/local_engine.h"
 #include "serve/local/request_check.h"
+#include "serve/runner/shared_weights.h"
 #include "serve/workers/link/messages.h"
 #include "serve/workers/route_policy.h"
 
@@ -57,6 +58,13 @@ struct RouterOptions {
   EngineOptions engine;                   // of each worker
   std::vector<std::string> devices = {};  // worker i opens number i, from the start again past the
                                           // last; empty: all open engine.device
+  /// Who reads the prompts of a split's worker, and how many it reads itself.
+  struct Prefill {
+    std::string device;
+    double local_share = 0;
+  };
+  std::vector<Prefill> prefill = {};  // as devices; empty: no split
+  bool shares_weights = false;        // workers on processors have one packed copy
   int64_t vocab_size = 0;
   int64_t waiting_max = 256;              // requests beyond those that can be computed at once
   int64_t prompt_tokens_max = 4'000'000;  // sent to one worker and not ended: 16 MB
@@ -130,7 +138,9 @@ class RouterEngine final : public Engine {
   uint64_t version_wanted_ = 1, version_last_ = 1;  // of workers: replace_workers() asks for more
   bool is_opening_ = true, is_closing_ = false;
   std::optional<std::pair<std::string, int>> opening_failure_;  // why, exit code
-  EngineStats ended_;                                           // counters of workers that are gone
+  std::unique_ptr<SharedWeightsFile> weights_;  // the supervisor's; of version weights_version_
+  uint64_t weights_version_ = 0;
+  EngineStats ended_;  // counters of workers that are gone
 
   std::jthread supervisor_;  // last: it uses everything above
 };

@@ -81,12 +81,22 @@ void RouterEngine::start_worker(size_t worker_idx) {
   OpenMessage opening{.folder = options_.folder, .engine = options_.engine};
   if (!options_.devices.empty())
     opening.engine.device = options_.devices[worker_idx % options_.devices.size()];
+  if (!options_.prefill.empty()) {
+    const RouterOptions::Prefill& prefill = options_.prefill[worker_idx % options_.prefill.size()];
+    opening.engine.prefill_device = prefill.device;
+    opening.engine.prefill_local_share = prefill.local_share;
+  }
   uint64_t version = 0;
   {
     const std::lock_guard lock(mutex_);
     version = version_wanted_;
   }
   try {
+    if (options_.shares_weights) {
+      if (weights_version_ != version) weights_ = std::make_unique<SharedWeightsFile>();
+      weights_version_ = version;
+      opening.engine.shared_weights = weights_->path();
+    }
     const auto [ours, theirs] = make_link_sockets();
     worker = std::make_unique<Worker>(worker_idx, version, ours, steady_now_s());
     const LentSocket lent{theirs};

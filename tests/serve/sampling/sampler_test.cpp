@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -117,6 +118,52 @@ TEST_CASE("bias and penalties move the logits as their formulas say") {
   CHECK(*frequency.draw(kLogits, nullptr, 0, scratch) == 1);
   frequency.note(1);
   CHECK(*frequency.draw(kLogits, nullptr, 0, scratch) == 4);
+}
+
+TEST_CASE("of a whole vocabulary top_p keeps the fewest tokens that have so much of the mass") {
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    CAPTURE(seed);
+    Rng rng = Rng(seed).fork("logits");
+    // From nearly flat to nearly certain, some seeds with many equal weights.
+    const double width = 0.05 * static_cast<double>(1 + rng.next_below(120));
+    const bool has_equals = rng.next_below(3) == 0;
+    std::vector<float> logits(500 + rng.next_below(3000));
+    for (float& logit : logits) {
+      const double value = width * rng.next_normal();
+      logit = static_cast<float>(has_equals ? std::round(value) : value);
+    }
+    std::vector<std::pair<double, int32_t>> likeliest_first;
+    double total = 0;
+    for (size_t token = 0; token < logits.size(); ++token) {
+      total += std::exp(double{logits[token]});
+      likeliest_first.emplace_back(-std::exp(double{logits[token]}), static_cast<int32_t>(token));
+    }
+    std::ranges::sort(likeliest_first);
+    const Sampling sampling = sampling_with(
+        [&](Sampling& s) { s.top_p = 0.02F + 0.96F * static_cast<float>(rng.next_uniform()); });
+    // The mass of those before a token, and with it: the border may lie either way of a rounding.
+    std::vector<double> before(logits.size());
+    double mass = 0;
+    for (const auto& [weight, token] : likeliest_first) {
+      before[static_cast<size_t>(token)] = mass / total;
+      mass -= weight;
+    }
+    const Sampler sampler(sampling, {}, Rng(seed));
+    SamplerScratch scratch;
+    double lightest = 0;
+    for (int position = 0; position < 600; ++position) {
+      const int32_t token = *sampler.draw(logits, nullptr, position, scratch);
+      lightest = std::max(lightest, before[static_cast<size_t>(token)]);
+    }
+    CHECK(lightest < sampling.top_p + 1e-5);
+    // None that belong are left out: the candidates are what was kept.
+    double kept = 0;
+    for (const auto& candidate : scratch.candidates) {
+      kept += std::exp(double{logits[static_cast<size_t>(candidate.token)]}) / total;
+    }
+    CHECK(kept > sampling.top_p - 1e-5);
+    CHECK(std::ranges::is_sorted(scratch.candidates, {}, &SamplerScratch::Candidate::token));
+  }
 }
 
 TEST_CASE("a damaged row gives a token of what is left of it, or none") {

@@ -10,7 +10,6 @@
 
 #include "base/error.h"
 #include "model/model_support.h"
-#include "model/transformer.h"
 #include "serve/engine/fake_runner.h"
 #include "serve/local/local_engine.h"
 #include "serve/split/loop_link.h"
@@ -354,50 +353,6 @@ TEST_CASE("a prefill process that is killed costs nobody an answer") {
   ::waitpid(child, nullptr, 0);
   linked.answer_some([] {});
   CHECK(!linked.reader->lost().empty());
-}
-
-TEST_CASE("a real model's keys and values, bf16 and int8, mean the same on the other side") {
-  model::ModelConfig config = model::tiny_config("llama", false);
-  config.max_position_embeddings = 320;
-  const model::ScratchFolder folder;
-  save_model_folder(folder.path(), config, model::lively_weights(config, 3), at::kBFloat16, {});
-  for (const KvDtype kv : {KvDtype::kBf16, KvDtype::kInt8}) {
-    const RunnerOptions options = {
-        .kv = kv, .page_tokens = 16, .num_pages = 60, .max_batch_tokens = 128};
-    const auto alone_runner = open_cpu_runner(folder.path(), options);
-    const auto decode_runner = open_cpu_runner(folder.path(), options);
-    const auto prefill_runner = open_cpu_runner(folder.path(), options);
-    const data::Tokenizer tokenizer = byte_tokenizer();
-    const BatchOptions batch = {.scheduler = {.step_tokens = 64, .sequences_max = 4}};
-    LoopWire wire(64 * 1024);
-    PrefillSide prefill(*prefill_runner, wire.end(1), {.step_tokens = 48});
-    BatchEngine alone(*alone_runner, tokenizer, batch), split(*decode_runner, tokenizer, batch);
-    split.read_with(std::make_unique<RemoteReader>(wire.end(0), RemoteOptions{}), [] {});
-    GenerateRequest request;
-    Rng rng(9);
-    for (int idx = 0; idx < 150; ++idx) {
-      request.prompt.push_back(
-          static_cast<int32_t>(rng.next_below(static_cast<uint64_t>(config.vocab_size))));
-    }
-    request.max_new_tokens = 20;
-    request.sampling.temperature = 0;
-    request.sampling.seed = 1;
-    request.ignore_end = true;
-    const auto wanted = std::make_shared<Answer>(), got = std::make_shared<Answer>();
-    alone.submit(1, request, collect(wanted));
-    split.submit(1, request, collect(got));
-    while (alone.step()) {
-    }
-    for (int round = 0; round < 1000 && !got->is_over; ++round) {
-      wire.carry(1, 100);
-      split.step();
-      wire.carry(0, 100);
-      prefill.step();
-    }
-    CHECK(prefill.stats().num_tokens_computed == 149);
-    CHECK(got->choices[0].tokens == wanted->choices[0].tokens);
-    split.stop_reading();
-  }
 }
 
 }  // namespace

@@ -108,6 +108,9 @@ TEST_CASE("a message is the same on the other side, and half of one is none") {
   EngineOptions engine;
   engine.draft_folder = "/a/folder";
   engine.seed = 4;
+  engine.prefill_device = "emulated:h20";
+  engine.shared_weights = "/proc/1/fd/9";
+  engine.slowdown = 30;
   const std::vector<Message> messages = {
       OpenMessage{.folder = "/m", .engine = engine},
       SubmitMessage{.id = 3,

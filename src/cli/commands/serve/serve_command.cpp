@@ -7,6 +7,7 @@
 #include "base/text/json.h"
 #include "base/threads.h"
 #include "cli/commands/commands.h"
+#include "cli/commands/serve/split_plan.h"
 #include "cli/interrupts.h"
 #include "serve/server/model_server.h"
 
@@ -18,6 +19,8 @@ enum class Event { kEnd, kReload };
 
 struct ServeArguments {
   serve::ServeOptions options;
+  std::string plan;  // chips to plan for, in place of serving
+  double link_gbit_s = 200;
   bool watches = false;
 };
 
@@ -25,19 +28,25 @@ void tell(const serve::ModelServer& server,
           const serve::ServeOptions& options,
           const Globals& globals) {
   if (globals.json) {
-    std::printf("%s\n",
-                nlohmann::json({{"url", server.url()},
-                                {"model", server.model_name()},
-                                {"context_tokens", server.context_length()},
-                                {"workers", options.num_workers}})
-                    .dump()
-                    .c_str());
+    nlohmann::json json = {{"url", server.url()},
+                           {"model", server.model_name()},
+                           {"context_tokens", server.context_length()},
+                           {"workers", options.num_workers}};
+    if (!options.prefill.empty()) {
+      json["prefill"] = options.prefill;
+      json["decode"] = options.decode;
+    }
+    std::printf("%s\n", json.dump().c_str());
   } else {
     std::printf("%s, context of %lld tokens\n  API   %s/v1\n",
                 server.model_name().c_str(),
                 static_cast<long long>(server.context_length()),
                 server.url().c_str());
-    if (options.num_workers > 0) std::printf("  %d workers\n", options.num_workers);
+    if (!options.prefill.empty()) {
+      std::printf("  %s reads prompts for %s\n", options.prefill.c_str(), options.decode.c_str());
+    } else if (options.num_workers > 0) {
+      std::printf("  %d workers\n", options.num_workers);
+    }
     if (options.has_page) std::printf("  chat  %s\n", server.url().c_str());
     std::printf(
         "Ctrl-C ends it once answers under way are complete (%.0f s at most); again: at once\n",
@@ -47,6 +56,13 @@ void tell(const serve::ModelServer& server,
 }
 
 void run_serve(const ServeArguments& arguments, const Globals& globals) {
+  if (!arguments.plan.empty()) {
+    return print_split_plan({.folder = serve::model_folder(arguments.options.folder),
+                             .chips = arguments.plan,
+                             .load = arguments.options.load,
+                             .link_gbit_s = arguments.link_gbit_s},
+                            globals);
+  }
   BoundedQueue<Event> events(16);
   int num_interrupts = 0;
   const Interrupts interrupts(
@@ -55,8 +71,9 @@ void run_serve(const ServeArguments& arguments, const Globals& globals) {
         events.push(Event::kEnd);
       },
       [&] { events.push(Event::kReload); });
+  const serve::ServeOptions options = arguments.options.resolved();
   serve::ModelServer server(arguments.options);
-  tell(server, arguments.options, globals);
+  tell(server, options, globals);
   while (true) {
     // Twice a second is often enough to see a new checkpoint and to let go of an old one.
     const auto event = events.pop_for(0.5);
@@ -139,6 +156,37 @@ void add_engine_options(CLI::App& command, serve::EngineOptions& options) {
       ->capture_default_str();
 }
 
+void add_split_options(CLI::App& command, ServeArguments& arguments) {
+  serve::ServeOptions& options = arguments.options;
+  command.add_option("--prefill",
+                     options.prefill,
+                     "devices that read prompts for those of --decode, by commas, as many");
+  command.add_option(
+      "--decode", options.decode, "devices that write the answers, each a process of its own");
+  command
+      .add_option("--slowdown",
+                  options.engine.slowdown,
+                  "of emulated chips (emulated:h20): so many times slower than the catalogue says")
+      ->capture_default_str();
+  command.add_option(
+      "--plan",
+      arguments.plan,
+      "CHIP=NUMBER,...: do not serve, say which kind had better read prompts for which");
+  command
+      .add_option("--prompt-tokens", options.load.prompt_tokens, "expected, of a request's prompt")
+      ->check(CLI::Range(1.0, 1e7))
+      ->capture_default_str();
+  command
+      .add_option("--answer-tokens", options.load.answer_tokens, "expected, of a request's answer")
+      ->check(CLI::Range(1.0, 1e7))
+      ->capture_default_str();
+  command
+      .add_option(
+          "--link-gbit", arguments.link_gbit_s, "of --plan: all lines between the kinds together")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
+}
+
 }  // namespace
 
 void add_serve(CLI::App& app, Globals& globals) {
@@ -156,6 +204,8 @@ void add_serve(CLI::App& app, Globals& globals) {
       "key.pem\n"
       "  pelago serve runs/two-sites --watch            takes each new export as it comes\n"
       "  pelago serve model --workers 2                 two processes; one that dies is replaced\n"
+      "  pelago serve model --plan 910b=8,h20=8         which chip should read prompts for which?\n"
+      "  pelago serve model --prefill cuda:0 --decode cuda:1\n"
       "\n  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\\n"
       "    -d '{\"prompt\": \"int main(\", \"max_tokens\": 20}'\n"
       "\nSIGTERM or Ctrl-C: answers under way are completed first. SIGHUP: the model is read "
@@ -166,7 +216,11 @@ void add_serve(CLI::App& app, Globals& globals) {
                    options.num_workers,
                    "processes that compute, each on its share of the cores; 0: this one does")
       ->capture_default_str();
+  command->add_flag("--share-weights",
+                    options.shares_weights,
+                    "workers on processors have one packed copy of the weights, not one each");
   add_engine_options(*command, options.engine);
+  add_split_options(*command, *arguments);
   command->add_flag(
       "--watch", arguments->watches, "read the model again when its files have changed");
   command->callback([arguments, &globals] { run_serve(*arguments, globals); });

@@ -151,7 +151,7 @@ concept Is = std::is_same_v<std::remove_const_t<M>, T>;
     archive(__VA_ARGS__);                 \
   }
 
-PELAGO_FIELDS(SchedulerLimits, step_tokens, sequences_max, choices_max)
+PELAGO_FIELDS(SchedulerLimits, step_tokens, enough_tokens, sequences_max, choices_max)
 PELAGO_FIELDS(SpeculationOptions, draft_max, rows_max, ngram_tokens)
 PELAGO_FIELDS(EngineOptions,
               device,
@@ -168,7 +168,10 @@ PELAGO_FIELDS(EngineOptions,
               waiting_max,
               seed,
               prefill_link,
-              prefill_local_share)
+              prefill_local_share,
+              prefill_device,
+              shared_weights,
+              slowdown)
 PELAGO_FIELDS(ConstraintSource, kind, text)
 PELAGO_FIELDS(Sampling,
               temperature,
@@ -231,7 +234,8 @@ PELAGO_FIELDS(EngineStats,
               num_refused,
               num_preempted,
               draft_tokens,
-              draft_accepted)
+              draft_accepted,
+              num_read_elsewhere)
 PELAGO_FIELDS(OpenMessage, folder, engine)
 PELAGO_FIELDS(SubmitMessage, id, request, constraint)
 PELAGO_FIELDS(CancelMessage, id)

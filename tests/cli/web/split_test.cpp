@@ -1,0 +1,297 @@
+// `pelago serve --prefill --decode`: prompts are read by one process and answered by another, which
+// nobody who asks can tell; and what is said of chips that nobody has.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+
+#include "cli/web/served_folder.h"
+#include "serve/http/raw_client.h"
+
+namespace pelago::testing {
+namespace {
+
+using serve::RawClient;
+
+/// `pelago serve` on the smallest model.
+class SmallServer {
+ public:
+  SmallServer(const fs::path& folder, const std::vector<std::string>& more)
+      : program(folder, arguments(more)) {
+    const bool is_up = program.wait_for([&] { return program.out_so_far().ends_with("\n"); }, 60);
+    INFO(program.err_so_far());
+    REQUIRE(is_up);
+    said = nlohmann::json::parse(program.out_so_far());
+    const std::string url = said["url"];
+    port = std::stoi(url.substr(url.rfind(':') + 1));
+  }
+
+  std::string get(const std::string& path) const {
+    RawClient client(port);
+    client.send(
+        fmt::format("GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path));
+    return client.read_all();
+  }
+  /// A figure of /metrics; -1 if it is not there.
+  int64_t figure(const std::string& name) const {
+    const std::string text = get("/metrics");
+    const std::string line = fmt::format("\npelago_{} ", name);
+    const size_t at = text.find(line);
+    return at == std::string::npos ? -1 : std::stoll(text.substr(at + line.size()));
+  }
+  /// The tokens that the server writes after a prompt, always the likeliest.
+  std::string answer(const std::string& prompt) const {
+    RawClient client(port);
+    client.send(request(prompt, 24, false));
+    const std::string response = client.read_response();
+    const auto body =
+        nlohmann::json::parse(response.substr(response.find("\r\n\r\n") + 4), nullptr, false);
+    INFO(response);
+    REQUIRE(!body.is_discarded());
+    REQUIRE(body.contains("choices"));
+    return body["choices"][0]["logprobs"]["tokens"].dump();
+  }
+  static std::string request(const std::string& prompt, int64_t max_tokens, bool is_stream) {
+    const std::string text = nlohmann::json({{"prompt", prompt},
+                                             {"max_tokens", max_tokens},
+                                             {"temperature", 0},
+                                             {"logprobs", 0},
+                                             {"ignore_eos", true},
+                                             {"stream", is_stream}})
+                                 .dump();
+    return fmt::format(
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Content-Length: {}\r\nConnection: close\r\n\r\n{}",
+        text.size(),
+        text);
+  }
+
+  nlohmann::json said;
+  Program program;
+  int port = 0;
+
+ private:
+  static std::vector<std::string> arguments(const std::vector<std::string>& more) {
+    std::vector<std::string> all = {"serve",
+                                    "m",
+                                    "--port",
+                                    "0",
+                                    "--json",
+                                    "--no-page",
+                                    "--kv-memory-gb",
+                                    "0.1",
+                                    "--context",
+                                    "4000",
+                                    "--drain",
+                                    "0"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+};
+
+std::vector<std::string> some_prompts() {
+  std::vector<std::string> prompts;
+  for (int idx = 0; idx < 6; ++idx) {
+    std::string prompt;
+    while (prompt.size() < 300U + 70U * static_cast<size_t>(idx)) {
+      prompt += fmt::format("{} sheep, ", idx * 17 + static_cast<int>(prompt.size()));
+    }
+    prompts.push_back(prompt);
+  }
+  return prompts;
+}
+
+std::vector<std::string> answers(const SmallServer& server) {
+  std::vector<std::string> all;
+  for (const std::string& prompt : some_prompts()) all.push_back(server.answer(prompt));
+  return all;
+}
+
+void kill_readers_in(const fs::path& folder) {
+  const auto readers = processes_with("serve-prefill");
+  for (const pid_t pid : processes_in(folder)) {
+    if (std::ranges::find(readers, pid) != readers.end()) ::kill(pid, SIGKILL);
+  }
+}
+
+pid_t pid_of_worker(const SmallServer& server, int worker_idx = 0) {
+  const std::string text = server.get("/metrics");
+  const std::string line = fmt::format("\npelago_worker_pid{{worker=\"{}\"}} ", worker_idx);
+  const size_t at = text.find(line);
+  return at == std::string::npos ? pid_t{-1}
+                                 : static_cast<pid_t>(std::stoi(text.substr(at + line.size())));
+}
+
+TEST_CASE("a split answers as one device does, whatever becomes of its sides") {
+  const Scratch scratch("serve-split");
+  write_served_folder(scratch.path() / "m");
+  std::vector<std::string> expected;
+  {
+    SmallServer one(scratch.path(), {"--device", "cpu"});
+    expected = answers(one);
+    one.program.signal(SIGTERM);
+    one.program.wait();
+  }
+  SmallServer split(scratch.path(), {"--prefill", "emulated:910b", "--decode", "emulated:h20"});
+  const auto num_read = [&] { return split.figure("prompts_read_elsewhere_total"); };
+  CHECK(split.said["prefill"] == "emulated:910b");
+  CHECK(split.said["decode"] == "emulated:h20");
+  CHECK(answers(split) == expected);
+  CHECK(split.program.wait_for([&] { return num_read() > 0; }, 60));
+  CHECK(processes_in(scratch.path()).size() == 3);
+
+  // Without the side that reads: nobody's answer ends, the other side reads.
+  kill_readers_in(scratch.path());
+  split.answer("wake up, " + some_prompts()[0]);
+  const auto is_told = [&] {
+    return split.program.err_so_far().find("prefill side lost") != std::string::npos;
+  };
+  CHECK(split.program.wait_for(is_told, 60));
+  CHECK(answers(split) == expected);
+
+  // Without the side that writes: an error event, and both sides anew.
+  RawClient cut(split.port);
+  cut.send(SmallServer::request(some_prompts()[1], 3500, true));
+  cut.read_until("data: ");
+  const pid_t killed = pid_of_worker(split);
+  REQUIRE(killed > 0);
+  ::kill(killed, SIGKILL);
+  const std::string broken = cut.read_all();
+  CHECK(broken.find("the worker that computed this answer was lost") != std::string::npos);
+  CHECK(broken.find("[DONE]") == std::string::npos);
+  const auto is_back = [&] {
+    return split.get("/ready").starts_with("HTTP/1.1 200") && pid_of_worker(split) != killed;
+  };
+  CHECK(split.program.wait_for(is_back, 60));
+  const int64_t num_before = num_read();
+  CHECK(answers(split) == expected);
+  CHECK(split.program.wait_for([&] { return num_read() > num_before; }, 60));
+  split.program.signal(SIGKILL);
+  split.program.wait();
+  for (int tenths = 0; tenths < 600 && !processes_in(scratch.path()).empty(); ++tenths) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  CHECK(processes_in(scratch.path()).empty());
+}
+
+bool maps_shared_weights(pid_t pid) {
+  return read_all(fmt::format("/proc/{}/maps", pid)).find("memfd:pelago-weights") !=
+         std::string::npos;
+}
+
+TEST_CASE("workers that share their weights answer as one does, those that come later too") {
+  const Scratch scratch("serve-shared");
+  write_served_folder(scratch.path() / "m");
+  std::vector<std::string> expected;
+  {
+    SmallServer one(scratch.path(), {});
+    expected = answers(one);
+    CHECK_FALSE(maps_shared_weights(one.program.pid()));
+    one.program.signal(SIGTERM);
+    one.program.wait();
+  }
+  SmallServer two(scratch.path(), {"--workers", "2", "--share-weights"});
+  CHECK(answers(two) == expected);
+  for (const int idx : {0, 1}) CHECK(maps_shared_weights(pid_of_worker(two, idx)));
+  for (const int idx : {0, 1}) {
+    const pid_t killed = pid_of_worker(two, idx);
+    REQUIRE(killed > 0);
+    ::kill(killed, SIGKILL);
+    const auto is_back = [&] {
+      const pid_t now = pid_of_worker(two, idx);
+      return now > 0 && now != killed && maps_shared_weights(now) &&
+             two.get("/metrics").find(fmt::format("worker_up{{worker=\"{}\"}} 1", idx)) !=
+                 std::string::npos;
+    };
+    CHECK(two.program.wait_for(is_back, 60));
+  }
+  CHECK(answers(two) == expected);
+  two.program.signal(SIGTERM);
+  CHECK(two.program.wait().exit_code == 0);
+}
+
+void write_config(const fs::path& folder, int num_layers) {
+  const nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
+                                 {"model_type", "llama"},
+                                 {"head_dim", 128},
+                                 {"hidden_act", "silu"},
+                                 {"hidden_size", 4096},
+                                 {"intermediate_size", 11008},
+                                 {"max_position_embeddings", 4096},
+                                 {"num_attention_heads", 32},
+                                 {"num_hidden_layers", num_layers},
+                                 {"num_key_value_heads", 32},
+                                 {"rms_norm_eps", 1e-6},
+                                 {"rope_theta", 1e4},
+                                 {"tie_word_embeddings", false},
+                                 {"torch_dtype", "bfloat16"},
+                                 {"eos_token_id", 2},
+                                 {"vocab_size", 32000}};
+  write_all(folder / "config.json", config.dump());
+}
+
+TEST_CASE("the plan of a split says which chip reads for which, and what it gains") {
+  const Scratch scratch("serve-plan");
+  write_config(scratch.path() / "7b", 32);
+  const std::vector<std::string> command = {
+      "serve", "7b", "--plan", "emulated:910b=8,emulated:h20=8", "--link-gbit", "1600"};
+  const Ended table = run(scratch.path(), command);
+  INFO(table.err);
+  CHECK(table.exit_code == 0);
+  for (const char* part : {"8 x Ascend 910B2", "8 x H20", "each doing both", "ratio"}) {
+    CAPTURE(part);
+    CHECK(table.out.find(part) != std::string::npos);
+  }
+  std::vector<std::string> as_json = command;
+  as_json.insert(as_json.end(), {"--json", "--answer-tokens", "128"});
+  const Ended said = run(scratch.path(), as_json);
+  REQUIRE(said.exit_code == 0);
+  const auto json = nlohmann::json::parse(said.out);
+  CHECK(json["answer_tokens"] == 128);
+  CHECK(json["flows"][0]["prefill"] == "huawei-910b2");
+  CHECK(json["flows"][0]["decode"] == "nvidia-h20");
+  double shares = 0;
+  for (const auto& flow : json["flows"]) shares += flow["share"].get<double>();
+  CHECK(shares == doctest::Approx(1));
+  const auto low = [&](const char* name) { return json[name][0].get<double>(); };
+  CHECK(low("ratio") == doctest::Approx(low("requests_s") / low("each_both_requests_s")));
+  CHECK(low("ratio") > 1.1);
+}
+
+TEST_CASE("what cannot be split or planned for is one line that names it") {
+  const Scratch scratch("serve-split-bad");
+  write_served_folder(scratch.path() / "m");
+  write_served_folder(scratch.path() / "large");
+  write_config(scratch.path() / "large", 2000);
+  const auto check = [&](const std::vector<std::string>& arguments, const std::string& named) {
+    const Ended ended = run(scratch.path(), arguments);
+    INFO(ended.err);
+    CHECK(ended.exit_code == 2);
+    CHECK(ended.err.find(named) != std::string::npos);
+    CHECK(std::ranges::count(ended.err, '\n') == 1);
+  };
+  check({"serve", "m", "--plan", "h20,h21"}, "h21");
+  check({"serve", "m", "--plan", "h20=0"}, "--plan h20=0: write CHIP=NUMBER");
+  check({"serve", "m", "--plan", "h20=1.5"}, "--plan h20=1.5: write CHIP=NUMBER");
+  check({"serve", "m", "--plan", "h20=2,nvidia-h20"}, "stands there twice");
+  check({"serve", "large", "--plan", "h20"}, "none of the chips can hold the model's");
+  check({"serve", "nowhere", "--plan", "h20"}, "nowhere");
+  const auto split = [&](const std::string& prefill, const std::string& decode) {
+    return std::vector<std::string>{
+        "serve", "m", "--port", "0", "--prefill", prefill, "--decode", decode};
+  };
+  check(split("gpu7", "cpu"), "device \"gpu7\" is unknown");
+  check(split("cpu", "cpu"), "both name cpu");
+  auto with_workers = split("cpu", "emulated:h20");
+  with_workers.insert(with_workers.end(), {"--workers", "2"});
+  check(with_workers, "leave --workers out");
+  // A process of its own finds out that there is no room; what it says is heard.
+  auto too_large = split("cpu", "emulated:h20");
+  too_large[1] = "large";
+  const Ended ended = run(scratch.path(), too_large);
+  INFO(ended.err);
+  CHECK(ended.exit_code == 2);
+  CHECK(ended.err.find("device emulated:h20: the model's") != std::string::npos);
+}
+
+}  // namespace
+}  // namespace pelago::testing
