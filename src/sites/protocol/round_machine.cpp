@@ -213,11 +213,13 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
 
 void RoundMachine::answer_hello(Site& site) {
   const bool was_welcome = site.welcome.has_value();
-  if (phase_ == RunPhase::kOver) {
+  if (failure_) {
+    dismiss(site, *failure_, kExitFailed);
+  } else if (phase_ == RunPhase::kOver) {
     dismiss(site, "the run is over", kExitDone);
   } else if (site.welcome) {
     send(site, *site.welcome);
-  } else if (phase_ == RunPhase::kStarting) {
+  } else if (phase_ == RunPhase::kStarting && has_start(site)) {
     site.welcome = first_welcome(site);
     send(site, *site.welcome);
   } else if (phase_ == RunPhase::kTraining) {
