@@ -1,6 +1,5 @@
 // The coordinator's side of the protocol as a pure state machine: (state, event, now) in, messages
-// and records out. It holds no weights, opens no socket, reads no clock, so that the simulation
-// runs it through thousands of seeds of loss, delay, duplication and death.
+// and records out. No weights, sockets or clock: the simulation runs it through thousands of seeds.
 //
 // An exchange goes  gathering -> exchanging(epoch) -> committed.  What keeps it right:
 //   - A commit is made once, from the reports of all members of one epoch that hold one result, and
@@ -58,7 +57,7 @@ class RoundMachine {
     kOver,      // every site that lives has finished; only Release is sent
   };
   RunPhase phase() const { return phase_; }
-  /// Why the run cannot go on; set once, in kGathering or when no site is left.
+  /// Why the run cannot go on; set once.
   const std::optional<std::string>& failure() const { return failure_; }
   bool was_stopped() const { return stop_requested_; }
   int64_t num_commits() const { return num_commits_; }
@@ -103,6 +102,7 @@ class RoundMachine {
   void take_status(Site& site, const SiteStatus& status);
   void answer_gaps(Site& site);
   void answer_heartbeat(Site& site);
+  void tell_to_return(const Site& site, uint64_t incarnation);
   void hear(Site& site);
   void mark_dead(Site& site, const std::string& why);
   bool refuse_mismatch(Site& site, const Hello& hello);
