@@ -66,7 +66,7 @@ struct ManySitesCallbacks {
 };
 
 struct ManySitesOptions {
-  bool resume = false;  // from the newest checkpoint that every site has; none is a Failure
+  bool resume = false;  // protocol/round_lifecycle.cpp says from which checkpoint; none: a Failure
   std::string listen = "127.0.0.1:0";  // the coordinator's address; port 0: any free one
   bool starts_agents = true;           // false: people start them, on any host
   TokenTerms tokens;                   // of the join tokens that are made

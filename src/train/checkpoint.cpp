@@ -31,8 +31,7 @@ fs::path temporary_path(const fs::path& checkpoints_dir, int64_t step) {
 }
 
 /// N of "step-N"; -1 for any other name.
-int64_t step_of(const fs::path& folder) {
-  const std::string name = folder.filename().string();
+int64_t step_of(const std::string& name) {
   constexpr std::string_view kPrefix = "step-";
   if (!name.starts_with(kPrefix)) return -1;
   int64_t step = -1;
@@ -46,7 +45,7 @@ std::vector<int64_t> checkpoint_steps(const fs::path& checkpoints_dir) {
   std::vector<int64_t> steps;
   std::error_code ignored;
   for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_dir, ignored)) {
-    const int64_t step = step_of(entry.path());
+    const int64_t step = step_of(entry.path().filename().string());
     if (step >= 0 && entry.is_directory(ignored)) steps.push_back(step);
   }
   std::sort(steps.begin(), steps.end());
@@ -87,6 +86,20 @@ void delete_superseded(const fs::path& checkpoints_dir, int64_t step, int64_t ke
     std::error_code reason;
     fs::remove_all(checkpoint_path(checkpoints_dir, other), reason);
     if (reason) log_warn("old checkpoint stays step={} reason=\"{}\"", other, reason.message());
+  }
+}
+
+/// What was begun before and never finished, because a worker died at it.
+void delete_half_made(const fs::path& checkpoints_dir, int64_t step) {
+  std::error_code ignored;
+  for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_dir, ignored)) {
+    const std::string stem = entry.path().stem().string();  // ".step-N" of ".step-N.tmp"
+    const int64_t begun = stem.starts_with(".") ? step_of(stem.substr(1)) : -1;
+    if (begun < 0 || begun >= step || entry.path() != temporary_path(checkpoints_dir, begun)) {
+      continue;
+    }
+    std::error_code reason;
+    fs::remove_all(entry.path(), reason);
   }
 }
 
@@ -195,6 +208,7 @@ Status finish_checkpoint(const fs::path& checkpoints_dir, int64_t step, int64_t 
         temporary, is_full ? ErrorCode::kNoSpace : ErrorCode::kUnavailable, error.what());
   }
   delete_superseded(checkpoints_dir, step, keep);
+  delete_half_made(checkpoints_dir, step);
   return ok();
 }
 

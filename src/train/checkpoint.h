@@ -43,7 +43,8 @@ void refuse_other_run(const TrainState& found, const TrainState& expected, const
 std::filesystem::path begin_checkpoint(const std::filesystem::path& checkpoints_dir, int64_t step);
 /// Hashes the files, writes the manifest, forces all to disk, renames to step-N, then deletes all
 /// but the newest `keep` and those of later steps: they belong to a course that was given up when
-/// the run went back to an earlier checkpoint. On failure (disk full) removes the temporary folder,
+/// the run went back to an earlier checkpoint; and what was begun of earlier steps and never
+/// finished. On failure (disk full) removes the temporary folder,
 /// leaves older checkpoints alone and says why.
 Status finish_checkpoint(const std::filesystem::path& checkpoints_dir, int64_t step, int64_t keep);
 /// Empty if the checkpoint is whole; else what is wrong, naming the file.

@@ -140,6 +140,86 @@ TEST_CASE("Ctrl-C twice ends a site alone at once and leaves no process") {
   check_that_two_end_it(scratch, "one.toml", "room", 1, "stopping");
 }
 
+/// The ledger's account of a site in a run's last summary, in sequences.
+nlohmann::json account_of(const fs::path& run_dir, const std::string& site) {
+  nlohmann::json account;
+  std::ifstream events(run_dir / "events.jsonl");
+  for (std::string line; std::getline(events, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (json.is_discarded() || json.value("event", "") != "summary") continue;
+    for (const auto& each : json["ledger"]) {
+      if (each["site"] == site) account = each;
+    }
+  }
+  return account;
+}
+
+TEST_CASE("a stop while one site has no checkpoint yet keeps the others', and that site joins") {
+  const Scratch scratch("stop-catching-up");
+  prepare(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  const std::vector<std::string> slow = {"--set",
+                                         "train.steps=60",
+                                         "--set",
+                                         "train.checkpoint_every_steps=1000",
+                                         "--set",
+                                         "sites.grace_s=2",
+                                         "--set",
+                                         "emulation.slowdown=2000"};
+  Program program(scratch.path(), train("two.toml", slow));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 6); }, 120));
+  const auto agent = [&](const std::string& site) {
+    for (const pid_t pid : processes_in(scratch.path())) {
+      const std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));
+      if (contains(line, "/tokens/" + site + ".token")) return pid;
+    }
+    return pid_t{0};
+  };
+  const pid_t first = agent("guizhou");
+  REQUIRE(first > 0);
+  ::kill(first, SIGKILL);
+  const auto is_back = [&] { return agent("guizhou") > 0 && agent("guizhou") != first; };
+  REQUIRE(program.wait_for(is_back, 120));
+  const pid_t next = agent("guizhou");
+  ::kill(next, SIGSTOP);  // it takes its time to catch up
+  program.signal(SIGINT);
+  const fs::path checkpoints = run_dir / "sites" / "lingang" / "checkpoints";
+  CHECK(program.wait_for(
+      [&] {
+        return fs::exists(checkpoints) && !fs::is_empty(checkpoints) &&
+               half_made(checkpoints).empty();
+      },
+      120));
+  ::kill(next, SIGCONT);
+  const Ended ended = program.wait();
+  INFO(ended.err);
+  CHECK(ended.exit_code == 0);
+  CHECK(contains(ended.err, "site guizhou had no checkpoint yet, and will join the others"));
+  CHECK(contains(ended.err, "--resume"));
+  const int64_t stopped_at = static_cast<int64_t>(loss_curve(run_dir, "lingang").size());
+  REQUIRE(stopped_at < 60);
+  const nlohmann::json before = account_of(run_dir, "guizhou");
+  const auto curve = loss_curve(run_dir, "lingang");
+
+  const Ended resumed = run(scratch.path(), train("two.toml", {"--resume"}));
+  INFO(resumed.err);
+  CHECK(resumed.exit_code == 0);
+  CHECK(contains(resumed.err,
+                 fmt::format("site without checkpoint site=guizhou step={}", stopped_at)));
+  CHECK(contains(resumed.err, "caught up"));
+  // Nothing is done again: the steps before the stop have the losses that they had.
+  const auto whole = loss_curve(run_dir, "lingang");
+  REQUIRE(whole.size() == 60);
+  CHECK(std::equal(curve.begin(), curve.end(), whole.begin()));
+  for (const char* site : {"lingang", "guizhou"}) {
+    const nlohmann::json after = account_of(run_dir, site);
+    CHECK(after["repeated"] == 0);
+    CHECK(after["lost"] == 0);
+  }
+  CHECK(account_of(run_dir, "guizhou")["spent"] > before["spent"]);
+  CHECK(processes_in(scratch.path()).empty());
+}
+
 TEST_CASE("Ctrl-C while a model is exported leaves it absent or whole") {
   const Scratch scratch("stop-export");
   prepare(scratch.path());

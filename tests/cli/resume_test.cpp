@@ -58,7 +58,17 @@ TEST_CASE("sites go back together to the newest checkpoint that is good at all o
   CHECK(contains(resumed.err, "site=lingang"));
   CHECK(loss_curve(run_dir, "guizhou") == curve);
 
+  // One that has none fetches the others' weights; where there is nothing to fetch, nothing begins.
   fs::remove_all(run_dir / "sites" / "guizhou" / "checkpoints");
+  fs::remove_all(run_dir / "sites" / "lingang" / "checkpoints" / "step-24");
+  const Ended joined = run(scratch.path(), train("two.toml", {"--resume"}));
+  INFO(joined.err);
+  CHECK(joined.exit_code == 0);
+  CHECK(contains(joined.err, "site without checkpoint site=guizhou step=17"));
+
+  for (const char* site : {"guizhou", "lingang"}) {
+    fs::remove_all(run_dir / "sites" / site / "checkpoints");
+  }
   const Ended refused = run(scratch.path(), train("two.toml", {"--resume"}));
   INFO(refused.err);
   CHECK(refused.exit_code == 1);

@@ -140,6 +140,21 @@ TEST_CASE("a stop at any moment ends all sites at the same quiet step") {
   }
 }
 
+TEST_CASE(
+    "after a power cut that takes a disk that site joins, and no sample is lost or repeated") {
+  int64_t num_lost_disks = 0;
+  for (uint64_t seed = 1; seed <= num_seeds(20); ++seed) {
+    CAPTURE(seed);
+    SimulatedRunOptions options = any_run(seed);
+    options.has_power_cut = options.loses_disk = true;
+    options.faults_until_s = 12;
+    SimulatedRun run(options);
+    REQUIRE(run.run() == "");
+    num_lost_disks += run.num_lost_disks();
+  }
+  CHECK(num_lost_disks > 0);  // the fault has fired
+}
+
 TEST_CASE("a run replays exactly from its seed, whatever failed in it") {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     CAPTURE(seed);

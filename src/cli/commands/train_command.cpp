@@ -19,6 +19,7 @@
 #include "cli/run_view.h"
 #include "cli/setup.h"
 #include "cli/terminal.h"
+#include "plan/across/joint.h"
 #include "plan/planner/aim/choose.h"
 #include "train/single_site.h"
 
@@ -28,8 +29,8 @@ namespace {
 
 constexpr double kPlainEvery_s = 10;
 constexpr const char* kStoppedElsewhere =
-    "stopped, with a checkpoint at every site; go on with the same command and --resume, and start "
-    "each site again";
+    "stopped, with a checkpoint at every site that trained; go on with the same command and "
+    "--resume, and start each site again";
 constexpr const char* kDoneElsewhere =
     "done; the model is with the sites: pelago export RUN-DIR --out model, at any of them";
 
@@ -126,11 +127,16 @@ class NewRun {
   throw Failure(what, kExitInterrupted);
 }
 
-// Sites that are stopped while they start have nothing to save.
-bool has_checkpoint(const train::RunFolder& folder, const plan::Plan& plan) {
-  return std::all_of(plan.sites.begin(), plan.sites.end(), [&](const plan::SitePlan& site) {
-    return train::has_checkpoint(folder.site_dir(site.name) / "checkpoints");
-  });
+/// Sites that were stopped before their first checkpoint: while they started, or caught up.
+std::vector<std::string> sites_without_checkpoint(const train::RunFolder& folder,
+                                                  const plan::Plan& plan) {
+  std::vector<std::string> without;
+  for (const plan::SitePlan& site : plan.sites) {
+    if (!train::has_checkpoint(folder.site_dir(site.name) / "checkpoints")) {
+      without.push_back(site.name);
+    }
+  }
+  return without;
 }
 
 int64_t saved_step(const std::string& fields_json) {
@@ -233,6 +239,24 @@ OpenRun open_shared_run(const TrainArguments& arguments, const Setup& setup, Sea
   return {.folder = std::move(folder), .plan = std::move(plan), .view = std::move(view)};
 }
 
+// Sites that exchange all hold the model: one checkpoint is enough to go on, and who has none
+// joins. Sites in step need it everywhere.
+void say_stopped(const TrainArguments& arguments, const OpenRun& run) {
+  const std::vector<std::string> without = sites_without_checkpoint(run.folder, run.plan);
+  const bool can_go_on =
+      plan::is_joint(run.plan) ? without.empty() : without.size() < run.plan.sites.size();
+  if (!can_go_on) fail_interrupted("stopped before the first checkpoint; begin again with --fresh");
+  if (!without.empty()) {
+    std::fprintf(stderr,
+                 "%s had no checkpoint yet, and will join the others\n",
+                 fmt::format("site {}", fmt::join(without, ", site ")).c_str());
+  }
+  std::fprintf(stderr,
+               "stopped with a checkpoint; go on with: pelago train %s --fleet %s --resume\n",
+               arguments.job.c_str(),
+               arguments.fleet.c_str());
+}
+
 void say_how_it_ended(const TrainArguments& arguments,
                       const Globals& globals,
                       const OpenRun& run,
@@ -241,16 +265,7 @@ void say_how_it_ended(const TrainArguments& arguments,
     std::fprintf(stderr, "%s\n", (stopped ? kStoppedElsewhere : kDoneElsewhere));
     if (stopped) return;
   }
-  if (stopped && !has_checkpoint(run.folder, run.plan)) {
-    fail_interrupted("stopped before the first checkpoint; begin again with --fresh");
-  }
-  if (stopped) {
-    std::fprintf(stderr,
-                 "stopped with a checkpoint; go on with: pelago train %s --fleet %s --resume\n",
-                 arguments.job.c_str(),
-                 arguments.fleet.c_str());
-    return;
-  }
+  if (stopped) return say_stopped(arguments, run);
   std::printf("%s\n",
               globals.json ? summary_json(run.view, run.folder.path()).c_str()
                            : summary_table(run.view, run.folder.path()).c_str());

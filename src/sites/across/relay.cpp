@@ -2,7 +2,6 @@
 
 #include <poll.h>
 
-#include <cstring>
 #include <span>
 #include <utility>
 
@@ -37,12 +36,7 @@ void Relay::start(int64_t start_number,
   transport_ = &transport;
   start_number_ = start_number;
   thread_ = std::jthread([this](const std::stop_token& stop) { carry(stop); });
-  for (const Frame& frame : held_) {
-    Head head;
-    std::memcpy(&head, frame.head.data(), sizeof head);
-    if (head.start_number == start_number_) deliver(frame.from, head, frame.payload);
-  }
-  held_.clear();
+  deliver(order_.start(start_number));
 }
 
 void Relay::stop() {
@@ -92,20 +86,17 @@ void Relay::send_on(const train::BridgeHeader& header,
     write_to(header.to_rank, header, part);
     return;
   }
-  const Head head{
-      .start_number = start_number_, .sequence = next_sent_[to_site]++, .header = header};
-  Frame frame{.from = plan_->sites[site_idx_].name,
-              .kind = kRelayKind,
-              .head = std::string(sizeof head, '\0'),
-              .payload = std::move(part)};
-  std::memcpy(frame.head.data(), &head, sizeof head);
+  const Frame frame = relay_frame(
+      plan_->sites[site_idx_].name,
+      {.start_number = start_number_, .sequence = next_sent_[to_site]++, .header = header},
+      std::move(part));
   const std::string& to = plan_->sites[to_site].name;
   while (!transport_->send(to, frame) && !stop.stop_requested()) {
     sleep_until_s(steady_now_s() + kFullPauseS);
   }
 }
 
-bool Relay::is_good(const std::string& from, const Head& head, size_t part_bytes) const {
+bool Relay::is_good(const std::string& from, const RelayHead& head, size_t part_bytes) const {
   const auto num_own = static_cast<int>(plan_->sites[site_idx_].devices.size());
   const int place = head.header.to_rank - first_rank_;
   if (place < 0 || place >= num_own || head.header.num_bytes != part_bytes) return false;
@@ -121,30 +112,17 @@ bool Relay::is_good(const std::string& from, const Head& head, size_t part_bytes
 }
 
 bool Relay::take(Frame frame) {
-  Head head;
-  if (frame.head.size() != sizeof head) return false;
-  std::memcpy(&head, frame.head.data(), sizeof head);
+  RelayHead head;
+  if (!read_relay_head(frame, head)) return false;
   if (!is_good(frame.from, head, frame.payload.size())) return false;
   const std::lock_guard lock(coming_mutex_);
-  if (head.start_number == start_number_) {
-    deliver(frame.from, head, frame.payload);
-  } else if (head.start_number > start_number_) {
-    held_.push_back(std::move(frame));
-    if (held_.size() > kHeldMax) held_.pop_front();
-  }
+  deliver(order_.take(std::move(frame)));
   return true;
 }
 
-void Relay::deliver(const std::string& from, const Head& head, const std::string& part) {
-  uint64_t& expected = next_coming_[from];
-  if (head.sequence != expected) {
-    fail_workers(fmt::format("the line from site {} lost {} messages: it was broken for too long",
-                             from,
-                             head.sequence - expected));
-    return;
-  }
-  ++expected;
-  write_to(head.header.to_rank, head.header, part);
+void Relay::deliver(const std::vector<RelayPart>& parts) {
+  for (const RelayPart& part : parts) write_to(part.header.to_rank, part.header, part.bytes);
+  if (!order_.failure().empty()) fail_workers(order_.failure());
 }
 
 void Relay::write_to(int rank, const train::BridgeHeader& header, const std::string& part) {

@@ -2,14 +2,9 @@
 // goes out over the line, what comes is handed to the worker it is for. Frames have no order of
 // importance among themselves: workers give them in theirs, and nothing else of size is on the
 // line.
-//
-// Every start of the sites in step has a number. Frames of an earlier start are dropped, those of a
-// later one kept until this site's workers have started, too. Frames from a site count upwards, so
-// that one that is missing, because a line was given up, is an end and not a hang.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <mutex>
 #include <string>
@@ -17,13 +12,11 @@
 #include <vector>
 
 #include "plan/plan.h"
+#include "sites/across/relay_order.h"
 #include "sites/transport/transport.h"
 #include "train/across/bridge_socket.h"
 
 namespace pelago::sites {
-
-/// Of frames for workers: beyond every message of the protocol.
-inline constexpr uint32_t kRelayKind = 1 << 16;
 
 class Relay {
  public:
@@ -41,31 +34,23 @@ class Relay {
   void stop();
 
  private:
-  struct Head {
-    int64_t start_number = 0;
-    uint64_t sequence = 0;  // of frames from one site to another
-    train::BridgeHeader header;
-  };
-  static constexpr size_t kHeldMax = 1024;  // frames: of a start that this site has yet to hear of
-
   void carry(const std::stop_token& stop);
   void carry_all(const std::stop_token& stop);
   void send_on(const train::BridgeHeader& header, std::string part, const std::stop_token& stop);
-  void deliver(const std::string& from, const Head& head, const std::string& part);
+  void deliver(const std::vector<RelayPart>& parts);
   void write_to(int rank, const train::BridgeHeader& header, const std::string& part);
   void fail_workers(const std::string& why);
-  bool is_good(const std::string& from, const Head& head, size_t part_bytes) const;
+  bool is_good(const std::string& from, const RelayHead& head, size_t part_bytes) const;
 
   const plan::Plan* plan_;
   const size_t site_idx_;
   const int first_rank_;
   Transport* transport_ = nullptr;
-  std::vector<train::BridgeSocket> workers_;     // set once, by start()
-  std::map<size_t, uint64_t> next_sent_;         // by site; the carrying thread's
-  std::mutex coming_mutex_;                      // guards the rest, and writing to workers
-  int64_t start_number_ = -1;                    // -1: not started
-  std::map<std::string, uint64_t> next_coming_;  // by site
-  std::deque<Frame> held_;
+  std::vector<train::BridgeSocket> workers_;  // set once, by start()
+  int64_t start_number_ = -1;                 // the same
+  std::map<size_t, uint64_t> next_sent_;      // by site; the carrying thread's
+  std::mutex coming_mutex_;                   // guards the rest, and writing to workers
+  RelayOrder order_;
   bool has_failed_ = false;
   std::jthread thread_;  // last: it uses the members above
 };

@@ -58,6 +58,7 @@ RoundOptions round_options(const fs::path& run_dir,
           .heartbeat_s = plan.exchange.heartbeat_s,
           .exchange_s = exchange_limit_s(plan),
           .resume = options.resume || goes_on,
+          .takes_over = goes_on && !options.resume,
           .address = address,
           .expected = expected_of(run_dir)};
 }

@@ -1,5 +1,13 @@
-// When the run begins and ends.
+// When the run begins and ends, and from which checkpoint one that is resumed goes on:
+//   - From the newest that all sites have. Nobody loses anything then.
+//   - But a run that was stopped goes on where it stopped, if any site has that checkpoint; and if
+//     there is none that all have, from the newest that any has. All sites hold the same global
+//     weights, so whoever lacks them joins, as after a crash: what it had read and not given
+//     returns to its lane.
+// Sites in step hold each other's stages in no other way than by such a checkpoint: they need one
+// that all have.
 #include <algorithm>
+#include <set>
 
 #include "base/error.h"
 #include "base/text/json.h"
@@ -11,21 +19,78 @@ using nlohmann::json;
 
 namespace {
 
-std::optional<int64_t> newest_common_step(const std::vector<KnownSite>& sites) {
-  std::optional<int64_t> newest;
-  for (const CheckpointOffer& offer : sites.front().hello.checkpoints) {
-    const bool is_common = std::all_of(sites.begin(), sites.end(), [&](const KnownSite& site) {
-      const auto& offers = site.hello.checkpoints;
-      return std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& other) {
-        return other.step == offer.step && other.hash == offer.hash;
-      });
-    });
-    if (is_common) newest = std::max(newest.value_or(0), offer.step);
+/// Steps of which the sites offer the same weights, to be gone back to by those that have them.
+struct Offered {
+  std::set<int64_t> by_all, by_some;
+};
+
+Offered offered_steps(const std::vector<KnownSite>& sites) {
+  std::map<int64_t, std::map<std::string, size_t>> counts;  // of sites, by step and hash
+  for (const KnownSite& site : sites) {
+    for (const CheckpointOffer& offer : site.hello.checkpoints) ++counts[offer.step][offer.hash];
   }
-  return newest;
+  Offered offered;
+  for (const auto& [step, by_hash] : counts) {
+    if (by_hash.size() > 1) continue;  // which of them is the run's?
+    offered.by_some.insert(step);
+    if (by_hash.begin()->second == sites.size()) offered.by_all.insert(step);
+  }
+  return offered;
+}
+
+// The journal has the commits that made it: it is not of a course that was given up. Without a
+// journal there is nothing that could say so.
+bool is_of_course(const train::ExchangeSchedule& schedule,
+                  const std::map<int64_t, MadeCommit>& journal,
+                  int64_t step) {
+  for (int64_t exchange = 0; exchange < schedule.num_regular() && !journal.empty(); ++exchange) {
+    if (schedule.first_step_after(exchange) > step) break;
+    if (!journal.contains(exchange)) return false;
+  }
+  return true;
+}
+
+std::string told(const std::vector<KnownSite>& sites) {
+  std::string text;
+  for (const KnownSite& site : sites) {
+    std::vector<int64_t> steps;
+    for (const CheckpointOffer& offer : site.hello.checkpoints) steps.push_back(offer.step);
+    text += fmt::format("{}site {}: {}",
+                        text.empty() ? "" : "; ",
+                        site.name,
+                        steps.empty() ? "none" : fmt::format("steps {}", fmt::join(steps, ", ")));
+  }
+  return text;
+}
+
+/// Whoever takes over from a coordinator does what that one would have done: a run that began
+/// afresh and has nothing to lose yet begins once more.
+bool has_nothing_to_lose(const std::vector<KnownSite>& sites,
+                         const std::optional<DurableState>& live,
+                         const std::map<int64_t, MadeCommit>& journal) {
+  const bool began_afresh = live && parse_json(live->at("run")).at("start_mode").get<int>() ==
+                                        static_cast<int>(StartMode::kFresh);
+  return began_afresh && journal.empty() &&
+         std::all_of(sites.begin(), sites.end(), [](const KnownSite& site) {
+           return site.hello.checkpoints.empty();
+         });
 }
 
 }  // namespace
+
+std::optional<int64_t> RoundMachine::step_to_resume() const {
+  const Offered offered = offered_steps(sites_);
+  std::optional<int64_t> newest;
+  if (!offered.by_all.empty()) newest = *offered.by_all.rbegin();
+  if (is_lockstep()) return newest;
+  const auto can_be = [&](int64_t step) {
+    return offered.by_some.contains(step) && is_of_course(options_.schedule, earlier_, step);
+  };
+  if (stopped_step_ && can_be(*stopped_step_)) return std::max(newest.value_or(0), *stopped_step_);
+  if (newest) return newest;
+  const auto any = std::find_if(offered.by_some.rbegin(), offered.by_some.rend(), can_be);
+  return any == offered.by_some.rend() ? std::nullopt : std::optional<int64_t>(*any);
+}
 
 void RoundMachine::advance() {
   if (failure_) return;
@@ -58,9 +123,13 @@ void RoundMachine::start_if_gathered() {
     return;
   }
   if (options_.resume || in_step_.num_restarts > 0) {
-    const std::optional<int64_t> newest = newest_common_step(sites_);
-    if (!newest && options_.resume) {
-      give_up("no good checkpoint that all sites have; start afresh with --fresh");
+    const std::optional<int64_t> newest = step_to_resume();
+    const bool must_go_on =
+        options_.resume && !(options_.takes_over && has_nothing_to_lose(sites_, live_, earlier_));
+    if (!newest && must_go_on) {
+      give_up(fmt::format("no good checkpoint {} ({}); start afresh with --fresh",
+                          is_lockstep() ? "that all sites have" : "at any site",
+                          told(sites_)));
       return;
     }
     start_step_ = newest.value_or(0);
@@ -79,9 +148,13 @@ void RoundMachine::start_if_gathered() {
   const bool is_resumed = start_mode_ == StartMode::kResume;
   record("run_starting", json{{"step", start_step_}, {"resumed", is_resumed}}.dump());
   for (Site& site : sites_) {
-    site.welcome = first_welcome(site);
+    if (has_start(site)) site.welcome = first_welcome(site);
     keep_site(site);
-    send(site, *site.welcome);
+    if (site.welcome) {
+      send(site, *site.welcome);
+    } else {
+      record("site_without_checkpoint", json{{"site", site.name}, {"step", start_step_}}.dump());
+    }
   }
 }
 
@@ -92,14 +165,23 @@ void RoundMachine::allow_if_ready() {
     send_live(Release{});
     return;
   }
+  // Who has not what the run starts with joins the others: it is not waited for.
+  const auto starts = [&](const Site& site) { return has_start(site); };
+  if (std::none_of(sites_.begin(), sites_.end(), starts)) {
+    return give_up(fmt::format(
+        "no site has the checkpoint of step {} any more; go on with --resume", start_step_));
+  }
   const bool all_ready = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
-    return is_live(site) && site.status && site.status->phase == SitePhase::kReady;
+    const bool is_ready = is_live(site) && site.status && site.status->phase == SitePhase::kReady;
+    return is_ready || !has_start(site);
   });
   if (!all_ready) return;
   phase_ = RunPhase::kTraining;
   keep_run();
   record("run_started", json{{"step", start_step_}}.dump());
-  for (Site& site : sites_) send(site, AllowTraining{site.incarnation});
+  for (Site& site : sites_) {
+    if (is_live(site)) send(site, AllowTraining{site.incarnation});
+  }
 }
 
 // Its workers are at work, or have just been told to be.

@@ -187,6 +187,7 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   // must not replace it; a later one gets its turn once the other is silent or its line is broken.
   if (!may_answer(site.name, hello)) {
     ++num_refused_;
+    tell_to_return(site, hello.incarnation);  // its welcome was lost, and the refusal after it
     return;
   }
   if (refuse_mismatch(site, hello)) return;
@@ -213,11 +214,13 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
 
 void RoundMachine::answer_hello(Site& site) {
   const bool was_welcome = site.welcome.has_value();
-  if (phase_ == RunPhase::kOver) {
+  if (failure_) {
+    dismiss(site, *failure_, kExitFailed);
+  } else if (phase_ == RunPhase::kOver) {
     dismiss(site, "the run is over", kExitDone);
   } else if (site.welcome) {
     send(site, *site.welcome);
-  } else if (phase_ == RunPhase::kStarting) {
+  } else if (phase_ == RunPhase::kStarting && has_start(site)) {
     site.welcome = first_welcome(site);
     send(site, *site.welcome);
   } else if (phase_ == RunPhase::kTraining) {
@@ -333,18 +336,21 @@ void RoundMachine::allow(Site& site) {
   }
 }
 
+/// A start that counts no more while no other has taken its place: it may not know that.
+void RoundMachine::tell_to_return(const Site& site, uint64_t incarnation) {
+  if (site.incarnation != 0 || !site.past.contains(incarnation)) return;
+  const std::string reason = is_lockstep()
+                                 ? fmt::format("site {}: the sites start again together", site.name)
+                                 : start_anew_reason(site.name);
+  out_.messages.emplace_back(
+      site.name, Refused{.incarnation = incarnation, .reason = reason, .exit_code = kExitTryAgain});
+}
+
 void RoundMachine::take_status(Site& site, const SiteStatus& status) {
   if (status.incarnation != site.incarnation || !site.welcome ||
       static_cast<int64_t>(status.applied.size()) != options_.schedule.num_fragments) {
     ++num_refused_;
-    if (site.incarnation == 0 && site.past.contains(status.incarnation)) {
-      const std::string reason =
-          is_lockstep() ? fmt::format("site {}: the sites start again together", site.name)
-                        : start_anew_reason(site.name);
-      out_.messages.emplace_back(
-          site.name,
-          Refused{.incarnation = status.incarnation, .reason = reason, .exit_code = kExitTryAgain});
-    }
+    tell_to_return(site, status.incarnation);
     return;
   }
   hear(site);

@@ -1,12 +1,11 @@
 // The coordinator's side of the protocol as a pure state machine: (state, event, now) in, messages
-// and records out. It holds no weights, opens no socket, reads no clock, so that the simulation
-// runs it through thousands of seeds of loss, delay, duplication and death.
+// and records out. No weights, sockets or clock: the simulation runs it through thousands of seeds.
 //
 // An exchange goes  gathering -> exchanging(epoch) -> committed.  What keeps it right:
 //   - A commit is made once, from the reports of all members of one epoch that hold one result, and
 //     is written to the journal before anyone hears of it.
-//   - Losing a member raises the epoch; reports of an older epoch are refused and counted.
-//   - A site that was left out keeps its own progress for the fragment's next exchange.
+//   - Losing a member raises the epoch; reports of an older epoch are refused and counted. A site
+//     that was left out keeps its own progress for the fragment's next exchange.
 //   - A commit whose every holder has died before anyone else had fetched it is lost with them: it
 //     is taken back and done again among those left; a holder that was only silent starts anew.
 //   - Whatever a site missed it is sent again when its next status shows the gap.
@@ -58,7 +57,7 @@ class RoundMachine {
     kOver,      // every site that lives has finished; only Release is sent
   };
   RunPhase phase() const { return phase_; }
-  /// Why the run cannot go on; set once, in kGathering or when no site is left.
+  /// Why the run cannot go on; set once.
   const std::optional<std::string>& failure() const { return failure_; }
   bool was_stopped() const { return stop_requested_; }
   int64_t num_commits() const { return num_commits_; }
@@ -74,8 +73,7 @@ class RoundMachine {
   /// What became of a site's lane so far, in sequences.
   LaneAccount account(const std::string& site) const;
   const LaneShares& shares() const { return ledger_.shares(); }
-  /// The first exchange of this run; earlier ones belong to the checkpoint it went on from.
-  int64_t first_logged() const { return first_logged_; }
+  int64_t first_logged() const { return first_logged_; }  // earlier ones: of the checkpoint
   const std::optional<SiteStatus>& status(const std::string& site) const;
   /// Its sites were at work before, and are to start again together.
   bool is_restarting() const { return in_step_.num_restarts > 0 && phase_ != RunPhase::kOver; }
@@ -93,6 +91,7 @@ class RoundMachine {
   bool begins(const Site& site) const;
   Welcome first_welcome(const Site& site) const;
   bool has_start(const Site& site) const;
+  std::optional<int64_t> step_to_resume() const;
   bool is_awaited(const Site& site, int64_t exchange) const;
   int64_t fragment_of(int64_t exchange) const;
   int64_t snapshot_step(int64_t exchange) const;
@@ -103,6 +102,7 @@ class RoundMachine {
   void take_status(Site& site, const SiteStatus& status);
   void answer_gaps(Site& site);
   void answer_heartbeat(Site& site);
+  void tell_to_return(const Site& site, uint64_t incarnation);
   void hear(Site& site);
   void mark_dead(Site& site, const std::string& why);
   bool refuse_mismatch(Site& site, const Hello& hello);
@@ -188,7 +188,7 @@ class RoundMachine {
   int64_t start_step_ = 0;
   StartMode start_mode_ = StartMode::kFresh;
   bool stop_requested_ = false;
-  std::optional<int64_t> stop_step_;
+  std::optional<int64_t> stop_step_, stopped_step_;  // the latter of the run that this one resumes
   std::optional<std::string> failure_;
   int64_t num_commits_ = 0, num_differing_ = 0, num_refused_ = 0;
   double now_s_ = 0, called_s_ = -1e9;  // of the event at hand; of the last call to the unheard

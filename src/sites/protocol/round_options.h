@@ -18,13 +18,14 @@ struct RoundOptions {
   std::vector<int64_t> shares;        // sequences of a batch, by site; empty: one each
   std::vector<int64_t> shares_least;  // that a site can work with, by site; empty: one each
   ShareOptions share_watch;
-  double grace_s = 10;     // how long ready sites wait for a late one, at most
-  double heartbeat_s = 1;  // a site silent for five of these is dead
-  double exchange_s = 60;  // longest time from Begin to the last Held; then somebody is left out
-  double absence_s = 60;   // a site silent for so long is not waited for by what only it may hold
-  bool resume = false;     // start from the newest checkpoint common to all
-  std::string address;     // where sites reach this coordinator; empty: where they reached the last
-  Hello expected;          // the run's own hashes, which a site's must be; empty ones: not known
+  double grace_s = 10;      // how long ready sites wait for a late one, at most
+  double heartbeat_s = 1;   // a site silent for five of these is dead
+  double exchange_s = 60;   // longest time from Begin to the last Held; then somebody is left out
+  double absence_s = 60;    // a site silent for so long is not waited for by what only it may hold
+  bool resume = false;      // go on from a checkpoint, unless a site of the run still lives
+  bool takes_over = false;  // nobody asked for that: another coordinator was at it
+  std::string address;  // where sites reach this coordinator; empty: where they reached the last
+  Hello expected;       // the run's own hashes, which a site's must be; empty ones: not known
 };
 
 struct RoundOutput {

@@ -59,7 +59,9 @@ void RoundMachine::restore(const DurableState& known) {
     restore_shares(known);
     const auto run = known.find(kRunKey);
     if (run != known.end()) {
-      const int phase = parse_json(run->second).at("phase").get<int>();
+      const json kept = parse_json(run->second);
+      const int phase = kept.at("phase").get<int>();
+      if (kept.contains("stop_step")) stopped_step_ = kept.at("stop_step").get<int64_t>();
       const bool was_live = phase == static_cast<int>(RunPhase::kStarting) ||
                             phase == static_cast<int>(RunPhase::kTraining);
       if (!options_.resume) {
@@ -149,6 +151,7 @@ void RoundMachine::go_back() {
         {.key = fmt::format("{}{}", kCommitPrefix, given_up->first), .value = {}});
   }
   earlier_.erase(first, earlier_.end());
+  count_again();
   forget_shares();
   count_again();
 }
@@ -184,7 +187,11 @@ void RoundMachine::keep_shares() {
 // the course that they belonged to.
 void RoundMachine::forget_shares() {
   int64_t read_end = 0;
-  for (const Site& site : sites_) read_end = std::max(read_end, first_welcome(site).data_step);
+  for (const Site& site : sites_) {
+    read_end = std::max(
+        read_end,
+        has_start(site) ? first_welcome(site).data_step : ledger_.next_data_step(lane_of(site)));
+  }
   LaneShares kept = shares();
   const size_t num_before = kept.changes().size();
   kept.forget_from(std::max<int64_t>(read_end, 1));

@@ -176,6 +176,39 @@ TEST_CASE("a site in step that does not return ends the run, and the others hear
   CHECK(run.heard<Refused>("a")->exit_code == kExitFailed);
 }
 
+TEST_CASE("a site in step whose welcome was lost is told to return when it greets again") {
+  LockstepRun run;
+  run.greet("a", 1);
+  run.greet("b", 1);
+  run.wait(6, "a", 1);  // b is silent: it never heard that it was taken in
+  run.forget();
+  run.greet("b", 1);
+  const auto told = run.heard<Refused>("b");
+  REQUIRE(told);
+  CHECK(told->incarnation == 1);
+  CHECK(told->exit_code == kExitTryAgain);
+  // Once its next start is there, the old one is nobody's business.
+  run.greet("b", 2);
+  run.forget();
+  run.greet("b", 1);
+  CHECK_FALSE(run.heard<Refused>("b"));
+}
+
+TEST_CASE("a site in step that starts anew while the run stops ends it, and hears why") {
+  LockstepRun run;
+  run.greet("a", 1);
+  run.greet("b", 1);
+  run.start(1);
+  run.stop();
+  run.rounds().on_lost("b", 1);
+  run.forget();
+  run.greet("b", 2);
+  REQUIRE(run.rounds().failure());
+  CHECK(run.rounds().failure()->find("site b has started anew, while the run was stopping") == 0);
+  REQUIRE(run.heard<Refused>("b"));
+  CHECK(run.heard<Refused>("b")->exit_code == kExitFailed);
+}
+
 TEST_CASE("a site in step that says why it failed is not waited for to fall silent") {
   LockstepRun run;
   run.greet("a", 1);

@@ -62,6 +62,11 @@ void SimulatedCoordinator::start() {
   // As a stand-by that takes over always says, and a person may.
   const bool says_resume = is_training(known) && (must_resume_ || rng_.next_uniform() < 0.5);
   options.resume = says_resume || (is_training(known) && store_->is_shared());
+  options.takes_over = options.resume && !says_resume;
+  if (is_started_over_) {
+    options.resume = true;
+    options.takes_over = false;
+  }
   if (faulty_->coordinator_reads) faulty_->coordinator_reads(known);
   rounds_ = std::make_unique<RoundMachine>(options, known);
   for (const auto& [site, address] : rounds_->addresses()) transport_->set_address(site, address);

@@ -36,6 +36,12 @@ class SimulatedCoordinator {
   void freeze_until(double until_s) { frozen_s_ = until_s; }
   void cut_from_store_until(double until_s) { cut_s_ = until_s; }
   void request_stop();
+  /// Dies, and is started with --resume whatever it was at.
+  void start_over() {
+    is_started_over_ = true;
+    wants_stop_ = false;
+    lose_power(0.2);
+  }
   /// Null while it is down or stands by.
   const RoundMachine* rounds() const { return rounds_.get(); }
   /// Leads, as far as the store knows.
@@ -83,7 +89,7 @@ class SimulatedCoordinator {
   double frozen_s_ = -1, cut_s_ = -1;
   int64_t says_left_ = -1;  // until it dies; -1: it does not
   bool wants_stop_ = false;
-  bool must_resume_ = false;
+  bool must_resume_ = false, is_started_over_ = false;
   int64_t num_starts_ = 0, num_refused_ = 0, num_differing_ = 0;
   uint64_t trace_ = 0;
   std::vector<std::string> events_;

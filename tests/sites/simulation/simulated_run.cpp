@@ -53,6 +53,7 @@ SimulatedRunOptions any_run(uint64_t seed) {
   options.has_power_cut = more.next_uniform() < 0.15;
   Rng drift = Rng(seed).fork("drift");
   if (drift.next_uniform() < 0.4) options.slower_at_s = 0.1 + 8 * drift.next_uniform();
+  options.loses_disk = Rng(seed).fork("lost disk").next_uniform() < 0.4;
   Rng parts = Rng(seed).fork("parts");
   if (parts.next_uniform() < 0.3) {
     options.num_values = 1500;
@@ -186,6 +187,9 @@ void SimulatedRun::cut_power() {
   truth_.go_back();
   for (const auto& coordinator : coordinators_) coordinator->lose_power(0.2 + rng_.next_uniform());
   for (Site& site : sites_) crash(site);
+  if (!options_.loses_disk) return;
+  ++num_lost_disks_;
+  sites_[rng_.next_below(sites_.size())].disk = SimulatedDisk();
 }
 
 void SimulatedRun::strike(const Fault& fault) {

@@ -36,7 +36,8 @@ struct SimulatedRunOptions {
   int64_t num_coordinators = 1;   // more than one: they share a store
   int64_t num_store_outages = 0;  // no quorum for seconds
   int64_t num_store_cuts = 0;     // of the line between one coordinator and the store
-  bool has_power_cut = false;     // everything dies, and goes on from the newest common checkpoint
+  bool has_power_cut = false;     // everything dies, and goes on from a checkpoint
+  bool loses_disk = false;        // then one site's, with all its checkpoints, is gone
   int64_t checkpoint_every_steps = 8;
   double site_disk_s = 0;   // until a checkpoint is safe
   bool has_zombie = false;  // a site is frozen for a while and then goes on
@@ -47,9 +48,8 @@ struct SimulatedRunOptions {
   double slower_at_s = 0;   // from then on one site takes three times as long; 0: never
   double disk_s = 0;        // the coordinator's disk, or the way to the store, takes up to so long
   int bits = 4;
-  int64_t part_values = 1 << 20;  // a fragment of twice as many is exchanged in parts
-  double faults_until_s = 30;
-  double limit_s = 600;  // of virtual time: longer is no progress
+  int64_t part_values = 1 << 20;              // a fragment of twice as many is exchanged in parts
+  double faults_until_s = 30, limit_s = 600;  // of virtual time: longer is no progress
   train::ExchangeSchedule schedule{
       .inner_steps = 12, .num_fragments = 3, .overlap_steps = 1, .num_steps = 40};
   LoopbackOptions network = {};
@@ -96,6 +96,7 @@ class SimulatedRun {
   size_t num_finished() const { return finished_.size(); }
   int64_t num_refused() const { return num_refused_ + sum(&SimulatedCoordinator::num_refused); }
   int64_t num_lies() const { return num_lies_; }
+  int64_t num_lost_disks() const { return num_lost_disks_; }
   /// Leaves of joiners that travelled, and those that their own disks still had.
   int64_t num_leaves_fetched() const { return num_leaves_fetched_; }
   int64_t num_leaves_kept() const { return num_leaves_kept_; }
@@ -138,8 +139,7 @@ class SimulatedRun {
   };
   struct Partition {
     std::string from, to;
-    double end_s = 0;
-    double flap_s = 0;  // on and off so often; 0: steady
+    double end_s = 0, flap_s = 0;  // on and off so often; 0: steady
   };
 
   int64_t sum(int64_t (SimulatedCoordinator::*count)() const) const;
@@ -189,8 +189,8 @@ class SimulatedRun {
   std::vector<Fault> faults_;  // by time, latest first
   std::vector<Partition> partitions_;
   uint64_t num_starts_ = 0;
-  int64_t num_restarts_ = 0, num_power_cuts_ = 0, num_refused_ = 0, num_lies_ = 0;
-  int64_t num_leaves_fetched_ = 0, num_leaves_kept_ = 0;
+  int64_t num_restarts_ = 0, num_power_cuts_ = 0, num_lost_disks_ = 0, num_refused_ = 0;
+  int64_t num_lies_ = 0, num_leaves_fetched_ = 0, num_leaves_kept_ = 0;
   std::set<std::string> finished_;  // sites; some died before they were released
   std::string struck_;              // for a complaint: what failed when
   std::vector<int64_t> last_steps_;

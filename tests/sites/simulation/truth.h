@@ -26,6 +26,7 @@ class Truth {
  public:
   Truth(const train::ExchangeSchedule& schedule, int64_t sequence_tokens)
       : schedule_(schedule), sequence_tokens_(sequence_tokens) {}
+  virtual ~Truth() = default;
 
   // What happened at a site. first_data: the data step that this start's first step reads.
   void on_start(const std::string& site, uint64_t incarnation, int64_t step, int64_t first_data);
@@ -34,7 +35,7 @@ class Truth {
   /// samples: [begin, end) of the run's, those of this data step in the site's lane.
   void on_read(const std::string& site, int64_t data_step, StepRange samples);
   // What became durable.
-  void on_writes(const std::vector<StateWrite>& writes);
+  virtual void on_writes(const std::vector<StateWrite>& writes);
 
   /// A start that was expelled or replaced may hold what it likes: nobody takes it from there.
   void check_held(const std::string& site, uint64_t incarnation, const GlobalState& state);
@@ -48,6 +49,9 @@ class Truth {
   int64_t num_commits() const { return static_cast<int64_t>(commits_.size()); }
   int64_t num_lost_commits() const { return num_lost_; }
 
+ protected:
+  void on_site(const std::string& site, const std::string& value);
+
  private:
   struct Start {
     int64_t step = 0;
@@ -59,7 +63,6 @@ class Truth {
   };
   void on_commit(Made made);
   void check_tokens(int64_t exchange, const MemberShare& member, StepRange steps);
-  void on_site(const std::string& site, const std::string& value);
   uint64_t origin(uint64_t incarnation) const;
   int64_t fragment_of(int64_t exchange) const;
   int64_t snapshot_step(int64_t exchange) const;

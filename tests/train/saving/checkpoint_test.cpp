@@ -66,6 +66,14 @@ TEST_CASE("a checkpoint that was begun and not finished is never listed") {
   const fs::path half = begin_checkpoint(scratch.path(), 100);
   write_file(half / "weights.safetensors", "half");
   CHECK(good_checkpoints(scratch.path()) == std::vector<int64_t>{50});
+  // Nobody finishes it: it goes with the next one that is.
+  write_file(scratch.path() / ".step-x.tmp", "not ours");
+  const fs::path later = begin_checkpoint(scratch.path(), 150);
+  save_or_fail(scratch.path(), 120);
+  CHECK_FALSE(fs::exists(half));
+  CHECK(fs::exists(later));
+  CHECK(fs::exists(scratch.path() / ".step-x.tmp"));
+  CHECK(good_checkpoints(scratch.path()).back() == 120);
 }
 
 TEST_CASE("a damaged, shortened or missing file is named and the checkpoint passed over") {
