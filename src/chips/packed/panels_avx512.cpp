@@ -103,6 +103,15 @@ inline void add_scaled(const PanelJob& job,
   }
 }
 
+/// 64 bytes of each panel, into the nearest cache.
+template <int kPanels>
+inline void fetch(const std::byte* from, size_t panel_bytes) {
+  PELAGO_UNROLL
+  for (int panel = 0; panel < kPanels; ++panel) {
+    _mm_prefetch(from + static_cast<size_t>(panel) * panel_bytes, _MM_HINT_T0);
+  }
+}
+
 /// 8 and 4 bits: a group's products are summed as integers, then scaled.
 template <bool kNibbles, int kRows, int kPanels>
 void multiply_levels(const PanelJob& job) {
@@ -135,10 +144,7 @@ void multiply_levels(const PanelJob& job) {
         (group + 1 < num_groups ? 0 : static_cast<size_t>(kPanels - 1) * job.panel_bytes);
     for (size_t word = 0; word < job.group_words; word += kStep, weights += 64, ahead += 64) {
       if constexpr (kRows == 1) {
-        PELAGO_UNROLL
-        for (int panel = 0; panel < kPanels; ++panel) {
-          _mm_prefetch(next + static_cast<size_t>(panel) * job.panel_bytes, _MM_HINT_T0);
-        }
+        fetch<kPanels>(next, job.panel_bytes);
         next += 64;
       } else {
         _mm_prefetch(ahead, _MM_HINT_T1);
