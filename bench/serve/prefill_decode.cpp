@@ -101,7 +101,9 @@ struct Site {
       std::unique_ptr<serve::ModelRunner> runner,
       std::unique_ptr<serve::PromptReader> reader = nullptr) const {
     serve::BatchOptions batch;
-    batch.scheduler = {.step_tokens = kStepTokens, .sequences_max = kSequencesMax};
+    // As for any accelerator: only full passes are worth reading the weights for.
+    batch.scheduler = {
+        .step_tokens = kStepTokens, .enough_tokens = kStepTokens, .sequences_max = kSequencesMax};
     batch.context_tokens_max = kPromptTokens + kAnswerTokens;
     return std::make_unique<serve::LocalEngine>(
         std::move(runner), bench_tokenizer(), batch, nullptr, std::move(reader));

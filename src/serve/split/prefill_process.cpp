@@ -1,11 +1,14 @@
 #include "serve/split/prefill_process.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <future>
+#include <string_view>
 #include <utility>
 
 #include "base/files.h"
@@ -19,8 +22,23 @@ namespace fs = std::filesystem;
 
 constexpr int kPrefillSocket = 3;  // its number in the child
 
+constexpr std::string_view kPlacePrefix = "pelago-split-";
+
+/// What processes that were killed could not take away: their folders have their numbers.
+void clear_up_after_the_dead() {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(fs::temp_directory_path(), ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(kPlacePrefix)) continue;
+    const int pid = std::atoi(name.c_str() + kPlacePrefix.size());
+    if (pid > 0 && ::kill(pid, 0) != 0 && errno == ESRCH) fs::remove_all(entry.path(), ignored);
+  }
+}
+
 fs::path make_meeting_place() {
-  std::string name = (fs::temp_directory_path() / "pelago-split-XXXXXX").string();
+  clear_up_after_the_dead();
+  std::string name =
+      (fs::temp_directory_path() / fmt::format("{}{}-XXXXXX", kPlacePrefix, ::getpid())).string();
   if (::mkdtemp(name.data()) == nullptr) {
     fail("{}: cannot make the folder: {}", name, std::strerror(errno));
   }

@@ -121,6 +121,16 @@ pid_t pid_of_worker(const SmallServer& server, int worker_idx = 0) {
                                  : static_cast<pid_t>(std::stoi(text.substr(at + line.size())));
 }
 
+/// Folders where a worker met the process that reads for it.
+int meeting_places_of(pid_t pid) {
+  int count = 0;
+  for (const auto& entry : fs::directory_iterator(fs::temp_directory_path())) {
+    const std::string name = entry.path().filename();
+    count += name.starts_with(fmt::format("pelago-split-{}-", pid)) ? 1 : 0;
+  }
+  return count;
+}
+
 TEST_CASE("a split answers as one device does, whatever becomes of its sides") {
   const Scratch scratch("serve-split");
   write_served_folder(scratch.path() / "m");
@@ -162,6 +172,8 @@ TEST_CASE("a split answers as one device does, whatever becomes of its sides") {
     return split.get("/ready").starts_with("HTTP/1.1 200") && pid_of_worker(split) != killed;
   };
   CHECK(split.program.wait_for(is_back, 60));
+  CHECK(meeting_places_of(killed) == 0);
+  CHECK(meeting_places_of(pid_of_worker(split)) == 1);
   const int64_t num_before = num_read();
   CHECK(answers(split) == expected);
   CHECK(split.program.wait_for([&] { return num_read() > num_before; }, 60));
