@@ -154,44 +154,54 @@ nlohmann::json account_of(const fs::path& run_dir, const std::string& site) {
   return account;
 }
 
+pid_t agent_of(const fs::path& folder, const std::string& site) {
+  for (const pid_t pid : processes_in(folder)) {
+    const std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));
+    if (contains(line, "/tokens/" + site + ".token")) return pid;
+  }
+  return 0;
+}
+
+/// Kills guizhou's agent before the first checkpoint, and stops the run before the next one has
+/// caught up.
+Ended stop_without_guizhou(const fs::path& folder) {
+  const fs::path run_dir = folder / "runs" / "test";
+  Program program(folder,
+                  train("two.toml",
+                        {"--set",
+                         "train.steps=60",
+                         "--set",
+                         "train.checkpoint_every_steps=1000",
+                         "--set",
+                         "sites.grace_s=2",
+                         "--set",
+                         "emulation.slowdown=2000"}));
+  REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 6); }, 120));
+  const pid_t first = agent_of(folder, "guizhou");
+  REQUIRE(first > 0);
+  ::kill(first, SIGKILL);
+  pid_t next = 0;
+  const auto is_back = [&] {
+    next = agent_of(folder, "guizhou");
+    return next > 0 && next != first;
+  };
+  REQUIRE(program.wait_for(is_back, 120));
+  ::kill(next, SIGSTOP);  // it takes its time to catch up
+  program.signal(SIGINT);
+  const fs::path checkpoints = run_dir / "sites" / "lingang" / "checkpoints";
+  const auto is_saved = [&] {
+    return fs::exists(checkpoints) && !fs::is_empty(checkpoints) && half_made(checkpoints).empty();
+  };
+  CHECK(program.wait_for(is_saved, 120));
+  ::kill(next, SIGCONT);
+  return program.wait();
+}
+
 TEST_CASE("a stop while one site has no checkpoint yet keeps the others', and that site joins") {
   const Scratch scratch("stop-catching-up");
   prepare(scratch.path());
   const fs::path run_dir = scratch.path() / "runs" / "test";
-  const std::vector<std::string> slow = {"--set",
-                                         "train.steps=60",
-                                         "--set",
-                                         "train.checkpoint_every_steps=1000",
-                                         "--set",
-                                         "sites.grace_s=2",
-                                         "--set",
-                                         "emulation.slowdown=2000"};
-  Program program(scratch.path(), train("two.toml", slow));
-  REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 6); }, 120));
-  const auto agent = [&](const std::string& site) {
-    for (const pid_t pid : processes_in(scratch.path())) {
-      const std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));
-      if (contains(line, "/tokens/" + site + ".token")) return pid;
-    }
-    return pid_t{0};
-  };
-  const pid_t first = agent("guizhou");
-  REQUIRE(first > 0);
-  ::kill(first, SIGKILL);
-  const auto is_back = [&] { return agent("guizhou") > 0 && agent("guizhou") != first; };
-  REQUIRE(program.wait_for(is_back, 120));
-  const pid_t next = agent("guizhou");
-  ::kill(next, SIGSTOP);  // it takes its time to catch up
-  program.signal(SIGINT);
-  const fs::path checkpoints = run_dir / "sites" / "lingang" / "checkpoints";
-  CHECK(program.wait_for(
-      [&] {
-        return fs::exists(checkpoints) && !fs::is_empty(checkpoints) &&
-               half_made(checkpoints).empty();
-      },
-      120));
-  ::kill(next, SIGCONT);
-  const Ended ended = program.wait();
+  const Ended ended = stop_without_guizhou(scratch.path());
   INFO(ended.err);
   CHECK(ended.exit_code == 0);
   CHECK(contains(ended.err, "site guizhou had no checkpoint yet, and will join the others"));

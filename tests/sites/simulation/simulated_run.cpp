@@ -157,8 +157,10 @@ bool SimulatedRun::can_spare(const Site& site) const {
                            return each.workers.trains;
                          });
   const auto stays = [&](const Site& each) {
+    // Whose disk was lost has nothing until it has joined.
+    const bool can_begin = num_lost_disks_ == 0 || each.disk.newest() != nullptr;
     return &each != &site && each.member && !each.has_left && each.actions_left < 0 &&
-           (each.workers.trains || !has_begun);
+           (each.workers.trains || (!has_begun && can_begin));
   };
   return std::any_of(sites_.begin(), sites_.end(), stays);
 }
