@@ -2,7 +2,9 @@
 // fleet in memory to the plan.
 #include <chrono>
 #include <ctime>
+#include <filesystem>
 
+#include "base/files.h"
 #include "bench/plan/plan_fleets.h"
 #include "bench/report.h"
 #include "plan/plan.h"
@@ -36,8 +38,10 @@ int main(int argc, char** argv) {
   using namespace pelago;
   bench::Program program(
       "plan_time", "How long does planning take?", {"3x256", "4x1024", "100000"});
-  std::string only;
+  std::string only, plans;
   program.options().add_option("--model", only, "one of 7b, 13b, 34b, 70b, 100b; else all");
+  program.options().add_option(
+      "--plans", plans, "folder for plan.json of each, so that two versions can be compared");
   return program.run(argc, argv, [&](bench::Report& report) {
     const chips::Catalogue catalogue = chips::Catalogue::built_in();
     for (const Question& question : questions()) {
@@ -53,6 +57,10 @@ int main(int argc, char** argv) {
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
         const double cpu_s = static_cast<double>(std::clock() - cpu_begin) / CLOCKS_PER_SEC;
         longest_s = std::max(longest_s, cpu_s);
+        if (!plans.empty()) {
+          const std::string name = fmt::format("{}-{}.json", report.case_name, model);
+          write_file(std::filesystem::path(plans) / name, plan::to_json(plan));
+        }
         report.metrics["plan_" + model + "_cpu_s"] = cpu_s;
         report.metrics["plan_" + model + "_wall_s"] = took.count();
         report.metrics["found_of_bound_" + model] = plan.predicted_tokens_s / plan.bound_tokens_s;
