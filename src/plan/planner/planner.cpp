@@ -12,7 +12,7 @@
 #include "plan/planner/figures/figures.h"
 #include "plan/planner/figures/warnings.h"
 #include "plan/planner/limits.h"
-#include "plan/planner/search/play/play_through.h"
+#include "plan/planner/search/play/settle.h"
 
 namespace pelago::plan {
 

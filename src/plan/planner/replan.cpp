@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "plan/planner/planner.h"
-#include "plan/planner/search/play/play_through.h"
+#include "plan/planner/search/play/settle.h"
 #include "plan/planner/sharing/share_batch.h"
 
 namespace pelago::plan {
