@@ -48,10 +48,11 @@ plan::SiteProblem problem_of(const plan::JobConfig& job,
   const plan::FleetConfig fleet = bench::fleet_of({stocks}, catalogue);
   std::vector<plan::SiteDevice> devices;
   for (const plan::FleetDevice& device : fleet.sites[0].devices) {
-    devices.push_back({device.device,
-                       device.node,
-                       plan::profile_device(device, job, fleet, catalogue, nullptr, 8),
-                       plan::device_memory_bytes(device, fleet, catalogue)});
+    devices.push_back(
+        {device.device,
+         device.node,
+         plan::profile_device(fleet.sites[0].name, device, job, fleet, catalogue, nullptr, 8),
+         plan::device_memory_bytes(device, fleet, catalogue)});
   }
   return plan::make_problem(
       devices, plan::sizes_of(job, job.data.sequence_length), job.train, job.train.batch_sequences);

@@ -47,34 +47,48 @@ plan::Probe get_layer_times(Setup& setup, const std::vector<std::string>& source
   return std::move(times.probe);
 }
 
-std::optional<plan::Probe> get_probe(const Setup& setup,
-                                     const std::string& probe_path,
-                                     bool no_probe) {
-  if (no_probe) return std::nullopt;
-  if (!setup.job.experts.is_dense() && probe_path.empty()) {
+plan::Probe measure_devices(const Setup& setup, const std::string& site) {
+  if (!setup.job.experts.is_dense()) {
     fail_usage(
         "{}: model.num_experts = {}: only dense blocks can be measured here; plan by the catalogue "
         "with `pelago plan --no-probe`, or by measured times with --profile",
         setup.job_path.string(),
         setup.job.experts.num_experts);
   }
-  if (probe_path.empty()) {
-    log_info("measuring each kind of device for this job, a few seconds each");
-    std::atomic<bool> is_interrupted = false;
-    const Interrupts interrupts([&is_interrupted] { is_interrupted = true; });
-    return train::probe_fleet(
-        setup.job, setup.fleet, [&is_interrupted] { return is_interrupted.load(); });
+  log_info("measuring each kind of device for this job, a few seconds each");
+  std::atomic<bool> is_interrupted = false;
+  const Interrupts interrupts([&is_interrupted] { is_interrupted = true; });
+  return train::probe_fleet(
+      setup.job, setup.fleet, site, [&is_interrupted] { return is_interrupted.load(); });
+}
+
+std::optional<plan::Probe> get_probe(const Setup& setup,
+                                     const std::vector<std::string>& probe_paths,
+                                     bool no_probe) {
+  if (no_probe) return std::nullopt;
+  if (probe_paths.empty()) return measure_devices(setup);
+  plan::Probe all;
+  for (const std::string& path : probe_paths) {
+    plan::Probe probe = plan::probe_from_json(read_text_file(path), path);
+    if (probe.job_hash != plan::probe_hash(setup.job, setup.fleet)) {
+      fail_usage(
+          "{}: measured for another model, sequence length, microbatch, dtype or slowdown; run "
+          "`pelago probe {} --fleet {}` again",
+          path,
+          setup.job_path.string(),
+          setup.fleet_path.string());
+    }
+    all.job_hash = probe.job_hash;
+    for (auto& [name, profile] : probe.devices) {
+      if (all.devices.try_emplace(name, std::move(profile)).second) continue;
+      fail_usage(
+          "{}: {} is in a --probe before it too: measure each site by itself with `pelago probe "
+          "--site NAME`, and give each file once",
+          path,
+          name);
+    }
   }
-  plan::Probe probe = plan::probe_from_json(read_text_file(probe_path), probe_path);
-  if (probe.job_hash != plan::probe_hash(setup.job, setup.fleet)) {
-    fail_usage(
-        "{}: measured for another model, sequence length, microbatch, dtype or slowdown; run "
-        "`pelago probe {} --fleet {}` again",
-        probe_path,
-        setup.job_path.string(),
-        setup.fleet_path.string());
-  }
-  return probe;
+  return all;
 }
 
 double host_cores() { return static_cast<double>(allowed_cores().size()); }

@@ -34,10 +34,14 @@ Setup read_setup(const std::filesystem::path& job_path,
 /// Times by layers from --profile, as a probe.
 plan::Probe get_layer_times(Setup& setup, const std::vector<std::string>& sources);
 
-/// The probe of --probe FILE, or a new one (a few seconds a device), or none for --no-probe. Ctrl-C
-/// is a Failure.
+/// Measures the fleet's devices on this machine, a few seconds each; site: as probe_fleet() has it.
+/// Ctrl-C is a Failure.
+plan::Probe measure_devices(const Setup& setup, const std::string& site = "");
+
+/// The probes of --probe FILE together (a device in two of them is a Failure), or a new one, or
+/// none for --no-probe.
 std::optional<plan::Probe> get_probe(const Setup& setup,
-                                     const std::string& probe_path,
+                                     const std::vector<std::string>& probe_paths,
                                      bool no_probe);
 
 /// Processors that emulated chips may use.

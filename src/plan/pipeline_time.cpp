@@ -1,6 +1,7 @@
 #include "plan/pipeline_time.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/error.h"
 
@@ -121,6 +122,16 @@ class PipelinePlay {
   PipelineTime time_;
 };
 
+/// A pipeline before this one that is the same in all; large sites have hundreds of few sorts.
+/// Looks at the last few only: a site of many sorts must not cost a square.
+std::optional<size_t> find_like(const std::vector<PipelineRun>& pipelines, size_t idx) {
+  constexpr size_t kLookBack = 6;
+  for (size_t back = 1; back <= std::min(kLookBack, idx); ++back) {
+    if (pipelines[idx - back] == pipelines[idx]) return idx - back;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 double PipelineTime::bubble() const {
@@ -138,8 +149,10 @@ SiteTime simulate_site(const SiteRun& run) {
   SiteTime time;
   std::vector<std::vector<double>> free_s;  // when a stage is done with its reductions
   double computed_s = 0;
+  time.pipelines.reserve(run.pipelines.size());
   for (const PipelineRun& pipeline : run.pipelines) {
-    time.pipelines.push_back(simulate_pipeline(pipeline));
+    const auto like = find_like(run.pipelines, time.pipelines.size());
+    time.pipelines.push_back(like ? time.pipelines[*like] : simulate_pipeline(pipeline));
     free_s.emplace_back(pipeline.stages.size(), 0.0);
     computed_s = std::max(computed_s, time.pipelines.back().end_s);
   }

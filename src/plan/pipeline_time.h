@@ -25,12 +25,14 @@ struct StageCosts {
   LinearCost line;        // of that: what one message takes of a line between sites, each way
   int64_t in_flight = 0;  // microbatches it keeps at most; 0: one for each stage from it on
   double update_s = 0;    // optimizer, when its gradients are there
+  bool operator==(const StageCosts&) const = default;
 };
 
 /// sequences[i]: of microbatch i.
 struct PipelineRun {
   std::vector<StageCosts> stages;
   std::vector<int64_t> sequences;
+  bool operator==(const PipelineRun&) const = default;
 };
 
 struct PipelineTime {

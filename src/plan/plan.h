@@ -82,7 +82,8 @@ struct Plan {
   /// Pipelines whose stages lie in several sites: across/joint.h. Their ranks count through all
   /// sites in order; the sites then have no pipelines and no batch of their own.
   std::vector<PipelinePlan> pipelines;
-  std::map<std::string, DeviceProfile> profiles;  // by profile_name() of the devices
+  std::map<std::string, DeviceProfile> profiles;  // by profile_name() of the devices, and
+                                                  // SITE/NAME where sites differ: profile_key.h
   std::vector<FleetLink> links;
   SitesConfig exchange;  // H, P, tau, bits, ...; a single site has fragments = 0
   double emulation_slowdown = 0;
@@ -116,7 +117,8 @@ Plan plan_from_json(std::string_view json, const std::string& name);
 /// The plan as a table for people.
 std::string to_table(const Plan& plan);
 
-/// The key of a device in Plan::profiles: its string, and of a "cpu" how many processors it has.
+/// The name of a device in Plan::profiles (cost/device/profile_key.h): its string, and of a "cpu"
+/// how many processors it has.
 std::string profile_name(const std::string& device, size_t num_cores);
 
 /// Chooses pipelines, stages, shares, batch, steps. probe may be null: profiles then come from the
@@ -143,8 +145,9 @@ Plan replan_site(const Plan& plan,
 bool has_same_stages(const SitePlan& one, const SitePlan& other);
 
 /// Throws Failure (exit 2) in one line if the plan, which a person may have edited, is not of this
-/// job and fleet: another model, sequence length or batch, a site or device that the fleet lacks,
-/// a dtype that a chip lacks, a stage that its chip's memory cannot hold. name: of the plan's file.
+/// job and fleet: another model, sequence length or batch, a site or device that the fleet lacks
+/// (what it leaves out stays free: planner/aim/part_of_fleet.h), a dtype that a chip lacks, a stage
+/// that its chip's memory cannot hold. name: of the plan's file.
 void check_plan_fits(const Plan& plan,
                      const JobConfig& job,
                      const FleetConfig& fleet,

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -134,17 +135,25 @@ plan::DeviceProfile probe_device(const plan::JobConfig& job,
 
 plan::Probe probe_fleet(const plan::JobConfig& job,
                         const plan::FleetConfig& fleet,
+                        const std::string& site,
                         const std::function<bool()>& should_stop) {
   const TemporaryFolder dir;
   write_file(dir.path() / "job.toml", job.source_toml);
   write_file(dir.path() / "fleet.toml", fleet.source_toml);
   plan::Probe probe;
   probe.job_hash = plan::probe_hash(job, fleet);
-  for (const plan::FleetSite& site : fleet.sites) {
-    for (const plan::FleetDevice& device : site.devices) {
-      if (probe.devices.contains(device.device)) continue;
-      log_info("probing device={}", device.device);
-      probe.devices[device.device] = probe_in_child(job, device, dir.path(), should_stop);
+  std::map<std::string, size_t> num_cores;  // of what was measured: more make a "cpu" faster
+  for (const plan::FleetSite& one : fleet.sites) {
+    if (!site.empty() && one.name != site) continue;
+    for (const plan::FleetDevice& device : one.devices) {
+      const std::string of_site = fmt::format("{}/{}", one.name, device.device);
+      const auto known = num_cores.find(device.device);
+      const bool differs = device.device == "cpu" && known != num_cores.end() &&
+                           known->second != device.cores.size();
+      const std::string& name = !site.empty() || differs ? of_site : device.device;
+      if (!num_cores.try_emplace(name, device.cores.size()).second) continue;
+      log_info("probing device={}", name);
+      probe.devices[name] = probe_in_child(job, device, dir.path(), should_stop);
     }
   }
   return probe;

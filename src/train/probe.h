@@ -22,10 +22,12 @@ plan::DeviceProfile probe_device(const plan::JobConfig& job,
                                  const chips::Catalogue& catalogue);
 
 /// Every different device of the fleet, one after the other, each in a child process (`pelago
-/// probe-device`) bound to that device's cores. Throws Failure naming the device whose probe
-/// failed, and as soon as should_stop, which may be empty, says so.
+/// probe-device`) bound to that device's cores. site: only its devices, as SITE/DEVICE, so that
+/// probes made at several hosts can be put together; empty: all sites, on this host. Throws Failure
+/// naming the device whose probe failed, and as soon as should_stop, which may be empty, says so.
 plan::Probe probe_fleet(const plan::JobConfig& job,
                         const plan::FleetConfig& fleet,
+                        const std::string& site,
                         const std::function<bool()>& should_stop = {});
 
 /// The hidden command `pelago probe-device --job FILE --fleet FILE --device NAME --vocab-size V

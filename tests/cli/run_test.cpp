@@ -67,6 +67,99 @@ TEST_CASE("plan --compare lays what every rank took beside what was foretold, an
   CHECK(contains(refused.err, "--steps is of --compare"));
 }
 
+TEST_CASE("a run trains on the chips that its plan names and says which stay free") {
+  const Scratch scratch("free");
+  prepare(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  const auto num_devices = [&] {
+    size_t count = 0;
+    const auto plan = nlohmann::json::parse(read_all(run_dir / "plan.json"));
+    for (const auto& site : plan["sites"]) {
+      count += site["devices"].size();
+    }
+    return count;
+  };
+  // By the job's own word, one of two chips of a site.
+  const Ended spared =
+      run(scratch.path(),
+          train("one.toml", {"--set", "plan.keep_free=[\"h20=1\"]", "--set", "train.steps=4"}));
+  INFO(spared.err);
+  REQUIRE(spared.exit_code == 0);
+  CHECK(contains(spared.err, "left free by this plan: 1 of 1 H20 96GB in site room\n"));
+  CHECK(num_devices() == 1);
+  CHECK(loss_curve(run_dir, "room").size() == 4);
+
+  // By a plan's, the whole of one site of two; and the run goes on with that plan.
+  const Ended planned = run(scratch.path(),
+                            {"plan",
+                             "job.toml",
+                             "--fleet",
+                             "two.toml",
+                             "--no-probe",
+                             "--keep-free",
+                             "910b=1",
+                             "--set",
+                             "train.steps=60",
+                             "--out",
+                             "plan.json"});
+  INFO(planned.err);
+  REQUIRE(planned.exit_code == 0);
+  const std::vector<std::string> longer = {"--set", "train.steps=60"};
+  std::vector<std::string> by_plan = longer;
+  by_plan.insert(by_plan.end(), {"--fresh", "--plan", "plan.json"});
+  Program first(scratch.path(), train("two.toml", by_plan));
+  REQUIRE(first.wait_for([&] { return reached(run_dir, "lingang", 6); }, 120));
+  first.signal(SIGTERM);
+  const Ended stopped = first.wait();
+  INFO(stopped.err);
+  REQUIRE(stopped.exit_code == 0);
+  CHECK(contains(stopped.err, "left free by this plan: 1 of 1 Ascend 910B"));
+  REQUIRE(loss_curve(run_dir, "lingang").size() < 60);  // it did stop on the way
+  std::vector<std::string> resume = longer;
+  resume.emplace_back("--resume");
+  const Ended ended = run(scratch.path(), train("two.toml", resume));
+  INFO(ended.err);
+  CHECK(ended.exit_code == 0);
+  CHECK(num_devices() == 1);
+  CHECK(loss_curve(run_dir, "lingang").size() == 60);
+  CHECK(loss_curve(run_dir, "guizhou").empty());
+}
+
+TEST_CASE("sites probed each by itself are planned by all their probes together") {
+  const Scratch scratch("site-probes");
+  prepare(scratch.path());
+  const auto probe = [&](const std::string& site, const std::string& out) {
+    return run(scratch.path(),
+               {"probe", "job.toml", "--fleet", "two.toml", "--site", site, "--out", out});
+  };
+  for (const std::string site : {"lingang", "guizhou"}) {
+    const Ended ended = probe(site, site + ".json");
+    INFO(ended.err);
+    REQUIRE(ended.exit_code == 0);
+    const auto json = nlohmann::json::parse(read_all(scratch.path() / (site + ".json")));
+    REQUIRE(json["devices"].size() == 1);
+    CHECK(json["devices"].begin().key().starts_with(site + "/emulated:"));
+  }
+  const Ended unknown = probe("lhasa", "lhasa.json");
+  CHECK(unknown.exit_code == 2);
+  CHECK(contains(unknown.err, "--site lhasa: two.toml has no such site"));
+  CHECK_FALSE(fs::exists(scratch.path() / "lhasa.json"));
+
+  const auto plan = [&](const std::string& first, const std::string& second) {
+    return run(
+        scratch.path(),
+        {"plan", "--probe", first, "--probe", second, "job.toml", "--fleet", "two.toml", "--json"});
+  };
+  const Ended both = plan("lingang.json", "guizhou.json");
+  INFO(both.err);
+  REQUIRE(both.exit_code == 0);
+  const auto json = nlohmann::json::parse(both.out);
+  for (const auto& site : json["sites"]) CHECK(site["devices"][0]["measured"] == true);
+  const Ended twice = plan("lingang.json", "lingang.json");
+  CHECK(twice.exit_code == 2);
+  CHECK(contains(twice.err, "is in a --probe before it too"));
+}
+
 TEST_CASE("what fresh memory happens to hold decides nothing: other junk in it, the same losses") {
   const Scratch scratch("perturb");
   prepare(scratch.path());

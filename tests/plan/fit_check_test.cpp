@@ -1,4 +1,5 @@
 #include "plan/fixtures.h"
+#include "plan/planner/aim/part_of_fleet.h"
 
 namespace pelago::plan {
 namespace {
@@ -46,23 +47,69 @@ TEST_CASE("a plan of another model is refused by what differs") {
 
 TEST_CASE("a device of the plan that the fleet lacks is refused by its name and place") {
   contains(refusal_after(leave_alone, edited(kTwo, "nvidia-h20", "huawei-910b2")),
-           "plan.json: sites[0]: devices[1] = emulated:nvidia-h20, but the fleet has "
-           "emulated:huawei-910b2 there");
+           "plan.json: sites[0]: devices[1] = emulated:nvidia-h20: the fleet has none of them in "
+           "this site");
   contains(
       refusal_after(
           leave_alone,
           edited(kTwo, "[[site.device]]\ndevice = \"emulated:nvidia-h20\"\nnode = \"b\"\n", "")),
-      "devices[1] = emulated:nvidia-h20: the fleet has only 1 devices in this site");
-  contains(refusal_after(leave_alone,
-                         std::string(kTwo) + "[[site.device]]\ndevice = 'emulated:910b2'\n"),
-           "has 2 devices, the fleet has 3: the plan leaves out emulated:huawei-910b2");
+      "devices[1] = emulated:nvidia-h20: the fleet has none of them in this site");
+  contains(refusal_after([](Plan& plan, JobConfig&) {
+             SitePlan& site = plan.sites[0];
+             site.devices.push_back(site.devices[1]);
+           }),
+           "devices[2] = emulated:nvidia-h20: the plan has 2 of them in node \"b\", the fleet has "
+           "only 1");
+  contains(refusal_after([](Plan& plan, JobConfig&) {
+             std::swap(plan.sites[0].devices[0], plan.sites[0].devices[1]);
+           }),
+           "stands in another order in the fleet");
   contains(refusal_after(leave_alone, edited(kTwo, "\"here\"", "\"there\"")),
-           "name = here, but the fleet's site = there");
+           "sites[0]: name = \"here\": the fleet has no such site; it has there");
 }
 
 TEST_CASE("a device that moved to another node is refused") {
   contains(refusal_after(leave_alone, edited(kTwo, "\"b\"", "\"c\"")),
-           "devices[1]: node = \"b\", but the fleet has it in node \"c\"");
+           "devices[1]: node = \"b\", but the fleet has emulated:nvidia-h20 in node \"c\"");
+}
+
+TEST_CASE("devices and sites that a plan does not name stay free, and are told") {
+  const std::string larger = edited(kTwo, "[[site]]", R"([[site]]
+name = "other"
+[[site.device]]
+device = "emulated:nvidia-h20"
+count = 2
+[[link]]
+between = ["here", "other"]
+[[site]]
+)") + "[[site.device]]\ndevice = 'emulated:nvidia-a100-80g-sxm'\nnode = 'a'\ncores = [0]\n";
+  CHECK(refusal_after(leave_alone, larger).empty());
+  const FleetConfig fleet = fleet_from(larger);
+  const Plan plan = make_plan(job_of_batch(32), fleet_from(kTwo), catalogue(), nullptr, 2);
+  const FleetConfig part = part_of_fleet(plan, fleet, catalogue(), "plan.json");
+  REQUIRE(part.sites.size() == 1);
+  CHECK(part.links.empty());
+  CHECK(part.sites[0].name == "here");
+  REQUIRE(part.sites[0].devices.size() == 2);
+  CHECK(part.sites[0].devices[0].cores == plan.sites[0].devices[0].cores);
+  CHECK(left_free(fleet, part, catalogue()) ==
+        "2 of 2 H20 96GB in site other, 1 of 2 A100 80GB SXM in site here");
+  CHECK(left_free(fleet, fleet, catalogue()).empty());
+}
+
+TEST_CASE("of devices that are alike a plan uses those whose processors it names") {
+  const std::string twice = edited(kTwo, "node = \"a\"\n", R"(node = "a"
+cores = [0]
+[[site.device]]
+device = "emulated:nvidia-a100-80g-sxm"
+node = "a"
+cores = [1]
+)");
+  Plan plan = make_plan(job_of_batch(32), fleet_from(twice), catalogue(), nullptr, 2);
+  plan.sites[0].devices.erase(plan.sites[0].devices.begin());
+  const FleetConfig part = part_of_fleet(plan, fleet_from(twice), catalogue(), "plan.json");
+  REQUIRE(part.sites[0].devices.size() == 2);
+  CHECK(part.sites[0].devices[0].cores == std::vector<int>{1});
 }
 
 TEST_CASE("another slowdown is refused, for the predictions would be wrong") {

@@ -166,7 +166,7 @@ TEST_CASE("a probe of another job, or without a device, is refused") {
            "the probe was made for another");
   probed.probe.devices.clear();
   contains(refusal([&] { make_plan(job, probed.fleet, catalogue(), &probed.probe, 2); }),
-           "the probe has no figures for cuda:0; run `pelago probe` again");
+           "the probe has no figures for cuda:0 of site \"here\"; run `pelago probe` again");
 }
 
 TEST_CASE("the hash of a probe moves with model, length, microbatch, dtype and slowdown alone") {

@@ -21,6 +21,7 @@
 #include "cli/terminal.h"
 #include "plan/across/joint.h"
 #include "plan/planner/aim/choose.h"
+#include "plan/planner/aim/part_of_fleet.h"
 #include "train/single_site.h"
 
 namespace pelago::cli {
@@ -35,8 +36,8 @@ constexpr const char* kDoneElsewhere =
     "done; the model is with the sites: pelago export RUN-DIR --out model, at any of them";
 
 struct TrainArguments {
-  std::string job, fleet, probe, plan, listen = "127.0.0.1:0";
-  std::vector<std::string> overrides;
+  std::string job, fleet, plan, listen = "127.0.0.1:0";
+  std::vector<std::string> overrides, probes;
   bool resume = false, fresh = false, no_probe = false;
   bool starts_agents = true;
   double token_hours = 24;
@@ -56,16 +57,12 @@ plan::Plan plan_anew(const TrainArguments& arguments,
                      const plan::JobConfig& job,
                      const train::RunFolder& folder) {
   // A coordinator has none of the devices: what was not measured at the sites is not measured.
-  const bool no_probe = arguments.no_probe || (!arguments.starts_agents && arguments.probe.empty());
-  const std::optional<plan::Probe> probe = get_probe(setup, arguments.probe, no_probe);
+  const bool no_probe =
+      arguments.no_probe || (!arguments.starts_agents && arguments.probes.empty());
+  const std::optional<plan::Probe> probe = get_probe(setup, arguments.probes, no_probe);
   if (probe) write_file(folder.path() / "probe.json", plan::to_json(*probe));
   plan::ChosenFleet chosen = plan::choose_devices(
       job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
-  if (!chosen.left_free.empty()) {
-    fail_usage("{}: the job's [plan] leaves free {}: take them out, then train",
-               setup.fleet_path.string(),
-               chosen.left_free);
-  }
   return std::move(chosen.plan);
 }
 
@@ -94,9 +91,11 @@ plan::Plan choose_plan(const TrainArguments& arguments,
           folder.path().string());
     }
     const plan::Plan before = train::read_run_plan(folder.path());
-    return before.sites.size() == setup.fleet.sites.size()
-               ? before
-               : plan_with_fewer_sites(arguments, setup, before, folder);
+    const bool is_whole = std::ranges::all_of(before.sites, [&](const plan::SitePlan& site) {
+      return std::ranges::find(setup.fleet.sites, site.name, &plan::FleetSite::name) !=
+             setup.fleet.sites.end();
+    });
+    return is_whole ? before : plan_with_fewer_sites(arguments, setup, before, folder);
   }
   if (!arguments.plan.empty()) {
     plan::Plan plan = plan::plan_from_json(read_text_file(arguments.plan), arguments.plan);
@@ -122,6 +121,12 @@ class NewRun {
  private:
   std::filesystem::path path_;
 };
+
+std::string chips_left_free(const Setup& setup, const plan::Plan& plan) {
+  const plan::FleetConfig used =
+      plan::part_of_fleet(plan, setup.fleet, setup.catalogue, "plan.json");
+  return plan::left_free(setup.fleet, used, setup.catalogue);
+}
 
 [[noreturn]] void fail_interrupted(const std::string& what) {
   throw Failure(what, kExitInterrupted);
@@ -187,6 +192,7 @@ struct OpenRun {
   train::RunFolder folder;
   plan::Plan plan;
   RunView view;
+  std::string left_free = {};  // chips of the fleet that a new run does not use
 };
 
 train::RunStart start_of(const TrainArguments& arguments) {
@@ -213,10 +219,15 @@ OpenRun open_run(const TrainArguments& arguments, const Setup& setup) {
   NewRun new_run(arguments.resume ? std::filesystem::path() : folder.path());
   plan::Plan plan = choose_plan(arguments, setup, folder);
   if (stop_requests.load() > 0) fail_interrupted("stopped before the first step");
+  // A run that goes on may have lost devices, or have been joined by others, since it was planned.
+  std::string left_free = arguments.resume ? "" : chips_left_free(setup, plan);
   folder.write_plan(plan);
   new_run.keep();
   RunView view = arguments.resume ? read_run(folder.path()) : RunView(plan);
-  return {.folder = std::move(folder), .plan = std::move(plan), .view = std::move(view)};
+  return {.folder = std::move(folder),
+          .plan = std::move(plan),
+          .view = std::move(view),
+          .left_free = std::move(left_free)};
 }
 
 // A run that another coordinator has begun: its plan, its certificates, and this host's own record.
@@ -280,6 +291,9 @@ bool carry_out(const TrainArguments& arguments,
   OpenRun run = is_shared ? open_shared_run(arguments, setup, *seat) : open_run(arguments, setup);
   if (!globals.json && !globals.quiet) {
     std::fprintf(stderr, "%s\n", plan::to_table(run.plan).c_str());
+  }
+  if (!run.left_free.empty()) {
+    std::fprintf(stderr, "left free by this plan: %s\n", run.left_free.c_str());
   }
   std::optional<RunDashboard> dashboard;
   if (arguments.web) {
@@ -382,9 +396,12 @@ void add_train(CLI::App& app, Globals& globals) {
       "  pelago train job.toml --fleet fleet.toml --web 8765      with a dashboard\n"
       "\nCtrl-C saves a checkpoint and leaves; twice leaves at once.\n");
   add_shared(*command, *arguments);
-  command->add_option("--probe",
-                      arguments->probe,
-                      "probe.json of `pelago probe`; else the devices are measured first");
+  command
+      ->add_option("--probe",
+                   arguments->probes,
+                   "probe.json of `pelago probe`, once for each host; else the devices are "
+                   "measured first")
+      ->allow_extra_args(false);
   command->add_flag(
       "--no-probe", arguments->no_probe, "measure nothing: shares come from the catalogue");
   command
@@ -416,7 +433,11 @@ void add_coordinator(CLI::App& app, Globals& globals) {
       "\nIt makes a join token for each site and waits for all of them: pelago agent --help.\n"
       "It measures nothing: give a probe.json of the sites, or shares come from the catalogue.\n");
   add_shared(*command, *arguments);
-  command->add_option("--probe", arguments->probe, "probe.json, measured at the sites");
+  command
+      ->add_option("--probe",
+                   arguments->probes,
+                   "probe.json, measured at the sites with `pelago probe --site`, once for each")
+      ->allow_extra_args(false);
   command->add_option("--listen", arguments->listen, "HOST:PORT where sites join")->required();
   command->add_option("--state",
                       arguments->state,

@@ -1,6 +1,7 @@
 #include "plan/across/joint.h"
 
 #include "base/error.h"
+#include "plan/cost/device/profile_key.h"
 #include "plan/site_check.h"
 
 namespace pelago::plan {
@@ -18,6 +19,13 @@ size_t site_of_joint_rank(const Plan& plan, int rank) {
     left -= plan.sites[i].devices.size();
   }
   fail("rank {} is in no site of the plan", rank);
+}
+
+const DeviceProfile* profile_of_joint_rank(const Plan& plan, int rank) {
+  const size_t site_idx = site_of_joint_rank(plan, rank);
+  const SitePlan& site = plan.sites[site_idx];
+  const auto own = static_cast<size_t>(rank - first_joint_rank(plan, site_idx));
+  return find_profile(plan, site.name, site.devices[own]);
 }
 
 SitePlan joint_site(const Plan& plan, size_t site_idx) {

@@ -19,6 +19,9 @@ int first_joint_rank(const Plan& plan, size_t site_idx);
 /// The site of a rank that counts through all sites.
 size_t site_of_joint_rank(const Plan& plan, int rank);
 
+/// What the plan knows of the device of such a rank; null: nothing.
+const DeviceProfile* profile_of_joint_rank(const Plan& plan, int rank);
+
 /// Of a joint plan all sites as one, under the name of this site; else the site itself. Nodes are
 /// called SITE/NODE, so that no node is in two sites.
 SitePlan joint_site(const Plan& plan, size_t site_idx);

@@ -25,6 +25,7 @@ struct LinearCost {
     return *this;
   }
   LinearCost times(double factor) const { return {factor * fixed_s, factor * sequence_s}; }
+  bool operator==(const LinearCost&) const = default;
 };
 
 /// Measured times of a model whose blocks are cut over `width` devices (tensor parallelism), what
@@ -34,6 +35,7 @@ struct CutProfile {
   LinearCost block_forward, block_backward;
   LinearCost embedding, head;     // both ways
   double update_parameter_s = 0;  // of each parameter that one of the devices holds
+  bool operator==(const CutProfile&) const = default;
 };
 
 /// What one kind of device needs for one job, whichever part of the model it gets. Seconds as they
@@ -80,10 +82,12 @@ struct DeviceProfile {
     }
     return nullptr;
   }
+  bool operator==(const DeviceProfile&) const = default;
   bool allows(int64_t width) const { return cuts.empty() || cut_of(width) != nullptr; }
 };
 
-/// Profiles by device string. probe.json, version 2.
+/// Profiles by device string, or SITE/DEVICE where the sites differ (device/profile_key.h).
+/// probe.json, version 2.
 struct Probe {
   std::string job_hash;  // of model, sequence length, microbatch, dtype and slowdown: a probe of
                          // another job is refused

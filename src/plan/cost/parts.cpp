@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "plan/across/joint.h"
+#include "plan/cost/device/profile_key.h"
 #include "plan/cost/plan_costs.h"
 
 namespace pelago::plan {
@@ -50,10 +51,8 @@ double handing_s(const Plan& plan, const SitePlan& site) {
       static_cast<double>(plan.num_parameters) / static_cast<double>(plan.exchange.fragments);
   double host_byte_s = 0;
   for (const DevicePlan& device : site.devices) {
-    const auto found = plan.profiles.find(profile_name(device.device, device.cores.size()));
-    if (found != plan.profiles.end()) {
-      host_byte_s = std::max(host_byte_s, found->second.host_byte_s);
-    }
+    const DeviceProfile* profile = find_profile(plan, site.name, device);
+    if (profile != nullptr) host_byte_s = std::max(host_byte_s, profile->host_byte_s);
   }
   size_t width = site.pipelines.front().stages.front().ranks.size();
   for (const PipelinePlan& pipeline : site.pipelines) {

@@ -38,13 +38,12 @@ double add_lines(const Plan& plan,
     const std::optional<size_t> link_idx = link_behind(plan, pipeline, stage);
     if (!link_idx) continue;
     const FleetLink& link = plan.links[*link_idx];
-    const DevicePlan device =
-        joint_site(plan, 0).devices[static_cast<size_t>(pipeline.stages[stage].ranks.front())];
-    const DeviceProfile& profile =
-        plan.profiles.at(profile_name(device.device, device.cores.size()));
+    const DeviceProfile* profile =
+        profile_of_joint_rank(plan, pipeline.stages[stage].ranks.front());
+    PELAGO_ASSERT(profile != nullptr, "the stages' costs come from their devices' profiles");
     const LineCosts line = line_costs(link);
     const double bytes = sizes.tokens * sizes.hidden *
-                         activation_bytes(plan.exchange.activation_bits, profile.dtype);
+                         activation_bytes(plan.exchange.activation_bits, profile->dtype);
     stages[stage].message = {line.way_s, 0};
     stages[stage].line = {0, bytes * line.slower_byte_s()};
     end_s = std::max(end_s, step_end_s(link, sizes));

@@ -33,6 +33,7 @@ struct StageShape {
   bool has_embedding = false;
   bool has_head = false;
   bool recompute = false;
+  bool operator==(const StageShape&) const = default;
 };
 
 /// Values of one block on one of `width` ranks: matrices are cut, norms are not.

@@ -5,6 +5,8 @@
 #include "base/error.h"
 #include "plan/across/joint.h"
 #include "plan/cost/device/profile.h"
+#include "plan/cost/device/profile_key.h"
+#include "plan/planner/aim/part_of_fleet.h"
 #include "plan/planner/planner.h"
 
 namespace pelago::plan {
@@ -26,40 +28,6 @@ void must_equal(const std::string& name,
              in_plan,
              other_field,
              in_other);
-}
-
-void check_devices(const SitePlan& site, const FleetSite& fleet_site, const std::string& where) {
-  for (size_t rank = 0; rank < site.devices.size(); ++rank) {
-    const std::string& device = site.devices[rank].device;
-    if (rank >= fleet_site.devices.size()) {
-      fail_usage("{}: devices[{}] = {}: the fleet has only {} devices in this site",
-                 where,
-                 rank,
-                 device,
-                 fleet_site.devices.size());
-    }
-    if (device != fleet_site.devices[rank].device) {
-      fail_usage("{}: devices[{}] = {}, but the fleet has {} there",
-                 where,
-                 rank,
-                 device,
-                 fleet_site.devices[rank].device);
-    }
-    if (site.devices[rank].node != fleet_site.devices[rank].node) {
-      fail_usage("{}: devices[{}]: node = \"{}\", but the fleet has it in node \"{}\"",
-                 where,
-                 rank,
-                 site.devices[rank].node,
-                 fleet_site.devices[rank].node);
-    }
-  }
-  if (site.devices.size() < fleet_site.devices.size()) {
-    fail_usage("{}: has {} devices, the fleet has {}: the plan leaves out {}",
-               where,
-               site.devices.size(),
-               fleet_site.devices.size(),
-               fleet_site.devices[site.devices.size()].device);
-  }
 }
 
 void check_stages(const SitePlan& site, const ModelSizes& sizes, const std::string& where) {
@@ -129,32 +97,28 @@ void check_plan_fits(const Plan& plan,
              plan.sequence_length,
              "data.sequence_length",
              job.data.sequence_length);
-  must_equal(name, "number of sites", plan.sites.size(), "the fleet's", fleet.sites.size());
   must_equal(name,
              "emulation_slowdown",
              plan.emulation_slowdown,
              "emulation.slowdown",
              fleet.emulation_slowdown);
   const ModelSizes sizes = sizes_of(job, plan.sequence_length);
+  const FleetConfig part = part_of_fleet(plan, fleet, catalogue, name);
   std::vector<SiteDevice> all_devices;
   for (size_t i = 0; i < plan.sites.size(); ++i) {
     const SitePlan& site = plan.sites[i];
-    const FleetSite& fleet_site = fleet.sites[i];
     const std::string where = fmt::format("{}: sites[{}]", name, i);
-    must_equal(where, "name", site.name, "the fleet's site", fleet_site.name);
-    check_devices(site, fleet_site, where);
     check_stages(site, sizes, where);
     std::vector<SiteDevice> devices;
-    for (const FleetDevice& device : fleet_site.devices) {
+    for (const FleetDevice& device : part.sites[i].devices) {
       refuse_wrong_dtype(job, device, catalogue);
-      const auto found = plan.profiles.find(profile_name(device.device, device.cores.size()));
-      if (found == plan.profiles.end()) {
+      const DeviceProfile* profile = find_profile(
+          plan.profiles, site.name, device.node, profile_name(device.device, device.cores.size()));
+      if (profile == nullptr) {
         fail_usage("{}: profiles has none of {}", name, device.device);
       }
-      devices.push_back({device.device,
-                         device.node,
-                         found->second,
-                         device_memory_bytes(device, fleet, catalogue)});
+      devices.push_back(
+          {device.device, device.node, *profile, device_memory_bytes(device, fleet, catalogue)});
     }
     if (is_joint(plan)) {
       std::ranges::move(devices, std::back_inserter(all_devices));

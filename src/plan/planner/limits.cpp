@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "plan/across/joint.h"
 #include "plan/cost/device/profile.h"
+#include "plan/cost/device/profile_key.h"
 #include "plan/cost/lines.h"
 #include "plan/cost/memory.h"
 #include "plan/planner/search/layout.h"
@@ -133,8 +134,9 @@ HostLoad load_of(const Plan& plan) {
       const auto num_cores = static_cast<double>(std::max<size_t>(device.cores.size(), 1));
       double busy = 0;
       if (is_emulated(device.device)) {
-        busy = plan.profiles.at(profile_name(device.device, device.cores.size())).host_busy_ratio *
-               busy_share;
+        const DeviceProfile* profile = find_profile(plan, site.name, device);
+        PELAGO_ASSERT(profile != nullptr, "a plan has profiles of all its devices");
+        busy = profile->host_busy_ratio * busy_share;
         load.emulated += busy;
       } else if (device.device == "cpu") {
         busy = num_cores * busy_share;

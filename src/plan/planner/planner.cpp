@@ -7,12 +7,13 @@
 
 #include "base/error.h"
 #include "plan/cost/device/profile.h"
+#include "plan/cost/device/profile_key.h"
 #include "plan/plan.h"
 #include "plan/planner/across/joint_plan.h"
 #include "plan/planner/figures/figures.h"
 #include "plan/planner/figures/warnings.h"
 #include "plan/planner/limits.h"
-#include "plan/planner/search/play/play_through.h"
+#include "plan/planner/search/play/settle.h"
 
 namespace pelago::plan {
 
@@ -30,6 +31,7 @@ std::vector<std::vector<SiteDevice>> gather_devices(const JobConfig& job,
   std::vector<std::vector<SiteDevice>> sites;
   // A fleet has few kinds of device and may have 100,000 devices: each kind is thought about once.
   std::map<std::string, SiteDevice> known;
+  ProfileBook book(plan.profiles);
   for (const FleetSite& site : fleet.sites) {
     std::vector<SiteDevice>& devices = sites.emplace_back();
     std::map<std::pair<std::string, std::string>, int> num_cards;  // by kind and node
@@ -38,9 +40,12 @@ std::vector<std::vector<SiteDevice>> gather_devices(const JobConfig& job,
     }
     for (const FleetDevice& device : site.devices) {
       const std::string name = profile_name(device.device, device.cores.size());
+      // The catalogue says the same in all sites, a probe may not.
+      const std::string place = probe == nullptr ? "" : site.name + "/" + device.node;
       const int cards = num_cards.at({kind_of_device(device.device), device.node});
-      const auto [found, is_new] = known.try_emplace(fmt::format("{} {} {} {} {} {}",
+      const auto [found, is_new] = known.try_emplace(fmt::format("{} {} {} {} {} {} {}",
                                                                  name,
+                                                                 place,
                                                                  device.chip,
                                                                  cards,
                                                                  device.memory_gib,
@@ -49,14 +54,14 @@ std::vector<std::vector<SiteDevice>> gather_devices(const JobConfig& job,
       if (is_new) {
         SiteDevice& one = found->second;
         one.device = device.device;
-        one.profile = profile_device(device, job, fleet, catalogue, probe, cards);
+        one.profile = profile_device(site.name, device, job, fleet, catalogue, probe, cards);
         one.memory_bytes = device_memory_bytes(device, fleet, catalogue);
         if (!runs_on_host(device.device)) {
           one.profile.network_byte_s = 8e-9 / site.network_gbit_s;
           one.profile.network_message_s = 1e-6 * site.network_us;
         }
-        plan.profiles.try_emplace(name, one.profile);
       }
+      book.add(site.name, device.node, name, found->second.profile);
       devices.push_back(found->second);
       devices.back().node = device.node;
     }
@@ -104,7 +109,7 @@ SiteLayout must_find(const SiteProblem& problem, const std::string& site, const 
 bool is_same_site(const std::vector<SiteDevice>& one, const std::vector<SiteDevice>& other) {
   return std::ranges::equal(one, other, [](const SiteDevice& a, const SiteDevice& b) {
     return a.device == b.device && a.node == b.node && a.memory_bytes == b.memory_bytes &&
-           a.profile.block_forward.sequence_s == b.profile.block_forward.sequence_s;
+           a.profile == b.profile;
   });
 }
 
@@ -174,7 +179,7 @@ void fill_sites(const std::vector<PlannedSite>& planned,
     site.listen = fleet_site.listen;
     site.first_sequence = first_sequence;
     for (const FleetDevice& from : fleet_site.devices) {
-      site.devices.push_back(device_plan(from, fleet, catalogue, plan));
+      site.devices.push_back(device_plan(site.name, from, fleet, catalogue, plan));
     }
     const size_t num_pipelines = planned[i].layout.pipelines.size();
     const SiteTime time = fill_site(planned[i].problem,
@@ -227,7 +232,8 @@ int64_t choose_steps(const TrainConfig& train, double step_s) {
 
 }  // namespace
 
-DevicePlan device_plan(const FleetDevice& from,
+DevicePlan device_plan(const std::string& site,
+                       const FleetDevice& from,
                        const FleetConfig& fleet,
                        const chips::Catalogue& catalogue,
                        const Plan& plan) {
@@ -237,7 +243,9 @@ DevicePlan device_plan(const FleetDevice& from,
   device.cores = from.cores;
   device.faults = from.faults;
   device.memory_bytes = device_memory_bytes(from, fleet, catalogue);
-  device.measured = plan.profiles.at(profile_name(from.device, from.cores.size())).measured;
+  const DeviceProfile* profile = find_profile(plan, site, device);
+  PELAGO_ASSERT(profile != nullptr, "a plan has profiles of all its devices");
+  device.measured = profile->measured;
   return device;
 }
 

@@ -39,7 +39,8 @@ std::vector<SiteDevice> devices_of(const Plan& plan,
                                    std::span<const double> pace_factors);
 
 /// A device before it has work. plan: has its profile.
-DevicePlan device_plan(const FleetDevice& from,
+DevicePlan device_plan(const std::string& site,
+                       const FleetDevice& from,
                        const FleetConfig& fleet,
                        const chips::Catalogue& catalogue,
                        const Plan& plan);

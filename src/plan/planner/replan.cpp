@@ -6,8 +6,10 @@
 #include <set>
 
 #include "base/error.h"
+#include "plan/across/joint.h"
+#include "plan/cost/device/profile_key.h"
 #include "plan/planner/planner.h"
-#include "plan/planner/search/play/play_through.h"
+#include "plan/planner/search/play/settle.h"
 #include "plan/planner/sharing/share_batch.h"
 
 namespace pelago::plan {
@@ -55,11 +57,13 @@ std::vector<SiteDevice> devices_of(const Plan& plan,
   std::vector<SiteDevice> devices;
   for (size_t rank = 0; rank < site.devices.size(); ++rank) {
     const DevicePlan& from = site.devices[rank];
-    const auto found = plan.profiles.find(profile_name(from.device, from.cores.size()));
-    if (found == plan.profiles.end()) {
+    const bool is_of_all = is_joint(plan) && !site.pipelines.empty();
+    const DeviceProfile* known = is_of_all ? profile_of_joint_rank(plan, static_cast<int>(rank))
+                                           : find_profile(plan, site.name, from);
+    if (known == nullptr) {
       fail("the plan has no profile of {}: make the plan again", from.device);
     }
-    SiteDevice device{from.device, from.node, found->second, from.memory_bytes};
+    SiteDevice device{from.device, from.node, *known, from.memory_bytes};
     const double factor = rank < pace_factors.size() ? pace_factors[rank] : 1;
     DeviceProfile& profile = device.profile;
     for (LinearCost* cost : {&profile.block_forward,

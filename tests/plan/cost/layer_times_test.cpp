@@ -75,6 +75,23 @@ TEST_CASE("a step by measured layers takes what they add up to") {
   CHECK(plan.sites[0].devices[0].measured);
 }
 
+TEST_CASE("one device string that is two kinds of chip in two sites has each kind's times") {
+  const FleetConfig fleet = fleet_from(
+      "[[site]]\nname = 'a'\n[[site.device]]\ndevice = 'cuda:0'\nprofile = 'x'\n"
+      "[[site]]\nname = 'b'\n[[site.device]]\ndevice = 'cuda:0'\nprofile = 'y'\n"
+      "[[link]]\nbetween = ['a', 'b']\n");
+  const TempFolder folder;
+  const auto file = [&](const std::string& name, double factor) {
+    const std::string json = "{\"4\": {\"1\": " + layers_of(factor) + "}}";
+    return name + "=" + folder.write(name + ".json", json).string();
+  };
+  const JobConfig job = layer_job({"sites.across='rounds'"});
+  const LayerTimes times = read_layer_times({file("x", 4), file("y", 12)}, job, fleet, catalogue());
+  const Plan plan = make_plan(job, fleet, catalogue(), &times.probe, 2);
+  CHECK(plan.sites[0].batch_sequences == 6);
+  CHECK(plan.sites[1].batch_sequences == 2);
+}
+
 TEST_CASE("a set of two devices goes at the pace that was measured of two") {
   const JobConfig job = layer_job({"train.tensor_parallel=2"});
   const Plan plan = plan_by(layer_file(), job, two_devices(kSecond));

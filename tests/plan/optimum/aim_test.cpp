@@ -97,6 +97,75 @@ TEST_CASE("no part of a small fleet serves an objective better than the one chos
   }
 }
 
+/// So many quick devices and slow ones, in nodes of eight.
+AimCase two_kinds(const std::string& objective, int64_t num_quick, int64_t num_slow) {
+  AimCase one;
+  one.job = job_of_batch(2 * (num_quick + num_slow));
+  one.job.train.steps = 100;
+  one.job.aim.objective = objective;
+  std::vector<DeviceProfile> profiles(static_cast<size_t>(num_quick),
+                                      profile_of({.sequence_s = 0.1, .step_s = 0.05}));
+  profiles.resize(static_cast<size_t>(num_quick + num_slow), profile_of({.sequence_s = 0.35}));
+  one.probed = probed_fleet(one.job, profiles);
+  for (size_t i = 0; i < profiles.size(); ++i) {
+    FleetDevice& device = one.probed.fleet.sites[0].devices[i];
+    const bool is_quick = i < static_cast<size_t>(num_quick);
+    device.profile = is_quick ? "quick" : "slow";
+    device.power_w = is_quick ? 400 : 150;
+    device.price_hour = is_quick ? 2 : 0.5;
+    device.node = fmt::format("node{}", i / 8);
+  }
+  return one;
+}
+
+/// The best of all numbers of both kinds; 0: none keeps to the watts and the hours.
+double best_of_numbers(const AimCase& one, size_t num_quick) {
+  const std::vector<FleetDevice>& devices = one.probed.fleet.sites[0].devices;
+  double best = 0;
+  for (size_t quick = 0; quick <= num_quick; ++quick) {
+    for (size_t slow = quick == 0 ? 1 : 0; slow <= devices.size() - num_quick; ++slow) {
+      AimCase part = one;
+      std::vector<FleetDevice>& used = part.probed.fleet.sites[0].devices;
+      used.assign(devices.begin(), devices.begin() + static_cast<std::ptrdiff_t>(quick));
+      const auto first_slow = devices.begin() + static_cast<std::ptrdiff_t>(num_quick);
+      used.insert(used.end(), first_slow, first_slow + static_cast<std::ptrdiff_t>(slow));
+      const Plan plan = make_plan(part.job, part.probed.fleet, catalogue(), &part.probed.probe, 2);
+      if (one.job.aim.max_watts > 0 && plan.predicted_power_w > one.job.aim.max_watts) continue;
+      best = std::max(best, objective_of(plan, part.job));
+    }
+  }
+  return best;
+}
+
+TEST_CASE("of a fleet too large to plan all its parts a few plans find one that is nearly best") {
+  for (const std::string objective : {"tokens/s", "tokens/joule", "tokens/price"}) {
+    for (const double max_watts : {0, 6000}) {
+      AimCase one = two_kinds(objective, 18, 12);
+      one.job.aim.max_watts = max_watts;
+      INFO(objective << " " << max_watts << " W");
+      const ChosenFleet chosen = choose(one);
+      CHECK(objective_of(chosen.plan, one.job) >= 0.98 * best_of_numbers(one, 18));
+      CHECK(chosen.num_plans <= 60);
+    }
+  }
+}
+
+TEST_CASE("a large fleet takes a bounded number of plans, whatever it is to spare") {
+  for (const std::string objective : {"tokens/joule", "tokens/price"}) {
+    const AimCase one = two_kinds(objective, 64, 64);
+    const ChosenFleet chosen = choose(one);
+    CHECK(chosen.num_plans <= 32);
+    for (const size_t first : {0UL, 64UL}) {
+      AimCase alone = one;
+      std::vector<FleetDevice>& devices = alone.probed.fleet.sites[0].devices;
+      devices.erase(devices.begin() + static_cast<std::ptrdiff_t>(64 - first),
+                    devices.end() - static_cast<std::ptrdiff_t>(first));
+      const Plan plan = make_plan(one.job, alone.probed.fleet, catalogue(), &one.probed.probe, 2);
+      CHECK(objective_of(chosen.plan, one.job) >= objective_of(plan, one.job));
+    }
+  }
+}
+
 TEST_CASE("chips to keep free stay free, whichever site they are in") {
   const FleetConfig fleet = fleet_from(R"(
 [[site]]

@@ -10,47 +10,54 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "plan/fixtures.h"
+#include "plan/planner/planner.h"
 #include "plan/planner/search/balance.h"
-#include "plan/planner/search/play/play_through.h"
+#include "plan/planner/search/play/settle.h"
 #include "plan/planner/site_run.h"
 
 namespace pelago::plan {
 namespace {
 
 /// The best plan of a very small site by trying every one: every way to join its devices to stages,
-/// stages to pipelines in any order, every cut of the blocks, recomputing or not by stage, every
-/// microbatch, every share of the batch, the optimizer's state sliced or not. The costs are the
-/// planner's own, played through by simulate_site(); only the search is another.
+/// stages to pipelines in any order, whichever node they are in, every cut of the blocks,
+/// recomputing or not by stage, every microbatch, every share of the batch, the optimizer's state
+/// sliced or not. The costs are the planner's own, played through by simulate_site(); only the
+/// search is another.
 class BruteForce {
  public:
   explicit BruteForce(const SiteProblem& problem) : problem_(problem) {}
 
   /// Seconds of a step with exactly problem.batch sequences; infinity if nothing fits.
   double best_step_s() {
-    std::vector<std::vector<int>> left;  // ranks, by kind
-    for (const Kind& kind : problem_.kinds) {
-      left.emplace_back();
-      for (const std::vector<int>& node : kind.nodes) {
-        left.back().insert(left.back().end(), node.begin(), node.end());
+    std::vector<Place> left;
+    for (size_t kind = 0; kind < problem_.kinds.size(); ++kind) {
+      for (size_t node = 0; node < problem_.kinds[kind].nodes.size(); ++node) {
+        left.push_back({kind, node, problem_.kinds[kind].nodes[node]});
       }
     }
-    make_stages(left, 0);
+    make_stages(left, 0, 1);
     return best_s_;
   }
-  /// The best plan in short, for messages: of each pipeline its share, and of each stage kind x
-  /// width : blocks.
+  /// The best plan in short, for messages: of each pipeline its share and microbatch, and of each
+  /// stage kind x width @ first rank : blocks.
   const std::string& best() const { return best_; }
-  static std::string describe(const SiteLayout& layout, const std::vector<int64_t>& shares) {
+  static std::string describe(const SiteLayout& layout,
+                              const std::vector<int64_t>& shares,
+                              const std::vector<int64_t>& sizes) {
     std::string text = layout.slices_optimizer ? "sliced" : "whole";
     for (size_t i = 0; i < layout.pipelines.size(); ++i) {
-      text += fmt::format(" | {} of", i < shares.size() ? shares[i] : 0);
+      text += fmt::format(" | {} by {} of", shares[i], sizes[i]);
       for (const StageChoice& stage : layout.pipelines[i].shape.stages) {
-        text += fmt::format(" {}x{}:{}{}",
+        const auto stage_idx =
+            static_cast<size_t>(&stage - layout.pipelines[i].shape.stages.data());
+        text += fmt::format(" {}x{}@{}:{}{}",
                             stage.kind_idx,
                             stage.shape.width,
+                            layout.pipelines[i].ranks[stage_idx].front(),
                             stage.shape.num_blocks,
                             stage.shape.recompute ? "r" : "");
       }
@@ -59,11 +66,17 @@ class BruteForce {
   }
 
  private:
+  /// Devices of one kind in one node.
+  struct Place {
+    size_t kind_idx = 0, node_idx = 0;
+    std::vector<int> ranks;
+  };
   struct Set {
-    size_t kind_idx = 0;
+    size_t kind_idx = 0, node_idx = 0;
     std::vector<int> ranks;
     bool operator<(const Set& other) const {
-      return std::pair(kind_idx, ranks.size()) < std::pair(other.kind_idx, other.ranks.size());
+      return std::tuple(kind_idx, ranks.size(), node_idx) <
+             std::tuple(other.kind_idx, other.ranks.size(), other.node_idx);
     }
     bool is_like(const Set& other) const { return !(*this < other) && !(other < *this); }
   };
@@ -71,40 +84,32 @@ class BruteForce {
   /// One way to run one pipeline with one share, and its time without reductions.
   struct Choice {
     PipelineShape shape;
+    std::vector<std::vector<int>> ranks;  // by stage
     int64_t microbatch = 1;
     double seconds = 0;
   };
 
-  /// Joins the devices of each kind to sets of 1, 2 or 4 in one node.
-  void make_stages(std::vector<std::vector<int>>& left, size_t kind_idx) {
-    if (kind_idx == left.size()) {
+  /// Joins the devices of each place to sets of 1, 2 or 4, which only grow, so that each way comes
+  /// once.
+  void make_stages(std::vector<Place>& left, size_t place_idx, size_t smallest) {
+    if (place_idx == left.size()) {
       std::vector<Pipeline> pipelines;
       std::vector<Set> sets = sets_;
       std::stable_sort(sets.begin(), sets.end());
       share_out(sets, pipelines);
       return;
     }
-    if (left[kind_idx].empty()) return make_stages(left, kind_idx + 1);
-    const Kind& kind = problem_.kinds[kind_idx];
-    const size_t smallest = sets_.empty() || sets_.back().kind_idx != kind_idx
-                                ? 1
-                                : sets_.back().ranks.size();  // sizes grow: each joining once
-    for (const size_t width : {1UL, 2UL, 4UL}) {
-      if (width < smallest || width > left[kind_idx].size()) continue;
+    Place& place = left[place_idx];
+    if (place.ranks.empty()) return make_stages(left, place_idx + 1, 1);
+    for (size_t width = smallest; width <= std::min<size_t>(4, place.ranks.size()); width *= 2) {
       if (width > 1 && !can_be_cut(problem_.sizes, static_cast<int64_t>(width))) continue;
-      const int node = kind.node_of.at(left[kind_idx].front());
-      Set set{kind_idx, {}};
-      std::vector<int> rest;
-      for (const int rank : left[kind_idx]) {
-        const bool joins = set.ranks.size() < width && kind.node_of.at(rank) == node;
-        (joins ? set.ranks : rest).push_back(rank);
-      }
-      if (set.ranks.size() < width) continue;
-      std::swap(left[kind_idx], rest);
-      sets_.push_back(std::move(set));
-      make_stages(left, kind_idx);
+      const std::vector<int> before = place.ranks;
+      const auto end = before.begin() + static_cast<std::ptrdiff_t>(width);
+      sets_.push_back({place.kind_idx, place.node_idx, {before.begin(), end}});
+      place.ranks.assign(end, before.end());
+      make_stages(left, place_idx, width);
+      left[place_idx].ranks = before;
       sets_.pop_back();
-      std::swap(left[kind_idx], rest);
     }
   }
 
@@ -197,21 +202,7 @@ class BruteForce {
     SiteLayout layout;
     layout.slices_optimizer = traits.optimizer_share < 1;
     for (size_t i = 0; i < pipelines.size(); ++i) {
-      SiteLayout::Pipeline pipeline{chosen[i]->shape, {}};
-      for (const StageChoice& stage : pipeline.shape.stages) {
-        // The ranks of a set of this kind and width that no stage before has.
-        for (const Set& set : pipelines[i]) {
-          const bool is_taken =
-              std::ranges::find(pipeline.ranks, set.ranks) != pipeline.ranks.end();
-          if (is_taken || set.kind_idx != stage.kind_idx ||
-              static_cast<int64_t>(set.ranks.size()) != stage.shape.width) {
-            continue;
-          }
-          pipeline.ranks.push_back(set.ranks);
-          break;
-        }
-      }
-      layout.pipelines.push_back(std::move(pipeline));
+      layout.pipelines.push_back({chosen[i]->shape, chosen[i]->ranks});
     }
     SiteRun run = site_run(problem_, layout, shares);
     for (size_t i = 0; i < chosen.size(); ++i) {
@@ -220,7 +211,9 @@ class BruteForce {
     const double step_s = simulate_site(run).step_s;
     if (step_s >= best_s_) return;
     best_s_ = step_s;
-    best_ = describe(layout, shares);
+    std::vector<int64_t> sizes;
+    for (const Choice* choice : chosen) sizes.push_back(choice->microbatch);
+    best_ = describe(layout, shares, sizes);
   }
 
   /// In order of time.
@@ -235,8 +228,10 @@ class BruteForce {
     std::stable_sort(order.begin(), order.end());
     do {
       std::vector<StageChoice> stages;
+      ranks_.clear();
       for (const Set& set : order) {
         stages.push_back({set.kind_idx, {.width = static_cast<int64_t>(set.ranks.size())}});
+        ranks_.push_back(set.ranks);
       }
       stages.front().shape.has_embedding = true;
       stages.back().shape.has_head = true;
@@ -275,7 +270,7 @@ class BruteForce {
     const int64_t most = std::min(share, problem_.train.microbatch_sequences);
     for (int64_t microbatch = 1; microbatch <= most; ++microbatch) {
       if (!fits(problem_, stages, microbatch, traits)) return;
-      Choice choice{finish_shape(problem_, stages, microbatch, traits), microbatch, 0};
+      Choice choice{finish_shape(problem_, stages, microbatch, traits), ranks_, microbatch, 0};
       const PipelineTime time =
           simulate_pipeline({choice.shape.costs, cut_microbatches(share, microbatch)});
       double update_s = 0;
@@ -289,6 +284,7 @@ class BruteForce {
 
   const SiteProblem& problem_;  // outlives this
   std::vector<Set> sets_;
+  std::vector<std::vector<int>> ranks_;  // of the stages looked at, in their order
   std::map<std::pair<size_t, int64_t>, std::vector<Choice>> choices_;
   double best_s_ = std::numeric_limits<double>::infinity();
   std::string best_;
@@ -353,13 +349,23 @@ SiteProblem random_site(uint64_t seed) {
   return make_problem(devices, sizes, train, whole_between(random, num_devices, 10));
 }
 
-std::vector<int64_t> shares_of(const SiteProblem& problem, SiteLayout layout) {
-  std::vector<Pace> paces;
-  for (const SiteLayout::Pipeline& pipeline : layout.pipelines)
-    paces.push_back(pipeline.shape.pace);
-  Balance balance = balance_batch(paces, {.asked = problem.batch, .is_fixed = true});
-  settle_shares(problem, layout, balance.sequences);
-  return balance.sequences;
+/// The layout as a plan carries it out, with its shares.
+struct CarriedOut {
+  SiteLayout layout;
+  std::vector<int64_t> shares, sizes;
+  double step_s = 0;
+};
+CarriedOut carry_out(const SiteProblem& problem, const SiteLayout& layout) {
+  PlannedSite planned{problem, layout};
+  CarriedOut out;
+  out.shares = balance_batch(planned.paces(), {.asked = problem.batch, .is_fixed = true}).sequences;
+  settle_shares(problem, planned.layout, out.shares);
+  out.step_s = simulate_site(site_run(problem, planned.layout, out.shares)).step_s;
+  for (size_t i = 0; i < out.shares.size(); ++i) {
+    out.sizes.push_back(microbatch_for(planned.layout, i, out.shares[i]));
+  }
+  out.layout = std::move(planned.layout);
+  return out;
 }
 
 /// Of so many seeds from first on.
@@ -377,12 +383,14 @@ void compare(uint64_t first, int64_t count) {
     CHECK(std::isfinite(found_s) == std::isfinite(best_s));
     if (!layout) continue;
     num_found += 1;
-    worst = std::max(worst, found_s / best_s - 1);
-    CHECK_MESSAGE(found_s <= 1.01 * best_s,
-                  fmt::format("seed {}: found {:.6f} ({}), best {:.6f} ({})",
+    const CarriedOut carried = carry_out(problem, *layout);
+    worst = std::max({worst, found_s / best_s - 1, carried.step_s / best_s - 1});
+    CHECK_MESSAGE(std::max(found_s, carried.step_s) <= 1.01 * best_s,
+                  fmt::format("seed {}: found {:.6f}, carried out {:.6f} ({}), best {:.6f} ({})",
                               seed,
                               found_s,
-                              BruteForce::describe(*layout, shares_of(problem, *layout)),
+                              carried.step_s,
+                              BruteForce::describe(carried.layout, carried.shares, carried.sizes),
                               best_s,
                               brute.best()));
   }
@@ -394,9 +402,9 @@ void compare(uint64_t first, int64_t count) {
 }
 
 TEST_CASE("on small sites no plan is a hundredth better than the one found") {
-  // PELAGO_SMALL_SITES=200 looks at as many as the release is judged by.
+  // PELAGO_SMALL_SITES=1000 looks at more than the release is judged by.
   const char* asked = std::getenv("PELAGO_SMALL_SITES");
-  compare(1, asked != nullptr ? std::atoll(asked) : 20);
+  compare(1, asked != nullptr ? std::atoll(asked) : 200);
 }
 
 }  // namespace

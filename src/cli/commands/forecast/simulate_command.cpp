@@ -84,7 +84,7 @@ void run_planned(const SimulateArguments& arguments, const Globals& globals) {
   if (!arguments.profiles.empty()) {
     probe = get_layer_times(setup, arguments.profiles);
   } else if (!arguments.probe.empty()) {
-    probe = get_probe(setup, arguments.probe, /*no_probe=*/false);
+    probe = get_probe(setup, {arguments.probe}, /*no_probe=*/false);
   } else if (arguments.plan.empty()) {
     setup.notes.push_back(
         "the chips' pace is the catalogue's; --probe probe.json takes a measured one");

@@ -15,8 +15,8 @@ namespace pelago::cli {
 namespace {
 
 struct PlanArguments {
-  std::string job, fleet, probe, out;
-  std::vector<std::string> overrides, profiles;
+  std::string job, fleet, out;
+  std::vector<std::string> overrides, probes, profiles;
   std::string objective;
   std::vector<std::string> keep_free;
   double max_watts = 0, deadline_hours = 0;
@@ -94,17 +94,13 @@ void run_plan(const PlanArguments& arguments, const Globals& globals) {
                            measures || arguments.compare ? Dataset::kNeeded : Dataset::kMayLack);
   const std::optional<plan::Probe> probe =
       arguments.profiles.empty()
-          ? get_probe(setup, arguments.probe, arguments.no_probe)
+          ? get_probe(setup, arguments.probes, arguments.no_probe)
           : std::optional<plan::Probe>(get_layer_times(setup, arguments.profiles));
-  auto [fleet, plan, left_free] = plan::choose_devices(
+  auto [fleet, plan, left_free, num_plans] = plan::choose_devices(
       setup.job, setup.fleet, setup.catalogue, probe ? &*probe : nullptr, host_cores());
   if (!left_free.empty()) {
     plan.warnings.push_back(
-        fmt::format("for {} this plan leaves free {}: to train by it, take "
-                    "them out of {}",
-                    setup.job.aim.objective,
-                    left_free,
-                    arguments.fleet));
+        fmt::format("for {} this plan leaves free {}", setup.job.aim.objective, left_free));
   }
   plan.warnings.insert(plan.warnings.end(), setup.notes.begin(), setup.notes.end());
   if (!arguments.out.empty()) write_file(arguments.out, plan::to_json(plan));
@@ -145,9 +141,12 @@ void add_plan(CLI::App& app, Globals& globals) {
       "\nplan.json may be edited and carried out: pelago train --plan plan.json\n");
   command->add_option("job", arguments->job, "job.toml")->required();
   command->add_option("--fleet", arguments->fleet, "fleet.toml")->required();
-  command->add_option("--probe",
-                      arguments->probe,
-                      "probe.json of `pelago probe`; else the devices are measured now");
+  command
+      ->add_option("--probe",
+                   arguments->probes,
+                   "probe.json of `pelago probe`, once for each host; else the devices are "
+                   "measured now")
+      ->allow_extra_args(false);
   command->add_flag(
       "--no-probe", arguments->no_probe, "measure nothing: speeds come from the catalogue");
   command

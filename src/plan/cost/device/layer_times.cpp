@@ -292,17 +292,16 @@ LayerTimes read_layer_times(const std::vector<std::string>& sources,
                    name.empty() ? "NAME" : name,
                    fmt::join(names, ", "));
       }
-      const auto [known, is_new] = name_of_device.try_emplace(device.device, *by_alias);
-      if (!is_new && known->second != *by_alias) {
-        fail_usage("{} is a {} in one site and a {} in another: give one of them other numbers",
-                   device.device,
-                   known->second,
-                   *by_alias);
+      // Where one site's "cuda:0" is of another kind than a site's before it, it has its own entry.
+      std::string key = device.device;
+      const auto known = name_of_device.find(key);
+      if (known != name_of_device.end() && known->second != *by_alias) {
+        key = fmt::format("{}/{}/{}", site.name, device.node, device.device);
       }
-      if (!is_new) continue;
+      if (!name_of_device.try_emplace(key, *by_alias).second) continue;
       DeviceProfile profile = profile_of_layers(chips.at(*by_alias), job);
       profile.device = device.device;
-      layers.probe.devices[device.device] = std::move(profile);
+      layers.probe.devices[key] = std::move(profile);
     }
   }
   return layers;

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "plan/cost/device/links.h"
 #include "plan/cost/device/operators.h"
+#include "plan/cost/device/profile_key.h"
 
 namespace pelago::plan {
 
@@ -125,7 +126,8 @@ void refuse_wrong_dtype(const JobConfig& job,
   fail_usage("{} has no bf16: set train.dtype = \"auto\" (is \"bf16\")", device.device);
 }
 
-DeviceProfile profile_device(const FleetDevice& device,
+DeviceProfile profile_device(const std::string& site,
+                             const FleetDevice& device,
                              const JobConfig& job,
                              const FleetConfig& fleet,
                              const chips::Catalogue& catalogue,
@@ -136,11 +138,13 @@ DeviceProfile profile_device(const FleetDevice& device,
   const double slowdown = is_emulated(device.device) ? fleet.emulation_slowdown : 1.0;
   DeviceProfile profile;
   if (probe != nullptr) {
-    const auto found = probe->devices.find(device.device);
-    if (found == probe->devices.end()) {
-      fail_usage("the probe has no figures for {}; run `pelago probe` again", device.device);
+    const DeviceProfile* measured = find_profile(probe->devices, site, device.node, device.device);
+    if (measured == nullptr) {
+      fail_usage("the probe has no figures for {} of site \"{}\"; run `pelago probe` again",
+                 device.device,
+                 site);
     }
-    profile = found->second;
+    profile = *measured;
     if (profile.dtype.empty()) profile.dtype = dtype_of(job, chip);
   } else if (chip == nullptr && device.device != "cpu") {
     fail_usage(

@@ -13,10 +13,12 @@ namespace pelago::plan {
 /// The chip behind a device; null for a processor and for a real device of unknown kind.
 const chips::Chip* find_chip(const FleetDevice& device, const chips::Catalogue& catalogue);
 
-/// num_cards: of its kind in its node. From the probe if there is one, else from the catalogue,
-/// times the slowdown for what is emulated. Throws Failure (exit 2): the probe lacks the device; no
-/// probe, and the device's chip is not known; a dtype that the chip does not have.
-DeviceProfile profile_device(const FleetDevice& device,
+/// site: the device's. num_cards: of its kind in its node. From the probe if there is one, else
+/// from the catalogue, times the slowdown for what is emulated. Throws Failure (exit 2): the probe
+/// lacks the device; no probe, and the device's chip is not known; a dtype that the chip does not
+/// have.
+DeviceProfile profile_device(const std::string& site,
+                             const FleetDevice& device,
                              const JobConfig& job,
                              const FleetConfig& fleet,
                              const chips::Catalogue& catalogue,

@@ -91,7 +91,7 @@ void fill_joint(const JointLayout& joint,
     site.name = from.name;
     site.listen = from.listen;
     for (const FleetDevice& device : from.devices) {
-      site.devices.push_back(device_plan(device, fleet, catalogue, plan));
+      site.devices.push_back(device_plan(site.name, device, fleet, catalogue, plan));
     }
     all.devices.insert(all.devices.end(), site.devices.begin(), site.devices.end());
     plan.sites.push_back(std::move(site));

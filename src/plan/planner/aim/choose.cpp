@@ -1,13 +1,18 @@
 #include "plan/planner/aim/choose.h"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 #include <map>
 #include <optional>
 
 #include "base/error.h"
 #include "plan/cost/device/profile.h"
+#include "plan/planner/aim/allowance.h"
+#include "plan/planner/aim/climb.h"
+#include "plan/planner/aim/part_of_fleet.h"
 #include "plan/planner/explain/explain.h"
+#include "plan/planner/figures/figures.h"
+#include "plan/planner/search/balance.h"
 
 namespace pelago::plan {
 
@@ -16,81 +21,10 @@ namespace {
 constexpr int64_t kFleetsAll = 400;    // so many fleets are all planned...
 constexpr int64_t kDevicesFew = 24;    // ... if no more devices are in them
 constexpr int64_t kNumbersTried = 9;   // of a kind, where there are more; with many devices:
-constexpr int64_t kNumbersOfMany = 5;  // each plan takes a second or two then
+constexpr int64_t kNumbersOfMany = 5;  // each plan takes a second or so then
 constexpr int64_t kDevicesMany = 64;
-
-/// Devices of one site that are alike in all that a plan can tell apart.
-struct Group {
-  size_t site_idx = 0;
-  std::string chip;                    // catalogue id, profile's name, or "cpu"
-  std::string name;                    // for people
-  std::vector<size_t> devices;         // whole nodes side by side
-  int64_t node_size = 1;               // of the fullest
-  double power_w = 0, price_hour = 0;  // of one
-  int64_t count() const { return static_cast<int64_t>(devices.size()); }
-};
-using Counts = std::vector<int64_t>;  // by group
-
-std::vector<Group> groups_of(const FleetConfig& fleet, const chips::Catalogue& catalogue) {
-  std::vector<Group> groups;
-  for (size_t site_idx = 0; site_idx < fleet.sites.size(); ++site_idx) {
-    std::map<std::string, size_t> known;
-    std::map<std::pair<size_t, std::string>, int64_t> in_node;
-    const std::vector<FleetDevice>& devices = fleet.sites[site_idx].devices;
-    for (size_t i = 0; i < devices.size(); ++i) {
-      const FleetDevice& device = devices[i];
-      const std::string kind = kind_of_device(device.device);
-      const std::string key = fmt::format("{} {} {} {} {} {} {}",
-                                          kind,
-                                          device.chip,
-                                          device.profile,
-                                          device.memory_gib,
-                                          device.power_w,
-                                          device.price_hour,
-                                          device.device == "cpu" ? device.cores.size() : 0);
-      const auto [found, is_new] = known.try_emplace(key, groups.size());
-      if (is_new) {
-        const chips::Chip* chip = find_chip(device, catalogue);
-        Group group;
-        group.site_idx = site_idx;
-        group.chip = !device.chip.empty()     ? device.chip
-                     : device.profile.empty() ? kind
-                                              : device.profile;
-        group.name = chip == nullptr ? group.chip : chip->name;
-        group.power_w = device_power_w(device, catalogue);
-        group.price_hour = device.price_hour;
-        groups.push_back(std::move(group));
-      }
-      Group& group = groups[found->second];
-      group.devices.push_back(i);
-      group.node_size = std::max(group.node_size, ++in_node[{found->second, device.node}]);
-    }
-  }
-  for (Group& group : groups) {
-    const std::vector<FleetDevice>& devices = fleet.sites[group.site_idx].devices;
-    std::map<std::string, size_t> first_of_node;
-    for (const size_t i : group.devices) first_of_node.try_emplace(devices[i].node, i);
-    std::ranges::stable_sort(group.devices, [&](size_t a, size_t b) {
-      return first_of_node.at(devices[a].node) < first_of_node.at(devices[b].node);
-    });
-  }
-  return groups;
-}
-
-/// What one fleet is worth: no limit broken first, then the objective.
-struct Worth {
-  double excess = 0;     // by how much limits are broken, relatively; 0: kept
-  double objective = 0;  // in the aim's unit
-  double tokens_s = 0;
-  bool is_better_than(const Worth& other) const {
-    constexpr double kSame = 1e-9;
-    if (excess != other.excess) return excess < other.excess;
-    if (std::abs(objective - other.objective) > kSame * std::max(objective, other.objective)) {
-      return objective > other.objective;
-    }
-    return tokens_s > other.tokens_s * (1 + kSame);
-  }
-};
+constexpr int64_t kPlansMax = 60;     // of fleets that are not all planned...
+constexpr int64_t kPlansOfMany = 32;  // ... and where devices are many
 
 class Chooser {
  public:
@@ -115,8 +49,11 @@ class Chooser {
     if (worth.excess > 0) refuse(best, worth);
     ChosenFleet chosen;
     chosen.fleet = fleet_of(best);
-    chosen.plan = make_plan(job_, chosen.fleet, catalogue_, probe_, host_cores_);
-    chosen.left_free = left_free(best);
+    chosen.plan = best_ && best_->counts == best
+                      ? std::move(best_->plan)
+                      : make_plan(job_, chosen.fleet, catalogue_, probe_, host_cores_);
+    chosen.num_plans = num_plans_;
+    chosen.left_free = left_free(fleet_, chosen.fleet, catalogue_);
     return chosen;
   }
 
@@ -193,7 +130,8 @@ class Chooser {
       num_fleets *= static_cast<double>(group.count() + 1);
     }
     const Counts all = whole();
-    if (num_fleets > static_cast<double>(kFleetsAll) || num_devices_ > kDevicesFew) return climb();
+    if (num_fleets > static_cast<double>(kFleetsAll) || num_devices_ > kDevicesFew)
+      return climb_up();
     Counts best = all, counts = all;
     while (true) {
       if (worth_of(counts).is_better_than(worth_of(best))) best = counts;
@@ -207,27 +145,67 @@ class Chooser {
     }
   }
 
-  /// One number at a time, until none helps.
-  Counts climb() {
-    Counts best = whole();
-    for (size_t i = 0; i < groups_.size() && groups_.size() > 1; ++i) {
-      Counts alone(groups_.size(), 0);
-      alone[i] = groups_[i].count();
-      if (worth_of(alone).is_better_than(worth_of(best))) best = alone;
-    }
-    for (bool is_changed = true; is_changed;) {
-      is_changed = false;
-      for (size_t i = 0; i < groups_.size(); ++i) {
-        for (const int64_t number : numbers_of(groups_[i], false)) {
-          Counts other = best;
-          other[i] = number;
-          if (!worth_of(other).is_better_than(worth_of(best))) continue;
-          best = std::move(other);
-          is_changed = true;
-        }
+  Counts climb_up() {
+    ClimbTerms terms;
+    terms.device_tokens_s = device_tokens_s();
+    const Allowance allowance(groups_, job_.aim, keep_free_, terms.device_tokens_s);
+    terms.whole = whole();
+    terms.starts = allowance.starts();
+    terms.numbers = [&](size_t i, int64_t has) {
+      std::vector<int64_t> numbers = numbers_of(groups_[i], false);
+      const int64_t step = num_devices_ > kDevicesMany ? groups_[i].node_size : 1;
+      for (const int64_t near : {has + step, has - step, has - 2 * step}) {
+        if (near >= 0 && near <= groups_[i].count()) numbers.push_back(near);
       }
+      return numbers;
+    };
+    terms.fill = [&](const Counts& counts, size_t but) { return allowance.filled(counts, but); };
+    terms.least_excess = [&](const Counts& counts) {
+      return least_excess_of(counts, allowance.bound_tokens_s(counts));
+    };
+    terms.bound = [&](const Counts& counts) {
+      return objective_of(allowance.bound_tokens_s(counts), counts);
+    };
+    terms.worth = [&](const Counts& counts) -> const Worth& { return worth_of(counts); };
+    terms.plans_max = num_devices_ > kDevicesMany ? kPlansOfMany : kPlansMax;
+    return climb(terms);
+  }
+
+  /// What each device could do at best, by group.
+  std::vector<double> device_tokens_s() const {
+    double ends = std::numeric_limits<double>::infinity();
+    std::vector<double> rates;
+    for (const Group& group : groups_) {
+      const FleetSite& site = fleet_.sites[group.site_idx];
+      const DeviceProfile profile = profile_device(site.name,
+                                                   site.devices[group.devices.front()],
+                                                   job_,
+                                                   fleet_,
+                                                   catalogue_,
+                                                   probe_,
+                                                   static_cast<int>(group.node_size));
+      const DeviceBound bound = bound_of_device(profile, job_);
+      ends = std::min(ends, bound.ends);
+      rates.push_back(bound.blocks_s * static_cast<double>(job_.data.sequence_length));
     }
-    return best;
+    const double blocks = static_cast<double>(job_.model.num_hidden_layers) + ends;
+    for (double& tokens_s : rates) tokens_s /= blocks;
+    return rates;
+  }
+
+  /// Limits, those on time as if all devices computed all the time.
+  double least_excess_of(const Counts& counts, double tokens_s) const {
+    constexpr double kNoPlan = 1e9;
+    if (tokens_s == 0) return kNoPlan;
+    double excess = excess_of(counts);
+    if (job_.aim.deadline_hours > 0) {
+      const TrainConfig& train = job_.train;
+      const BatchRange range{.asked = train.batch_sequences, .is_fixed = train.exact_batch};
+      const double tokens = static_cast<double>(train.steps) *
+                            static_cast<double>(range.lo() * job_.data.sequence_length);
+      excess += std::max(0.0, tokens / tokens_s / 3600 / job_.aim.deadline_hours - 1);
+    }
+    return excess;
   }
 
   Counts whole() const {
@@ -272,10 +250,12 @@ class Chooser {
     // How much too many is known without a plan.
     if (worth.excess > 0) return worth;
     try {
-      const Plan plan = make_plan(job_, fleet_of(counts), catalogue_, probe_, host_cores_);
+      num_plans_ += 1;
+      Plan plan = make_plan(job_, fleet_of(counts), catalogue_, probe_, host_cores_);
       worth.tokens_s = tokens_s_with_lines(plan);
-      worth.objective = objective_of(plan, counts, worth.tokens_s);
+      worth.objective = objective_of(worth.tokens_s, counts);
       worth.excess += lateness_of(plan, worth.tokens_s);
+      if (!best_ || worth.is_better_than(best_->worth)) best_ = {counts, worth, std::move(plan)};
     } catch (const Failure&) {
       // The whole fleet's own refusal is the one to tell.
       if (counts == whole()) throw;
@@ -284,10 +264,14 @@ class Chooser {
     return worth;
   }
 
-  double objective_of(const Plan& plan, const Counts& counts, double tokens_s) const {
+  double objective_of(double tokens_s, const Counts& counts) const {
     if (job_.aim.objective == "tokens/joule") return tokens_s / watts_of(counts);
-    if (job_.aim.objective == "tokens/price") return tokens_s * 3600 / plan.predicted_price_hour;
-    return tokens_s;
+    if (job_.aim.objective != "tokens/price") return tokens_s;
+    double price_hour = 0;
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      price_hour += static_cast<double>(counts[i]) * groups_[i].price_hour;
+    }
+    return tokens_s * 3600 / price_hour;
   }
 
   double hours_of(const Plan& plan, double tokens_s) const {
@@ -326,21 +310,6 @@ class Chooser {
     return fleet;
   }
 
-  std::string left_free(const Counts& counts) const {
-    std::string text;
-    for (size_t i = 0; i < groups_.size(); ++i) {
-      const Group& group = groups_[i];
-      if (counts[i] == group.count()) continue;
-      text += fmt::format("{}{} of {} {} in site {}",
-                          text.empty() ? "" : ", ",
-                          group.count() - counts[i],
-                          group.count(),
-                          group.name,
-                          fleet_.sites[group.site_idx].name);
-    }
-    return text;
-  }
-
   [[noreturn]] void refuse(const Counts& nearest, const Worth& worth) const {
     const AimConfig& aim = job_.aim;
     if (worth.tokens_s > 0) {
@@ -363,12 +332,13 @@ class Chooser {
     if (!aim.keep_free.empty()) {
       limits += fmt::format(" plan.keep_free = {}", fmt::join(aim.keep_free, ", "));
     }
+    const std::string free = left_free(fleet_, fleet_of(nearest), catalogue_);
     fail_usage(
         "no part of the fleet that keeps{} can hold and train this model; the nearest that "
         "was tried draws {:g} W{}",
         limits,
         watts_of(nearest),
-        left_free(nearest).empty() ? "" : " and leaves free " + left_free(nearest));
+        free.empty() ? "" : " and leaves free " + free);
   }
 
   const JobConfig& job_;  // these outlive this
@@ -380,6 +350,13 @@ class Chooser {
   int64_t num_devices_ = 0;
   std::map<std::string, int64_t> keep_free_;  // by chip
   std::map<Counts, Worth> known_;
+  struct Planned {
+    Counts counts;
+    Worth worth;
+    Plan plan;
+  };
+  std::optional<Planned> best_;  // of all planned so far
+  int64_t num_plans_ = 0;
 };
 
 }  // namespace
@@ -390,7 +367,7 @@ ChosenFleet choose_devices(const JobConfig& job,
                            const Probe* probe,
                            double host_cores) {
   if (job.aim.is_plain()) {
-    return {fleet, make_plan(job, fleet, catalogue, probe, host_cores), ""};
+    return {fleet, make_plan(job, fleet, catalogue, probe, host_cores), "", 1};
   }
   return Chooser(job, fleet, catalogue, probe, host_cores).choose();
 }

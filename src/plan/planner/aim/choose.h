@@ -1,7 +1,7 @@
 // Which devices of a fleet to use. The fastest plan takes all of them; one that is to spare energy
 // or money, or may draw only so much, leaves some free. Fleets of fewer devices are planned, each
-// kind of each site by number, whole nodes first: of few devices all such fleets, of many those
-// that changing one number at a time leads to, from the whole fleet and from each kind alone.
+// kind of each site by number, whole nodes first: of few devices all such fleets, of many some
+// thirty (climb.h).
 #pragma once
 
 #include <string>
@@ -13,7 +13,8 @@ namespace pelago::plan {
 struct ChosenFleet {
   FleetConfig fleet;
   Plan plan;              // of that fleet
-  std::string left_free;  // "2 of 4 A100 80GB SXM in site a"; empty: nothing is
+  std::string left_free;  // part_of_fleet.h has the words; empty: nothing is
+  int64_t num_plans = 0;  // that were made to find it
 };
 
 /// By job.aim; its objective counts what sites wait for their lines. The same input gives the same

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "plan/across/joint.h"
 #include "plan/cost/device/profile.h"
+#include "plan/cost/device/profile_key.h"
 #include "plan/cost/plan_costs.h"
 #include "plan/record.h"
 
@@ -77,9 +78,10 @@ void add_chips(const FleetDevice& like, size_t site_idx, Case& one) {
     if (!runs_on_host(like.device)) {
       added.device = fmt::format("{}:{}", kind_of_device(like.device), highest + 1 + i);
     }
-    if (one.probe && one.probe->devices.contains(like.device)) {
-      const DeviceProfile profile = one.probe->devices.at(like.device);
-      one.probe->devices[added.device] = profile;
+    const DeviceProfile* profile =
+        one.probe ? find_profile(one.probe->devices, site.name, like.node, like.device) : nullptr;
+    if (profile != nullptr) {
+      one.probe->devices[fmt::format("{}/{}", site.name, added.device)] = DeviceProfile(*profile);
     }
     site.devices.push_back(std::move(added));
   }

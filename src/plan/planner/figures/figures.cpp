@@ -109,17 +109,23 @@ void fill_interval(const JobConfig& job, Plan& plan) {
 
 }  // namespace
 
+DeviceBound bound_of_device(const DeviceProfile& profile, const JobConfig& job) {
+  const auto microbatch = static_cast<double>(job.train.microbatch_sequences);
+  return {.blocks_s = 1 / least_block_s(profile, microbatch),
+          .ends = ends_in_blocks(profile, microbatch)};
+}
+
 double bound_sequences_s(const std::vector<std::vector<SiteDevice>>& sites,
                          const JobConfig& job,
                          int64_t batch) {
-  const auto microbatch = static_cast<double>(job.train.microbatch_sequences);
   double blocks_s = 0;  // blocks of a sequence that all devices do in a second
   double ends = std::numeric_limits<double>::infinity();
   double update_s = std::numeric_limits<double>::infinity();
   for (const std::vector<SiteDevice>& site : sites) {
     for (const SiteDevice& device : site) {
-      blocks_s += 1 / least_block_s(device.profile, microbatch);
-      ends = std::min(ends, ends_in_blocks(device.profile, microbatch));
+      const DeviceBound bound = bound_of_device(device.profile, job);
+      blocks_s += bound.blocks_s;
+      ends = std::min(ends, bound.ends);
       update_s = std::min(update_s, device.profile.update_s);
     }
   }

@@ -8,6 +8,13 @@
 
 namespace pelago::plan {
 
+/// What one device could do if it computed all the time, in the largest microbatches.
+struct DeviceBound {
+  double blocks_s = 0;  // blocks of a sequence in a second, both ways
+  double ends = 0;      // what a pipeline of it does besides its blocks, in blocks
+};
+DeviceBound bound_of_device(const DeviceProfile& profile, const JobConfig& job);
+
 /// Sequences a second that no plan of these devices reaches with this batch, by the same costs: all
 /// of them compute all the time in the largest microbatches, nobody waits for anybody, and an
 /// update takes no longer than its fixed part; nor is a step shorter than one sequence's way

@@ -134,8 +134,49 @@ int64_t best_depth(ShapeBook& book, const Composition& sets, size_t kind_idx) {
   return best;
 }
 
+/// The mixed composition as often as it goes, but `fewer` times; then each kind alone.
+std::vector<LayoutPart> fill_in_bulk(const Composition& mixed,
+                                     int64_t fewer,
+                                     const std::vector<int64_t>& depths,
+                                     Composition& left) {
+  std::vector<LayoutPart> parts;
+  if (!mixed.empty()) {
+    int64_t count = INT64_MAX;
+    for (size_t kind = 0; kind < left.size(); ++kind) {
+      if (mixed[kind] > 0) count = std::min(count, left[kind] / mixed[kind]);
+    }
+    count -= fewer;
+    for (size_t kind = 0; kind < left.size(); ++kind) left[kind] -= count * mixed[kind];
+    if (count > 0) parts.push_back({mixed, count});
+  }
+  for (size_t kind = 0; kind < left.size(); ++kind) {
+    if (depths[kind] == 0 || left[kind] < depths[kind]) continue;
+    parts.push_back({alone(left.size(), kind, depths[kind]), left[kind] / depths[kind]});
+    left[kind] %= depths[kind];
+  }
+  return parts;
+}
+
+/// Whether a layout with this composition can have so many pipelines at all.
+bool can_have_pipelines(const Composition& mixed,
+                        int64_t num_pipelines_min,
+                        const std::vector<int64_t>& depths,
+                        const Composition& sets) {
+  if (num_pipelines_min <= 1) return true;
+  for (const int64_t fewer : {0, 1}) {
+    Composition left = sets;
+    int64_t count = num_stages(left) > 0 ? 1 : 0;  // the remainders may become a pipeline
+    for (const LayoutPart& part : fill_in_bulk(mixed, fewer, depths, left)) count += part.count;
+    if (count >= num_pipelines_min) return true;
+  }
+  return false;
+}
+
 /// Compositions of several kinds on a grid that grows coarser.
-std::vector<Composition> mixed_compositions(ShapeBook& book, const Composition& sets) {
+std::vector<Composition> mixed_compositions(ShapeBook& book,
+                                            const Composition& sets,
+                                            int64_t num_pipelines_min,
+                                            const std::vector<int64_t>& depths) {
   const std::vector<int64_t> grid =
       sets.size() <= 2 ? std::vector<int64_t>{0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48}
                        : std::vector<int64_t>{0, 1, 2, 4, 8, 16, 32};
@@ -145,7 +186,11 @@ std::vector<Composition> mixed_compositions(ShapeBook& book, const Composition& 
     if (kind == sets.size()) {
       const auto num_kinds = std::count_if(
           composition.begin(), composition.end(), [](int64_t count) { return count > 0; });
-      if (num_kinds > 1 && works(book, composition, sets)) mixed.push_back(composition);
+      // Shapes cost more than counting: first what they would be for.
+      if (num_kinds > 1 && can_have_pipelines(composition, num_pipelines_min, depths, sets) &&
+          works(book, composition, sets)) {
+        mixed.push_back(composition);
+      }
       return;
     }
     for (const int64_t count : grid) {
@@ -181,29 +226,6 @@ bool add_remainder(ShapeBook& book,
   return false;
 }
 
-/// The mixed composition as often as it goes, but `fewer` times; then each kind alone.
-std::vector<LayoutPart> fill_in_bulk(const Composition& mixed,
-                                     int64_t fewer,
-                                     const std::vector<int64_t>& depths,
-                                     Composition& left) {
-  std::vector<LayoutPart> parts;
-  if (!mixed.empty()) {
-    int64_t count = INT64_MAX;
-    for (size_t kind = 0; kind < left.size(); ++kind) {
-      if (mixed[kind] > 0) count = std::min(count, left[kind] / mixed[kind]);
-    }
-    count -= fewer;
-    for (size_t kind = 0; kind < left.size(); ++kind) left[kind] -= count * mixed[kind];
-    if (count > 0) parts.push_back({mixed, count});
-  }
-  for (size_t kind = 0; kind < left.size(); ++kind) {
-    if (depths[kind] == 0 || left[kind] < depths[kind]) continue;
-    parts.push_back({alone(left.size(), kind, depths[kind]), left[kind] / depths[kind]});
-    left[kind] %= depths[kind];
-  }
-  return parts;
-}
-
 }  // namespace
 
 bool visit_all_layouts(ShapeBook& book,
@@ -213,10 +235,13 @@ bool visit_all_layouts(ShapeBook& book,
   return Partitions(book, sets, most, visit).run();
 }
 
-void visit_bulk_layouts(ShapeBook& book, const Composition& sets, const VisitLayout& visit) {
+void visit_bulk_layouts(ShapeBook& book,
+                        const Composition& sets,
+                        int64_t num_pipelines_min,
+                        const VisitLayout& visit) {
   std::vector<int64_t> depths;
   for (size_t kind = 0; kind < sets.size(); ++kind) depths.push_back(best_depth(book, sets, kind));
-  std::vector<Composition> mixed = mixed_compositions(book, sets);
+  std::vector<Composition> mixed = mixed_compositions(book, sets, num_pipelines_min, depths);
   mixed.emplace_back();  // none
   for (const Composition& composition : mixed) {
     // With one pipeline fewer, what is left may make better ones.

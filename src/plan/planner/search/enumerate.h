@@ -17,7 +17,11 @@ bool visit_all_layouts(ShapeBook& book,
                        const VisitLayout& visit);
 
 /// Layouts of many devices: a mixed composition as often as it goes, or none, and each kind's rest
-/// alone in its best pipelines, remainders joined to one of them.
-void visit_bulk_layouts(ShapeBook& book, const Composition& sets, const VisitLayout& visit);
+/// alone in its best pipelines, remainders joined to one of them; those of fewer than
+/// num_pipelines_min pipelines may be left out.
+void visit_bulk_layouts(ShapeBook& book,
+                        const Composition& sets,
+                        int64_t num_pipelines_min,
+                        const VisitLayout& visit);
 
 }  // namespace pelago::plan

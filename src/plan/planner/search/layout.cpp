@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <queue>
+#include <span>
 
 #include "plan/planner/reduction.h"
 #include "plan/planner/search/enumerate.h"
@@ -37,56 +38,92 @@ double handicap(const Layout& layout) {
   return share + (layout.slices_optimizer ? 0.002 : 0);
 }
 
-/// Sequences that a pipeline ends within this time, in any of its shapes; at least one.
-double sequences_within(const std::vector<PipelineShape>& shapes, double seconds) {
-  double most = 1;
-  for (const PipelineShape& shape : shapes) {
-    const auto microbatch = static_cast<double>(shape.pace.microbatch_max);
-    const double first_s = shape.pace.latency.at(microbatch) + shape.pace.step_s;
-    const double sequences =
-        seconds >= first_s
-            ? microbatch * (1 + (seconds - first_s) / shape.pace.period_s(microbatch))
-            : (seconds - shape.pace.step_s - shape.pace.latency.fixed_s) /
-                  shape.pace.latency.sequence_s;
-    most = std::max(most, sequences);
-  }
-  return most;
-}
+/// What one shape's pace says of many microbatches of its largest size.
+struct Filling {
+  double microbatch = 1;
+  double first_s = 0;  // until the first one has left, the optimizer included
+  double period_s = 0;
+  double step_s = 0, fixed_s = 0;  // of first_s, whatever the microbatch
+  double sequence_s = 0;
+};
 
-std::optional<Estimate> estimate(ShapeBook& book, const std::vector<LayoutPart>& parts) {
+/// The shapes of one part of a layout, for a search that asks often.
+struct PartPace {
+  double count = 0;
+  const std::vector<PipelineShape>* shapes = nullptr;
+  std::vector<Filling> fillings;
+
+  PartPace(const LayoutPart& part, const std::vector<PipelineShape>& all)
+      : count(static_cast<double>(part.count)), shapes(&all) {
+    fillings.reserve(all.size());
+    for (const PipelineShape& shape : all) {
+      const Pace& pace = shape.pace;
+      const auto microbatch = static_cast<double>(pace.microbatch_max);
+      fillings.push_back({.microbatch = microbatch,
+                          .first_s = pace.latency.at(microbatch) + pace.step_s,
+                          .period_s = pace.period_s(microbatch),
+                          .step_s = pace.step_s,
+                          .fixed_s = pace.latency.fixed_s,
+                          .sequence_s = pace.latency.sequence_s});
+    }
+  }
+
+  /// Sequences that one pipeline ends within this time, in any of its shapes; at least one.
+  double sequences_within(double seconds) const {
+    double most = 1;
+    for (const Filling& one : fillings) {
+      const double sequences = seconds >= one.first_s
+                                   ? one.microbatch * (1 + (seconds - one.first_s) / one.period_s)
+                                   : (seconds - one.step_s - one.fixed_s) / one.sequence_s;
+      most = std::max(most, sequences);
+    }
+    return most;
+  }
+};
+
+/// None if there are more pipelines than sequences, or its rate is below least_rate for sure.
+std::optional<Estimate> estimate(ShapeBook& book,
+                                 const std::vector<LayoutPart>& parts,
+                                 double least_rate) {
   const SiteProblem& problem = book.problem();
   Estimate estimate{.layout = {parts, book.options()}, .shares = {}};
   estimate.layout.slices_optimizer = book.options().optimizer_share < 1;
   if (estimate.layout.num_pipelines() > problem.batch) return std::nullopt;
-  std::vector<const std::vector<PipelineShape>*> shapes;
-  double enough_s = 0;
-  for (const LayoutPart& part : parts) {
-    shapes.push_back(&book.shapes(part.composition));
-    enough_s = std::max(enough_s, shapes.back()->front().pace.time_s(problem.batch));
-  }
+  std::vector<PartPace> paces;
+  paces.reserve(parts.size());
+  for (const LayoutPart& part : parts) paces.emplace_back(part, book.shapes(part.composition));
   const auto sequences_in = [&](double seconds) {
     double sum = 0;
-    for (size_t i = 0; i < parts.size(); ++i) {
-      sum += static_cast<double>(parts[i].count) * sequences_within(*shapes[i], seconds);
-    }
+    for (const PartPace& pace : paces) sum += pace.count * pace.sequences_within(seconds);
     return sum;
   };
+  const auto batch = static_cast<double>(problem.batch);
+  const double keeps = 1 - handicap(estimate.layout);
+  // Sums are rounded: what comes so near is looked at.
+  constexpr double kNear = 1 - 1e-6;
+  if (least_rate > 0 && sequences_in(batch / least_rate * keeps) < kNear * batch) {
+    return std::nullopt;
+  }
+  double enough_s = 0;
+  for (const PartPace& pace : paces) {
+    enough_s = std::max(enough_s, pace.shapes->front().pace.time_s(problem.batch));
+  }
   double short_s = 0;
   constexpr int kBisections = 24;
   for (int i = 0; i < kBisections; ++i) {
     const double middle_s = (short_s + enough_s) / 2;
-    (sequences_in(middle_s) >= static_cast<double>(problem.batch) ? enough_s : short_s) = middle_s;
+    (sequences_in(middle_s) >= batch ? enough_s : short_s) = middle_s;
   }
   // A pipeline that takes longer for a single sequence holds all others up.
-  for (size_t i = 0; i < parts.size(); ++i) {
+  for (const PartPace& pace : paces) {
     double one_s = std::numeric_limits<double>::infinity();
-    for (const PipelineShape& shape : *shapes[i]) one_s = std::min(one_s, shape.pace.time_s(1));
+    for (const PipelineShape& shape : *pace.shapes) one_s = std::min(one_s, shape.pace.time_s(1));
     enough_s = std::max(enough_s, one_s);
-    estimate.shares.push_back(sequences_within(*shapes[i], enough_s));
+    estimate.shares.push_back(pace.sequences_within(enough_s));
   }
+  if (least_rate > 0 && batch / enough_s * keeps < kNear * least_rate) return std::nullopt;
   const double step_s = enough_s + estimate_reduction_s(book, estimate.layout);
-  estimate.sequences_a_second =
-      static_cast<double>(problem.batch) / step_s * (1 - handicap(estimate.layout));
+  estimate.sequences_a_second = batch / step_s * keeps;
   return estimate;
 }
 
@@ -101,6 +138,10 @@ class Shortlist {
     }
     kept_.push(std::move(estimate));
     if (kept_.size() > num_kept_) kept_.pop();
+  }
+  /// What another must be better than to be kept; 0: anything is.
+  double least_rate() const {
+    return kept_.size() == num_kept_ ? kept_.top().sequences_a_second : 0;
   }
   std::vector<Estimate> take() {
     std::vector<Estimate> all;
@@ -166,14 +207,14 @@ void look_at(ShapeBook& book, size_t division_idx, Shortlist& shortlist) {
   const auto num_pipelines_min = std::llround(1 / options.optimizer_share);
   const VisitLayout visit = [&](const std::vector<LayoutPart>& parts) {
     if (Layout{parts, options}.num_pipelines() < num_pipelines_min) return;
-    auto estimated = estimate(book, parts);
+    auto estimated = estimate(book, parts, shortlist.least_rate());
     if (!estimated) return;
     estimated->division_idx = division_idx;
     shortlist.add(std::move(*estimated));
   };
   const bool is_done =
       num_stages(sets) <= kDevicesFew && visit_all_layouts(book, sets, kLayoutsMax, visit);
-  if (!is_done) visit_bulk_layouts(book, sets, visit);
+  if (!is_done) visit_bulk_layouts(book, sets, num_pipelines_min, visit);
 }
 
 /// Numbers of pipelines that may share the optimizer's state: of few devices any; else those that
@@ -190,7 +231,8 @@ std::vector<int64_t> slices_to_try(const SiteProblem& problem, const SiteLayout*
   return slices;
 }
 
-/// Shape books by division and slices: what was thought out once serves every layout.
+/// Shape books by division and slices: what was thought out once serves every layout. Of one list
+/// of divisions, which outlives it.
 class Library {
  public:
   ShapeBook& book(const Division& division, size_t division_idx, double optimizer_share) {
@@ -209,13 +251,13 @@ class Library {
 
 /// slices: numbers of pipelines that the optimizer's state is cut over; 1: it is not.
 std::optional<SiteLayout> best_of(const SiteProblem& problem,
-                                  const std::vector<Division>& divisions,
-                                  const std::vector<int64_t>& slices) {
+                                  std::span<const Division> divisions,
+                                  const std::vector<int64_t>& slices,
+                                  Library& library) {
   const int64_t most_played =
       problem.num_devices() <= kDevicesFew ? kPlayedThroughFew : kPlayedThroughMany;
   const auto num_played = static_cast<size_t>(
       std::clamp<int64_t>(kSequencesPlayed / std::max<int64_t>(problem.batch, 1), 1, most_played));
-  Library library;
   std::vector<Estimate> estimates;
   for (size_t i = 0; i < divisions.size(); ++i) {
     Shortlist shortlist(divisions.size() == 1 ? num_played : (num_played + 2) / 3);
@@ -279,21 +321,21 @@ int64_t Layout::num_pipelines() const {
 
 std::optional<SiteLayout> find_layout(const SiteProblem& problem) {
   const std::string& slicing = problem.train.slice_optimizer;
-  std::vector<Division> divisions = divisions_to_try(problem);
+  const std::vector<Division> divisions = divisions_to_try(problem);
   if (divisions.empty()) return std::nullopt;
+  Library library;
   std::optional<SiteLayout> whole;
   if (slicing != "always") {
-    const std::vector<Division> single(divisions.begin(), divisions.begin() + 1);
-    whole = best_of(problem, single, {1});
+    whole = best_of(problem, std::span(divisions).first(1), {1}, library);
     const bool is_simple = whole && !is_pressed(problem, *whole);
     // Devices that hold the model alone and have work enough gain nothing by sharing it.
     if (is_simple && problem.batch >= 4 * problem.num_devices()) return whole;
-    if (divisions.size() > 1) whole = best_of(problem, divisions, {1});
+    if (divisions.size() > 1) whole = best_of(problem, divisions, {1}, library);
     if (slicing == "never") return whole;
   }
   const std::vector<int64_t> slices = slices_to_try(problem, whole ? &*whole : nullptr);
-  std::optional<SiteLayout> sliced = best_of(problem, divisions, slices);
-  if (!sliced) return slicing == "always" ? best_of(problem, divisions, {1}) : whole;
+  std::optional<SiteLayout> sliced = best_of(problem, divisions, slices, library);
+  if (!sliced) return slicing == "always" ? best_of(problem, divisions, {1}, library) : whole;
   constexpr double kWorthIt = 1.003;
   if (whole && sliced->sequences_a_second < kWorthIt * whole->sequences_a_second) return whole;
   return sliced;

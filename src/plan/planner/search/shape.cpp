@@ -38,13 +38,8 @@ int64_t most_microbatches(const SiteProblem& problem, int64_t microbatch) {
   return std::max<int64_t>((problem.batch + microbatch - 1) / microbatch, 1);
 }
 
-StageLimits limits_of(const SiteProblem& problem,
-                      std::vector<StageChoice>& stages,
-                      size_t stage_idx,
-                      int64_t microbatch,
-                      const SharedTraits& traits,
-                      BlockLimits& known) {
-  StageChoice& stage = stages[stage_idx];
+/// Times of a stage, without what it can hold.
+StageLimits times_of(const SiteProblem& problem, const StageChoice& stage, int64_t microbatch) {
   const Kind& kind = problem.kinds[stage.kind_idx];
   const auto sequences = static_cast<double>(microbatch);
   const BlockCosts block = block_costs(problem.sizes, kind.profile, stage.shape.width);
@@ -60,16 +55,26 @@ StageLimits limits_of(const SiteProblem& problem,
   if (stage.shape.has_head) {
     limits.fixed_s += head_cost(kind.profile, stage.shape.width).at(sequences);
   }
+  return limits;
+}
+
+void fill_most(const SiteProblem& problem,
+               std::vector<StageChoice>& stages,
+               size_t stage_idx,
+               int64_t microbatch,
+               const SharedTraits& traits,
+               BlockLimits& known,
+               StageLimits& limits) {
   const auto most_blocks = [&](bool recompute) {
-    stage.shape.recompute = recompute;
+    stages[stage_idx].shape.recompute = recompute;
     return known.most_blocks(problem, stages, stage_idx, microbatch, traits);
   };
+  limits.blocks_max = limits.recomputed_blocks_max = 0;
   if (problem.train.recompute != "always") limits.blocks_max = most_blocks(false);
   // Where all blocks fit without, nobody asks.
   if (problem.train.recompute != "never" && limits.blocks_max < problem.sizes.num_blocks) {
     limits.recomputed_blocks_max = most_blocks(true);
   }
-  return limits;
 }
 
 std::vector<StageChoice> empty_stages(const Composition& composition, const ShapeOptions& options) {
@@ -88,8 +93,13 @@ std::vector<StageLimits> all_limits(const SiteProblem& problem,
                                     BlockLimits& known) {
   std::vector<StageLimits> limits;
   const SharedTraits traits = options.traits();
+  limits.reserve(stages.size());
+  const std::vector<StageChoice> given = stages;  // what is looked at changes on the way
   for (size_t i = 0; i < stages.size(); ++i) {
-    limits.push_back(limits_of(problem, stages, i, microbatch, traits, known));
+    limits.push_back(i > 0 && given[i].is_like(given[i - 1])
+                         ? limits.back()
+                         : times_of(problem, given[i], microbatch));
+    fill_most(problem, stages, i, microbatch, traits, known, limits.back());
     if (limits.back().most() == 0) return {};
   }
   return limits;
@@ -216,9 +226,17 @@ PipelineShape finish_shape(const SiteProblem& problem,
   PipelineShape shape;
   shape.stages = std::move(stages);
   double update_s = 0;
-  for (size_t i = 0; i < shape.stages.size(); ++i) {
-    const StageChoice* behind = i + 1 < shape.stages.size() ? &shape.stages[i + 1] : nullptr;
-    shape.costs.push_back(stage_costs(problem, shape.stages[i], behind, traits.optimizer_share));
+  const size_t num_stages = shape.stages.size();
+  shape.costs.reserve(num_stages);
+  for (size_t i = 0; i < num_stages; ++i) {
+    const StageChoice* behind = i + 1 < num_stages ? &shape.stages[i + 1] : nullptr;
+    // Of the stage behind only the kind matters, which is the same one as this stage had.
+    const bool is_known = i > 0 && behind != nullptr &&
+                          shape.stages[i].is_like(shape.stages[i - 1]) &&
+                          behind->kind_idx == shape.stages[i].kind_idx;
+    shape.costs.push_back(
+        is_known ? shape.costs.back()
+                 : stage_costs(problem, shape.stages[i], behind, traits.optimizer_share));
     update_s = std::max(update_s, shape.costs.back().update_s);
   }
   shape.pace = pace_of(shape.costs, microbatch, update_s);

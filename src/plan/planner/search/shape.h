@@ -24,6 +24,10 @@ struct StageChoice {
   size_t kind_idx = 0;
   StageShape shape;
   int64_t in_flight = 0;  // microbatches it keeps at most; 0: one for each stage from it on
+  /// Of one kind, role and cut: pipelines have many stages that differ by their place alone.
+  bool is_like(const StageChoice& other) const {
+    return kind_idx == other.kind_idx && shape == other.shape;
+  }
 };
 
 struct PipelineShape {

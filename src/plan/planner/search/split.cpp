@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 namespace pelago::plan {
 
@@ -69,6 +70,20 @@ bool can_hold(const std::vector<AlikeStages>& stages,
   return !is_idle && sum >= num_blocks;
 }
 
+/// The time in which all stages, keeping everything, would take the blocks if these could be cut
+/// anywhere; and the longest block's. Only a place to look at: memory may not allow it.
+std::pair<double, double> even_time(const std::vector<AlikeStages>& stages, int64_t num_blocks) {
+  double longest_s = 0, rate = 0, lost = 0;
+  for (const AlikeStages& alike : stages) {
+    if (alike.stage.block_s <= 0) return {0, 0};
+    const double blocks_a_second = static_cast<double>(alike.count) / alike.stage.block_s;
+    rate += blocks_a_second;
+    lost += blocks_a_second * alike.stage.fixed_s;
+    longest_s = std::max(longest_s, alike.stage.block_s);
+  }
+  return {(static_cast<double>(num_blocks) + lost) / rate, longest_s};
+}
+
 /// The least time of the slowest stage; none if the stages cannot hold so many blocks. Bisected
 /// until only one kind of stage has one block more at the longer time than at the shorter: that
 /// block makes the difference, so what they take then is what they take at the least time.
@@ -87,11 +102,18 @@ std::optional<double> least_time(const std::vector<AlikeStages>& stages, int64_t
   };
   constexpr double kLastBits = 1e-12;
   double short_s = 0;
-  while (enough_s - short_s > kLastBits * enough_s && num_between() > 1) {
-    const double middle_s = (short_s + enough_s) / 2;
+  const auto probe = [&](double middle_s) {
     const bool is_enough = can_hold(stages, num_blocks, middle_s, middle);
     (is_enough ? enough_s : short_s) = middle_s;
     std::swap(is_enough ? enough : too_few, middle);
+  };
+  // Near the time in which parts of blocks would do; each stage then lacks less than one block.
+  const auto [even_s, block_s] = even_time(stages, num_blocks);
+  for (const double near_s : {even_s, even_s + block_s}) {
+    if (near_s > short_s && near_s < enough_s) probe(near_s);
+  }
+  while (enough_s - short_s > kLastBits * enough_s && num_between() > 1) {
+    probe((short_s + enough_s) / 2);
   }
   double slowest_s = 0;
   for (size_t i = 0; i < stages.size(); ++i) {
@@ -184,26 +206,31 @@ void remove_surplus(const std::vector<StageLimits>& stages,
   // least[s][r]: the least sum of times of stages before s that take r blocks less than they could.
   std::vector<double> least(width, kNever);
   least[0] = 0;
-  std::vector<std::vector<int64_t>> removed(num_stages, std::vector<int64_t>(width, 0));
+  std::vector<int64_t> removed(num_stages * width, 0);  // by stage and r
+  std::vector<double> next, time_s;
   for (size_t stage = 0; stage < num_stages; ++stage) {
-    std::vector<double> next(width, kNever);
+    next.assign(width, kNever);
+    time_s.clear();  // by how many blocks less it takes
+    for (int64_t less = 0; less <= std::min(surplus, blocks[stage] - 1); ++less) {
+      time_s.push_back(stages[stage].time_s(blocks[stage] - less));
+    }
     for (int64_t before = 0; before <= surplus; ++before) {
       const double sum = least[static_cast<size_t>(before)];
       if (sum == kNever) continue;
       const int64_t most = std::min(surplus - before, blocks[stage] - 1);
       for (int64_t less = 0; less <= most; ++less) {
         const auto at = static_cast<size_t>(before + less);
-        const double seconds = sum + stages[stage].time_s(blocks[stage] - less);
+        const double seconds = sum + time_s[static_cast<size_t>(less)];
         if (seconds >= next[at]) continue;
         next[at] = seconds;
-        removed[stage][at] = less;
+        removed[stage * width + at] = less;
       }
     }
-    least = std::move(next);
+    std::swap(least, next);
   }
   int64_t left = surplus;
   for (size_t stage = num_stages; stage-- > 0;) {
-    const int64_t less = removed[stage][static_cast<size_t>(left)];
+    const int64_t less = removed[stage * width + static_cast<size_t>(left)];
     blocks[stage] -= less;
     left -= less;
   }

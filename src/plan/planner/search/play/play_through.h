@@ -1,7 +1,6 @@
 // From a layout that looks good by the closed form to one whose rate is exact.
 #pragma once
 
-#include <span>
 #include <vector>
 
 #include "plan/planner/search/few/division.h"
@@ -18,12 +17,6 @@ struct Estimate {
     return sequences_a_second > other.sequences_a_second;
   }
 };
-
-/// Shares of a small site as its step has them best, played through: reductions hide behind the
-/// last backward pass, which is longer for larger microbatches, and what that is worth only the
-/// whole site can tell. Changes shares, and the microbatches that the layout's paces choose for
-/// them.
-void settle_shares(const SiteProblem& problem, SiteLayout& layout, std::span<int64_t> shares);
 
 /// Plays the layout through with the best shares; its rate is then exact. Kinds of the result are
 /// those of the site. book: of the division and the layout's options.
