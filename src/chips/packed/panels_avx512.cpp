@@ -103,12 +103,22 @@ inline void add_scaled(const PanelJob& job,
   }
 }
 
-/// 64 bytes of each panel, into the nearest cache.
+/// Where the weights lie that are wanted one group later. One row waits for memory alone: the
+/// processor finds each panel's stream by itself, but not where the next panels begin.
+template <int kRows, int kPanels>
+inline const std::byte* next_of(const PanelJob& job, size_t group, size_t group_bytes) {
+  if (kRows > 1) return (job.ahead != nullptr ? job.ahead : job.weights) + group * group_bytes;
+  const bool is_last = (group + 1) * job.group_words == job.num_words;
+  return job.weights + (group + 1) * group_bytes +
+         (is_last ? static_cast<size_t>(kPanels - 1) * job.panel_bytes : 0);
+}
+
+/// 64 bytes of each panel.
 template <int kPanels>
 inline void fetch(const std::byte* from, size_t panel_bytes) {
   PELAGO_UNROLL
   for (int panel = 0; panel < kPanels; ++panel) {
-    _mm_prefetch(from + static_cast<size_t>(panel) * panel_bytes, _MM_HINT_T0);
+    _mm_prefetch(from + static_cast<size_t>(panel) * panel_bytes, _MM_HINT_T1);
   }
 }
 
@@ -124,7 +134,6 @@ void multiply_levels(const PanelJob& job) {
   const __m512i low = _mm512_set1_epi8(15);
   const uint32_t* x = job.x;
   const std::byte* weights = job.weights;
-  const std::byte* ahead = job.ahead != nullptr ? job.ahead : weights;
   const size_t num_groups = job.num_words / job.group_words;
   for (size_t group = 0; group < num_groups; ++group) {
     const size_t side = group * kRows;
@@ -136,19 +145,9 @@ void multiply_levels(const PanelJob& job) {
       for (int panel = 0; panel < kPanels; ++panel) levels[row][panel] = start;
     }
     constexpr size_t kStep = kNibbles ? 2 : 1;  // words that 64 bytes of a panel hold
-    const size_t group_bytes = job.group_words / kStep * 64;
-    // One row waits for memory alone. The processor finds each panel's stream by itself, but not
-    // where the next panels begin: those after the last group.
-    const std::byte* next =
-        weights + group_bytes +
-        (group + 1 < num_groups ? 0 : static_cast<size_t>(kPanels - 1) * job.panel_bytes);
-    for (size_t word = 0; word < job.group_words; word += kStep, weights += 64, ahead += 64) {
-      if constexpr (kRows == 1) {
-        fetch<kPanels>(next, job.panel_bytes);
-        next += 64;
-      } else {
-        _mm_prefetch(ahead, _MM_HINT_T1);
-      }
+    const std::byte* next = next_of<kRows, kPanels>(job, group, job.group_words / kStep * 64);
+    for (size_t word = 0; word < job.group_words; word += kStep, weights += 64, next += 64) {
+      fetch<kRows == 1 ? kPanels : 1>(next, job.panel_bytes);
       __m512i columns[kStep][kPanels];
       PELAGO_UNROLL
       for (int panel = 0; panel < kPanels; ++panel) {
