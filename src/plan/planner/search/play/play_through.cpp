@@ -136,8 +136,7 @@ class Settling {
   }
   void try_sizes(size_t i) {
     int64_t best = std::min(sizes_[i], shares_[i]);
-    for (const int64_t size :
-         even_cuts(shares_[i], layout_.pipelines[i].shape.pace.microbatch_max)) {
+    for (const int64_t size : even_cuts(shares_[i], layout_.pipelines[i].shape.pace)) {
       run_.pipelines[i].sequences = cut_microbatches(shares_[i], size);
       const double step_s = simulate_site(run_).step_s;
       if (step_s >= kBetter * best_s_) continue;
