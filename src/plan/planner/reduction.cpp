@@ -192,10 +192,15 @@ bool has_room(const SiteProblem& problem,
               double values,
               double bucket_values) {
   if (unit.unit_idx == 0) return false;
-  const ModelSizes& sizes = problem.sizes;
-  // A rank has its own part of what is cut, and fills its buckets with it.
-  const Holding holding = holding_of(problem, layout, unit.holders);
-  return values + sizes.hidden * sizes.query <= bucket_values * static_cast<double>(holding.width);
+  const double wanted = values + problem.sizes.hidden * problem.sizes.query;
+  if (wanted <= bucket_values) return true;
+  // A rank has its own part of what is cut, and fills its buckets with it. A site may have
+  // thousands of holders, and mostly the first one decides.
+  for (const auto& [pipeline_idx, stage_idx] : unit.holders) {
+    const StageChoice& stage = layout.pipelines[pipeline_idx].shape.stages[stage_idx];
+    if (wanted > bucket_values * static_cast<double>(stage.shape.width)) return false;
+  }
+  return true;
 }
 
 }  // namespace
