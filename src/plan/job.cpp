@@ -179,6 +179,7 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("batch_sequences", train.batch_sequences, 1, kCountMax);
   section.take("exact_batch", train.exact_batch);
   section.take_between("microbatch_sequences", train.microbatch_sequences, 1, kCountMax);
+  section.take("exact_microbatch", train.exact_microbatch);
   section.take_positive("lr", train.lr);
   section.take_between("min_lr_ratio", train.min_lr_ratio, 0, 1);
   section.take_between("warmup_steps", train.warmup_steps, 0, kCountMax);

@@ -23,6 +23,8 @@ struct TrainConfig {
                                  // a tenth to fit the chips
   bool exact_batch = false;      // the planner keeps batch_sequences: runs then compare
   int64_t microbatch_sequences = 8;  // most sequences a device takes at once; more are accumulated
+  bool exact_microbatch = false;     // the planner takes just so many, where fewer would fill a
+                                     // pipeline better: plans then compare with runs of others
   double lr = 3e-3;                  // peak; small models take large rates
   double min_lr_ratio = 0.1;         // the schedule ends at lr times this
   int64_t warmup_steps = 20;

@@ -148,12 +148,14 @@ PipelineTime simulate_pipeline(const PipelineRun& run) {
 SiteTime simulate_site(const SiteRun& run) {
   SiteTime time;
   std::vector<std::vector<double>> free_s;  // when a stage is done with its reductions
+  std::vector<std::vector<double>> came_s;  // and when their sums are on its device
   double computed_s = 0;
   time.pipelines.reserve(run.pipelines.size());
   for (const PipelineRun& pipeline : run.pipelines) {
     const auto like = find_like(run.pipelines, time.pipelines.size());
     time.pipelines.push_back(like ? time.pipelines[*like] : simulate_pipeline(pipeline));
     free_s.emplace_back(pipeline.stages.size(), 0.0);
+    came_s.emplace_back(pipeline.stages.size(), 0.0);
     computed_s = std::max(computed_s, time.pipelines.back().end_s);
   }
   time.reduced_s = computed_s;
@@ -168,8 +170,10 @@ SiteTime simulate_site(const SiteRun& run) {
     }
     for (const Reduction::Member& member : reduction.members) {
       free_s[member.pipeline_idx][member.stage_idx] = begin_s + reduction.seconds;
+      double& sums_s = came_s[member.pipeline_idx][member.stage_idx];
+      sums_s = std::max(sums_s, begin_s + reduction.seconds) + reduction.arrive_s;
+      time.reduced_s = std::max(time.reduced_s, sums_s);
     }
-    time.reduced_s = std::max(time.reduced_s, begin_s + reduction.seconds + reduction.arrive_s);
   }
   time.reduction_wait_s = time.reduced_s - computed_s;
   double update_s = 0;

@@ -59,13 +59,15 @@ struct Reduction {
   };
   std::vector<Member> members;
   double seconds = 0;   // until the next one may begin
-  double arrive_s = 0;  // until the sums are on the device, while the next one goes on
+  double arrive_s = 0;  // until the sums are on the device, one reduction's behind another's, while
+                        // the next one goes on
 };
 
 struct SiteRun {
   std::vector<PipelineRun> pipelines;
   std::vector<Reduction> reductions;  // in the order in which backward makes them ready
-  double agree_s = 0;                 // the ranks agree on the norm of the gradient
+  double agree_s = 0;                 // the ranks agree on the norm of the gradient; first tokens
+                                      // to the device, losses from it
   double gather_s = 0;                // weights of a sliced optimizer, after the update
 };
 

@@ -154,6 +154,14 @@ TEST_CASE("a reduction waits for the slowest of its members, and a member for it
   CHECK(simulate_site(run).step_s == doctest::Approx(20));
 }
 
+TEST_CASE("sums come to a device one behind another, while the next are added up") {
+  SiteRun run = two_pipelines(1, 1);
+  run.reductions[0].arrive_s = 3;
+  CHECK(simulate_site(run).step_s == doctest::Approx(12 + 1 + 3));
+  run.reductions.push_back(run.reductions.front());
+  CHECK(simulate_site(run).step_s == doctest::Approx(12 + 1 + 3 + 3));
+}
+
 TEST_CASE("the optimizer of the slowest stage ends the step") {
   SiteRun run = two_pipelines(1, 1);
   run.pipelines[0].stages[0].update_s = 0.5;

@@ -4,6 +4,10 @@
 
 #include <cmath>
 
+#include "chips/catalogue.h"
+#include "plan/cost/plan_costs.h"
+#include "plan/cost/sizes.h"
+#include "plan/planner/planner.h"
 #include "train/grid/schedule.h"
 #include "train/rank_fixture.h"
 
@@ -210,6 +214,38 @@ TEST_CASE("buckets of a site hold every value that a rank has, once, in one orde
         CHECK(std::equal(seen.begin(), seen.end(), list.begin(), list.end()));
       }
     }
+  }
+}
+
+TEST_CASE("plans count the buckets that the trainer makes") {
+  const chips::Catalogue catalogue = chips::Catalogue::built_in();
+  for (const char* preset : {"2m", "10m", "100m"}) {
+    CAPTURE(preset);
+    plan::JobConfig job;
+    job.model = model::preset(preset);
+    job.model.vocab_size = 1024;
+    job.data.sequence_length = 128;
+    job.train.pipeline = "never";
+    plan::FleetConfig fleet;
+    fleet.emulation_slowdown = 1000;
+    fleet.sites.emplace_back().name = "a";
+    for (int i = 0; i < 2; ++i) {
+      plan::FleetDevice device;
+      device.device = "emulated:nvidia-h20";
+      device.cores = {i};
+      device.chip = "nvidia-h20";
+      fleet.sites[0].devices.push_back(device);
+    }
+    const plan::Plan made = plan::make_plan(job, fleet, catalogue, nullptr, 2);
+    REQUIRE(made.sites[0].pipelines.size() == 2);
+    const auto num_parameters = static_cast<double>(job.model.num_parameters());
+    const SiteBuckets buckets =
+        buckets_of(job.model,
+                   made.sites[0],
+                   /*rank=*/0,
+                   static_cast<int64_t>(plan::usual_bucket_values(num_parameters)));
+    CHECK(buckets.own.size() > 2);
+    CHECK(plan::run_of_plan(made, job, 0).reductions.size() == buckets.own.size());
   }
 }
 

@@ -1,5 +1,6 @@
 #include "plan/cost/sizes.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace pelago::plan {
@@ -57,6 +58,12 @@ double update_runs(const ModelSizes& sizes, const StageShape& shape) {
   if (shape.has_embedding) runs += 1;
   if (shape.has_head) runs += sizes.is_tied && shape.has_embedding ? 1 : 2;
   return runs;
+}
+
+double usual_bucket_values(double num_parameters) {
+  constexpr double kFewest = 1 << 18, kMost = 1 << 22;
+  constexpr double kBuckets = 16;
+  return std::clamp(std::floor(num_parameters / kBuckets), kFewest, kMost);
 }
 
 bool can_be_cut(const ModelSizes& sizes, int64_t width) {

@@ -42,6 +42,10 @@ double block_values(const ModelSizes& sizes, double width);
 double held_values(const ModelSizes& sizes, const StageShape& shape);
 /// Runs of neighbouring parameters that decay, or do not: an optimizer takes each by itself.
 double update_runs(const ModelSizes& sizes, const StageShape& shape);
+/// Gradients are added up in buckets of about so many values: large enough to hide the latency of a
+/// reduction (1 to 16 MB), small enough that a model has a dozen, of which all but the last overlap
+/// with backward.
+double usual_bucket_values(double num_parameters);
 /// True if heads, feed-forward width and sequence length can be cut over so many ranks.
 bool can_be_cut(const ModelSizes& sizes, int64_t width);
 

@@ -86,6 +86,14 @@ SiteLayout must_find(const SiteProblem& problem, const std::string& site, const 
                 std::max<int64_t>(problem.batch, 1) +
             1);
   }
+  plenty.train.exact_microbatch = false;
+  if (job.train.exact_microbatch && find_layout(plenty)) {
+    fail_usage(
+        "site \"{}\" has no memory for microbatches of just {} sequences: set "
+        "train.microbatch_sequences to fewer, or leave exact_microbatch out",
+        site,
+        job.train.microbatch_sequences);
+  }
   plenty.train = TrainConfig{.microbatch_sequences = 1};
   if (find_layout(plenty)) {
     fail_usage(

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <utility>
 
 #include "plan/cost/device/links.h"
 #include "plan/cost/device/profile.h"
@@ -10,9 +11,6 @@
 namespace pelago::plan {
 
 namespace {
-
-// Neighbours with one group share a bucket up to this many values, as in the trainer.
-constexpr double kBucketValues = 4 << 20;
 
 using Holders = std::vector<std::pair<size_t, size_t>>;  // pipeline, stage
 
@@ -144,12 +142,19 @@ BucketSeconds bucket_seconds(const SiteProblem& problem,
     }
     const double slowest_s = std::max({inside_s, copy_s, across_s});
     const double before_s = inside_s + copy_s + across_s;
-    seconds.reduce_s = std::max(seconds.reduce_s, slowest_s + (before_s - slowest_s) / num_pieces);
-    seconds.arrive_s = std::max(seconds.arrive_s, (copy_s + inside_s) / num_pieces);
+    // A group's own collective is called for each piece, before the hosts' part and after it.
+    const double call_s = group.size > 1 ? profile.call_s(group.size) : 0;
+    seconds.reduce_s = std::max(
+        seconds.reduce_s, slowest_s + (before_s - slowest_s) / num_pieces + num_pieces * call_s);
+    seconds.arrive_s = std::max(seconds.arrive_s, (copy_s + inside_s) / num_pieces + call_s);
     // Own slices go out while those of others come in.
     seconds.gather_s = std::max(
         seconds.gather_s, others * weights * profile.host_byte_s + weights * transport.byte_s);
   }
+  // A group's own collectives stand in one queue: the next bucket's first waits for this one's
+  // last.
+  const bool has_queue = crosses && holding.groups.size() < static_cast<size_t>(holding.num_ranks);
+  if (has_queue) seconds.reduce_s += std::exchange(seconds.arrive_s, 0);
   if (!layout.slices_optimizer) seconds.gather_s = 0;
   return seconds;
 }
@@ -179,15 +184,37 @@ double unit_reduction_s(const SiteProblem& problem,
   return slowest_s;
 }
 
+/// As the trainer cuts buckets: a block whose first matrix finds room in the bucket of its
+/// neighbours joins them as a whole, the embedding nobody, for they would wait for the very end.
+bool has_room(const SiteProblem& problem,
+              const SiteLayout& layout,
+              const Unit& unit,
+              double values,
+              double bucket_values) {
+  if (unit.unit_idx == 0) return false;
+  const double wanted = values + problem.sizes.hidden * problem.sizes.query;
+  if (wanted <= bucket_values) return true;
+  // A rank has its own part of what is cut, and fills its buckets with it. A site may have
+  // thousands of holders, and mostly the first one decides.
+  for (const auto& [pipeline_idx, stage_idx] : unit.holders) {
+    const StageChoice& stage = layout.pipelines[pipeline_idx].shape.stages[stage_idx];
+    if (wanted > bucket_values * static_cast<double>(stage.shape.width)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void add_reductions(const SiteProblem& problem, const SiteLayout& layout, SiteRun& run) {
   const std::vector<Unit> units = units_of(problem, layout);
+  double num_parameters = 0;
+  for (const Unit& unit : units) num_parameters += unit.values;
+  const double bucket_values = usual_bucket_values(num_parameters);
   for (size_t first = 0; first < units.size();) {
     double values = units[first].values;
     size_t last = first;
     while (last + 1 < units.size() && units[last + 1].holders == units[first].holders &&
-           values + units[last + 1].values <= kBucketValues) {
+           has_room(problem, layout, units[last + 1], values, bucket_values)) {
       values += units[++last].values;
     }
     const BucketSeconds seconds = bucket_seconds(problem, layout, values, units[first].holders);

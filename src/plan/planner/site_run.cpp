@@ -31,16 +31,23 @@ SiteRun site_run(const SiteProblem& problem,
   SiteRun run;
   int64_t num_ranks = 0;
   TransportCosts slowest;
+  double copy_s = 0;
   for (size_t i = 0; i < layout.pipelines.size(); ++i) {
     const PipelineShape& shape = layout.pipelines[i].shape;
     run.pipelines.push_back(
         {shape.costs, cut_microbatches(shares[i], microbatch_for(layout, i, shares[i]))});
+    // Tokens or targets to the device before its first microbatch, losses or largest values from it
+    // behind its last: a device with the whole model has both.
+    const double num_copies = shape.stages.size() == 1 ? 4 : 2;
     for (const StageChoice& stage : shape.stages) {
       num_ranks += stage.shape.width;
-      slowest = slower_of(slowest, problem.kinds[stage.kind_idx].transport);
+      const Kind& kind = problem.kinds[stage.kind_idx];
+      slowest = slower_of(slowest, kind.transport);
+      copy_s = std::max(copy_s, num_copies * kind.profile.host_copy_s);
     }
   }
   if (num_ranks > 1) run.agree_s = 4 * slowest.message_s;
+  run.agree_s += copy_s;
   add_reductions(problem, layout, run);
   return run;
 }

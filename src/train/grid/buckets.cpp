@@ -168,12 +168,6 @@ model::ModelPart part_of(const plan::SitePlan& site, int64_t num_blocks, int ran
           .tensor_count = static_cast<int>(stage.ranks.size())};
 }
 
-int64_t usual_bucket_values(int64_t num_parameters) {
-  constexpr int64_t kFewest = 1 << 18, kMost = 1 << 22;
-  constexpr int64_t kBuckets = 16;
-  return std::clamp(num_parameters / kBuckets, kFewest, kMost);
-}
-
 SiteBuckets buckets_of(const model::ModelConfig& config,
                        const plan::SitePlan& site,
                        int rank,

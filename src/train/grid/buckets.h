@@ -54,10 +54,6 @@ std::vector<DecayRun> decay_runs(const Bucket& bucket, int64_t begin, int64_t en
 /// The part of the model that a rank of this site holds.
 model::ModelPart part_of(const plan::SitePlan& site, int64_t num_blocks, int rank);
 
-/// Large enough to hide the latency of a reduction (1 to 16 MB), small enough that a model has a
-/// dozen, of which all but the last overlap with backward.
-int64_t usual_bucket_values(int64_t num_parameters);
-
 struct SiteBuckets {
   std::vector<Bucket> own;               // those that the rank holds, in order
   std::vector<std::vector<int>> groups;  // every distinct set of holders in the site, in order

@@ -12,6 +12,7 @@
 #include "chips/vendor/trial.h"
 #include "model/parameters.h"
 #include "plan/across/joint.h"
+#include "plan/cost/sizes.h"
 #include "plan/fleet.h"
 
 namespace pelago::train {
@@ -94,8 +95,11 @@ Trainer::Trainer(TrainerOptions options,
   chips::require_dtype(device, dtype);
   dtypes_ = gather_dtypes(*links.control, dtype);
 
-  SiteBuckets buckets = buckets_of(
-      options_.model, options_.site, rank, usual_bucket_values(options_.model.num_parameters()));
+  SiteBuckets buckets = buckets_of(options_.model,
+                                   options_.site,
+                                   rank,
+                                   static_cast<int64_t>(plan::usual_bucket_values(
+                                       static_cast<double>(options_.model.num_parameters()))));
   open_groups(buckets.groups);
   std::vector<chips::Collective::Slice> own_slices;
   for (const Bucket& bucket : buckets.own) {

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text/json.h"
+#include "plan/cost/sizes.h"
 
 namespace pelago::plan {
 
@@ -19,7 +20,8 @@ using Json = nlohmann::json;
 struct Measured {
   double block_forward_s = 0, block_backward_s = 0;  // mean over the blocks
   double embedding_s = 0, head_s = 0;                // both ways
-  double update_s = 0;                               // of all that the device holds
+  double update_s = 0;                               // of all that was on the device
+  int64_t num_measured_blocks = 0;                   // of that: further ones are copies
 };
 using ByMicrobatch = std::map<int64_t, Measured>;
 struct ChipTimes {
@@ -37,6 +39,7 @@ int64_t read_count(const std::string& text, const std::string& where, const char
 
 struct LayerSeconds {
   double forward = 0, backward = 0, update = 0;
+  bool operator==(const LayerSeconds&) const = default;
 };
 LayerSeconds read_layer(const Json& json, const std::string& where) {
   LayerSeconds seconds;
@@ -52,10 +55,25 @@ LayerSeconds read_layer(const Json& json, const std::string& where) {
              where);
 }
 
+/// A profiler that knows that blocks are alike measures two (the first waits for the embedding) and
+/// writes the second for all that follow: two measurements never agree to the last digit. Its
+/// optimizer had those two and the ends to update.
+int64_t count_measured(const std::vector<LayerSeconds>& blocks) {
+  constexpr size_t kMeasured = 2;
+  if (blocks.size() <= kMeasured + 1 || blocks[0] == blocks[1]) {
+    return static_cast<int64_t>(blocks.size());
+  }
+  const bool are_copies = std::all_of(blocks.begin() + kMeasured, blocks.end(), [&](const auto& b) {
+    return b == blocks[kMeasured - 1];
+  });
+  return static_cast<int64_t>(are_copies ? kMeasured : blocks.size());
+}
+
 Measured read_layers(const Json& json, int64_t num_blocks, const std::string& where) {
   if (!json.is_object()) fail_usage("{} must be an object of layers", where);
   const int64_t head = num_blocks + 1;
   Measured measured;
+  std::vector<LayerSeconds> blocks;
   for (int64_t layer = 0; layer <= head; ++layer) {
     const auto found = json.find(std::to_string(layer));
     if (found == json.end()) {
@@ -74,10 +92,12 @@ Measured read_layers(const Json& json, int64_t num_blocks, const std::string& wh
     } else if (layer == head) {
       measured.head_s = seconds.forward + seconds.backward;
     } else {
+      blocks.push_back(seconds);
       measured.block_forward_s += seconds.forward / static_cast<double>(num_blocks);
       measured.block_backward_s += seconds.backward / static_cast<double>(num_blocks);
     }
   }
+  measured.num_measured_blocks = count_measured(blocks);
   for (const auto& [name, value] : json.items()) {
     const int64_t layer = name == "0" ? 0 : read_count(name, where, "layer");
     if (layer <= head) continue;
@@ -218,9 +238,18 @@ void refuse_missing(const ChipTimes& chip, const JobConfig& job) {
       listed(chip.by_width.at(width > 0 ? width : widths.front())));
 }
 
+/// What a device's optimizer had to update when it was measured. Vocabularies are cut over a set
+/// there, as Megatron cuts them, whatever a plan does.
+double updated_values(const ModelSizes& sizes, const Measured& measured, int64_t width) {
+  const auto members = static_cast<double>(width);
+  const double tables = (sizes.is_tied ? 1 : 2) * sizes.vocab * sizes.hidden / members;
+  return tables + sizes.hidden +
+         static_cast<double>(measured.num_measured_blocks) * block_values(sizes, members);
+}
+
 DeviceProfile profile_of_layers(const ChipTimes& chip, const JobConfig& job) {
   refuse_missing(chip, job);
-  const auto parameters = static_cast<double>(num_parameters(job));
+  const ModelSizes sizes = sizes_of(job, job.data.sequence_length);
   const int64_t microbatch = job.train.microbatch_sequences;
   DeviceProfile profile;
   profile.measured = true;
@@ -235,8 +264,8 @@ DeviceProfile profile_of_layers(const ChipTimes& chip, const JobConfig& job) {
     cut.block_backward = line([](const Measured& one) { return one.block_backward_s; });
     cut.embedding = line([](const Measured& one) { return one.embedding_s; });
     cut.head = line([](const Measured& one) { return one.head_s; });
-    cut.update_parameter_s =
-        times.at(microbatch).update_s * static_cast<double>(width) / parameters;
+    const Measured& at_microbatch = times.at(microbatch);
+    cut.update_parameter_s = at_microbatch.update_s / updated_values(sizes, at_microbatch, width);
     profile.cuts.push_back(cut);
   }
   // Where single devices were not measured, one is as fast as its share of the smallest set.

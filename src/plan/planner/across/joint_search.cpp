@@ -78,7 +78,7 @@ class JointSearch {
                                (job_.train.stages == 0 || job_.train.stages == num_stages);
       if (!is_possible) continue;
       for (int64_t microbatch = job_.train.microbatch_sequences; microbatch >= 1;
-           microbatch = microbatch > 1 ? (microbatch + 1) / 2 : 0) {
+           microbatch = microbatch > 1 && !job_.train.exact_microbatch ? (microbatch + 1) / 2 : 0) {
         try_cut(sets, width, num_pipelines, microbatch);
       }
     }

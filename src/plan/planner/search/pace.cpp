@@ -28,6 +28,7 @@ struct BestCut {
 BestCut best_cut(const Pace& pace, int64_t sequences) {
   BestCut best;
   const int64_t largest = std::min(pace.microbatch_max, sequences);
+  if (pace.is_exact) return {pace.time_s(sequences, largest), largest};
   // Sizes that cut the share into equally many microbatches differ only for the worse.
   for (int64_t size = largest; size >= 1;) {
     const int64_t count = (sequences + size - 1) / size;

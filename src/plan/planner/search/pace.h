@@ -20,6 +20,7 @@ struct Pace {
   std::vector<LinearCost> periods;  // the largest counts; each as a function of the microbatch
   double step_s = 0;                // once a step
   int64_t microbatch_max = 1;       // sequences of the largest microbatch
+  bool is_exact = false;            // and of all but a share's last, as the job asks
   /// Of shares of 1, 2, ... sequences, played through instead of estimated, without step_s.
   struct Played {
     double seconds = 0;

@@ -240,6 +240,7 @@ PipelineShape finish_shape(const SiteProblem& problem,
     update_s = std::max(update_s, shape.costs.back().update_s);
   }
   shape.pace = pace_of(shape.costs, microbatch, update_s);
+  shape.pace.is_exact = problem.train.exact_microbatch;
   return shape;
 }
 
@@ -362,6 +363,11 @@ const std::vector<PipelineShape>& ShapeBook::shapes(const Composition& compositi
   const auto make = [&](int64_t microbatch) {
     return make_shape(*problem_, composition, options_, microbatch, limits_);
   };
+  if (problem_->train.exact_microbatch) {
+    if (auto shape = make(problem_->train.microbatch_sequences))
+      shapes.push_back(std::move(*shape));
+    return shapes;
+  }
   // What fits with some microbatch fits with every smaller one.
   std::optional<PipelineShape> largest;
   int64_t fits = 0;

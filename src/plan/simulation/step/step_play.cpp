@@ -75,7 +75,7 @@ void StepPlay::reset() {
     stage.turn = stage.num_hidden = stage.num_gradients = 0;
     stage.is_busy = stage.has_offered = false;
     stage.begun_s = stage.busy_s = stage.end_s = 0;
-    stage.copying_out_s = stage.copying_in_s = 0;
+    stage.copying_out_s = stage.copying_in_s = stage.sums_in_s = 0;
     stage.last_backward_s = stage.last_end_s = 0;
     stage.next_reduction = 0;
   }
@@ -238,7 +238,11 @@ void StepPlay::join(uint32_t idx) {
 
 void StepPlay::end_bucket(uint32_t bucket_idx) {
   const Bucket& bucket = buckets_[bucket_idx];
-  reduced_s_ = std::max(reduced_s_, now_s_ + bucket.arrive_s);
+  for (const uint32_t stage : bucket.stages) {
+    double& sums_in_s = stages_[stage].sums_in_s;
+    sums_in_s = std::max(sums_in_s, now_s_) + bucket.arrive_s;
+    reduced_s_ = std::max(reduced_s_, sums_in_s);
+  }
   if (tracks_ != nullptr && !tracks_->reductions.empty()) {
     tracks_->trace->add(tracks_->reductions[bucket.stages.front()],
                         fmt::format("bucket {}", bucket_idx),

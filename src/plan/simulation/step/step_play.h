@@ -60,6 +60,7 @@ class StepPlay {
     bool is_busy = false;
     double begun_s = 0, busy_s = 0, end_s = 0;
     double copying_out_s = 0, copying_in_s = 0;  // until when
+    double sums_in_s = 0;                        // sums of gradients, likewise
     double last_backward_s = 0, last_end_s = 0;
     uint32_t next_reduction = 0;  // of its own
     bool has_offered = false;

@@ -23,7 +23,7 @@ Pace::Played best_played(const PipelineShape& shape, int64_t sequences) {
   // Sums of times are rounded: a smaller microbatch must be better than by the last bits.
   constexpr double kBetter = 1 - 1e-9;
   Pace::Played best{.seconds = std::numeric_limits<double>::infinity()};
-  for (const int64_t size : even_cuts(sequences, shape.pace.microbatch_max)) {
+  for (const int64_t size : even_cuts(sequences, shape.pace)) {
     const double seconds = played_s(shape, sequences, size);
     if (seconds < kBetter * best.seconds) best = {seconds, size};
   }
@@ -41,6 +41,7 @@ int64_t largest_that_fits(const SiteProblem& problem,
   };
   const int64_t most = problem.train.microbatch_sequences;
   if (fits_with(most)) return most;
+  if (problem.train.exact_microbatch) return 0;
   int64_t enough = 0;
   for (int64_t beyond = most; beyond - enough > 1;) {
     const int64_t middle = enough + (beyond - enough) / 2;
@@ -66,7 +67,9 @@ std::vector<PipelineShape> shape_variants(const SiteProblem& problem,
   do {
     const std::vector<StageChoice> stages = stages_in_order(order, options);
     for (int64_t microbatch = largest_that_fits(problem, stages, options, known); microbatch >= 1;
-         microbatch = microbatch > 4 ? microbatch / 2 : microbatch - 1) {
+         microbatch = problem.train.exact_microbatch ? 0
+                      : microbatch > 4               ? microbatch / 2
+                                                     : microbatch - 1) {
       for (PipelineShape& shape :
            make_shapes(problem, stages, options, microbatch, kCutsTried, known)) {
         Cut cut;
@@ -83,9 +86,11 @@ std::vector<PipelineShape> shape_variants(const SiteProblem& problem,
   return variants;
 }
 
-std::vector<int64_t> even_cuts(int64_t sequences, int64_t microbatch_max) {
+std::vector<int64_t> even_cuts(int64_t sequences, const Pace& pace) {
+  const int64_t largest = std::min(sequences, pace.microbatch_max);
+  if (pace.is_exact) return {largest};
   std::vector<int64_t> sizes;
-  for (int64_t size = std::min(sequences, microbatch_max); size >= 1;) {
+  for (int64_t size = largest; size >= 1;) {
     const int64_t count = (sequences + size - 1) / size;
     sizes.push_back((sequences + count - 1) / count);
     size = sizes.back() - 1;

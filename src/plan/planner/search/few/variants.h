@@ -21,7 +21,7 @@ std::vector<PipelineShape> shape_variants(const SiteProblem& problem,
 
 /// Sizes of microbatches that cut so many sequences in unlike numbers of them, each as even as it
 /// goes, the largest first.
-std::vector<int64_t> even_cuts(int64_t sequences, int64_t microbatch_max);
+std::vector<int64_t> even_cuts(int64_t sequences, const Pace& pace);
 
 /// Fills shape.pace.played for shares of up to so many sequences.
 void play_shares(PipelineShape& shape, int64_t sequences_max);

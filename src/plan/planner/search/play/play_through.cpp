@@ -66,6 +66,95 @@ Balance settle_shapes(ShapeBook& book,
   return balance;
 }
 
+<<<<<<< HEAD
+=======
+/// Shares and sizes of microbatches, changed one by one where the site's step is shorter by it.
+class Settling {
+ public:
+  Settling(const SiteProblem& problem, SiteLayout& layout, std::span<int64_t> shares)
+      : layout_(layout),
+        shares_(shares),
+        run_(site_run(problem, layout, shares)),
+        best_s_(simulate_site(run_).step_s) {
+    for (size_t i = 0; i < shares.size(); ++i) {
+      sizes_.push_back(layout.pipelines[i].shape.pace.best_microbatch(shares[i]));
+    }
+  }
+
+  /// Each pipeline in the microbatches that suit the site best.
+  void settle_sizes() {
+    for (size_t i = 0; i < shares_.size(); ++i) try_sizes(i);
+  }
+
+  /// A sequence from one pipeline to another. True if something was gained.
+  bool move_one() {
+    for (size_t from = 0; from < shares_.size(); ++from) {
+      for (size_t to = 0; to < shares_.size(); ++to) {
+        if (from == to || shares_[from] < 2) continue;
+        const std::vector<int64_t> before = sizes_;
+        const double before_s = best_s_;
+        shares_[from] -= 1;
+        shares_[to] += 1;
+        for (const size_t i : {from, to}) {
+          sizes_[i] = layout_.pipelines[i].shape.pace.best_microbatch(shares_[i]);
+        }
+        best_s_ = std::numeric_limits<double>::infinity();
+        cut(to);
+        try_sizes(from);
+        try_sizes(to);
+        if (best_s_ < kBetter * before_s) return true;
+        shares_[from] += 1;
+        shares_[to] -= 1;
+        sizes_ = before;
+        best_s_ = before_s;
+        cut(from);
+        cut(to);
+      }
+    }
+    return false;
+  }
+
+  /// Makes the paces of the layout say what was found.
+  void write() {
+    for (size_t i = 0; i < shares_.size(); ++i) {
+      Pace& pace = layout_.pipelines[i].shape.pace;
+      if (pace.best_microbatch(shares_[i]) == sizes_[i]) continue;
+      while (static_cast<int64_t>(pace.played.size()) < shares_[i]) {
+        const auto next = static_cast<int64_t>(pace.played.size()) + 1;
+        pace.played.push_back({pace.time_s(next) - pace.step_s, pace.best_microbatch(next)});
+      }
+      pace.played[static_cast<size_t>(shares_[i] - 1)].microbatch = sizes_[i];
+    }
+  }
+
+ private:
+  // Less is not worth a share or a size that looks odd.
+  static constexpr double kBetter = 0.998;
+
+  void cut(size_t i) {
+    run_.pipelines[i].sequences = cut_microbatches(shares_[i], std::min(sizes_[i], shares_[i]));
+  }
+  void try_sizes(size_t i) {
+    int64_t best = std::min(sizes_[i], shares_[i]);
+    for (const int64_t size : even_cuts(shares_[i], layout_.pipelines[i].shape.pace)) {
+      run_.pipelines[i].sequences = cut_microbatches(shares_[i], size);
+      const double step_s = simulate_site(run_).step_s;
+      if (step_s >= kBetter * best_s_) continue;
+      best_s_ = step_s;
+      best = size;
+    }
+    sizes_[i] = best;
+    cut(i);
+  }
+
+  SiteLayout& layout_;  // outlives this, as do the shares
+  std::span<int64_t> shares_;
+  std::vector<int64_t> sizes_;
+  SiteRun run_;
+  double best_s_;
+};
+
+>>>>>>> e9ef8a98e9b7ecef30cab162a5b9cefce1981ddf
 /// The order of stages may have become another than that of the ranks dealt.
 void deal_again(const SiteProblem& problem, const ShapeOptions& options, SiteLayout& layout) {
   SetDealer dealer(problem, options);
