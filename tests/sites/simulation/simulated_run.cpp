@@ -191,7 +191,9 @@ void SimulatedRun::cut_power() {
   for (Site& site : sites_) crash(site);
   if (!options_.loses_disk) return;
   ++num_lost_disks_;
-  sites_[rng_.next_below(sites_.size())].disk = SimulatedDisk();
+  Site& site = sites_[rng_.next_below(sites_.size())];
+  site.disk = SimulatedDisk();
+  truth_.lose_disk(site.name);
 }
 
 void SimulatedRun::strike(const Fault& fault) {

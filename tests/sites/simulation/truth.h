@@ -41,6 +41,10 @@ class Truth {
   void check_held(const std::string& site, uint64_t incarnation, const GlobalState& state);
   /// Everything has died: from now on the run may begin once more, from a checkpoint.
   void go_back() { may_go_back_ = true; }
+  /// It has no checkpoint left: what it had read is given back before it comes again.
+  void lose_disk(const std::string& site) {
+    std::erase_if(readers_, [&](const auto& reader) { return reader.second.site == site; });
+  }
   void check_account(const std::string& site, const LaneAccount& account);
   void complain(const std::string& what) {
     if (complaint_.empty()) complaint_ = what;
