@@ -126,9 +126,10 @@ class Settling {
   }
   void try_sizes(size_t i) {
     int64_t best = std::min(sizes_[i], shares_[i]);
-    // Even cuts first; but with a small last microbatch the next reduction may begin sooner.
-    const int64_t largest = std::min(shares_[i], layout_.pipelines[i].shape.pace.microbatch_max);
-    std::vector<int64_t> sizes = even_cuts(shares_[i], largest);
+    const Pace& pace = layout_.pipelines[i].shape.pace;
+    std::vector<int64_t> sizes = even_cuts(shares_[i], pace);
+    // With a small last microbatch the next reduction may begin sooner.
+    const int64_t largest = pace.is_exact ? 0 : std::min(shares_[i], pace.microbatch_max);
     for (int64_t size = largest; size >= 1; --size) sizes.push_back(size);
     for (const int64_t size : sizes) {
       run_.pipelines[i].sequences = cut_microbatches(shares_[i], size);
