@@ -49,6 +49,7 @@ void each_field(Visitor& visit, P& profile) {
   visit("host_byte_s", profile.host_byte_s);
   visit("group_call_s", profile.group_call_s);
   visit("group_byte_s", profile.group_byte_s);
+  visit.maybe("reduce_place_s", profile.reduce_place_s);
   visit.maybe("group_hop_s", profile.group_hop_s);
   visit.maybe("pair_byte_s", profile.pair_byte_s);
   visit.maybe("network_byte_s", profile.network_byte_s);

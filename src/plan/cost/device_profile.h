@@ -55,6 +55,7 @@ struct DeviceProfile {
   double host_copy_s = 0;     // of one copy, however short; this one in seconds
   double host_byte_s = 0;     // between its memory and its host's
   double group_call_s = 0;    // of one collective of two of its kind, however short; in seconds
+  double reduce_place_s = 0;  // more if it sums gradients: operators bring them into place
   double group_hop_s = 0;     // more for each further member: 0 where all reach all at once
   double group_byte_s = 0;    // to all others of its kind in its node together
   double pair_byte_s = 0;     // to one other, where each pair has a link of its own; 0: as to all

@@ -130,20 +130,21 @@ BucketSeconds bucket_seconds(const SiteProblem& problem,
     // Half of it before the hosts' part, half of it after.
     const DeviceProfile& profile = *group.profile;
     const double byte_s = profile.byte_s(group.size);
+    const double one_call_s = profile.call_s(group.size) + profile.reduce_place_s;
     const double inside_s = (group.size - 1) / group.size * bytes * byte_s;
     const double copy_s =
         bytes / group.size * profile.host_byte_s + num_pieces * profile.host_copy_s;
     const double across_s =
         2 * others * bytes / group.size * transport.byte_s + num_pieces * transport.message_s;
     if (!crosses) {
-      seconds.reduce_s = 2 * inside_s + profile.call_s(group.size);
-      seconds.gather_s = others * weights * byte_s + profile.call_s(group.size);
+      seconds.reduce_s = 2 * inside_s + one_call_s;
+      seconds.gather_s = others * weights * byte_s + one_call_s;
       continue;
     }
     const double slowest_s = std::max({inside_s, copy_s, across_s});
     const double before_s = inside_s + copy_s + across_s;
     // A group's own collective is called for each piece, before the hosts' part and after it.
-    const double call_s = group.size > 1 ? profile.call_s(group.size) : 0;
+    const double call_s = group.size > 1 ? one_call_s : 0;
     seconds.reduce_s = std::max(
         seconds.reduce_s, slowest_s + (before_s - slowest_s) / num_pieces + num_pieces * call_s);
     seconds.arrive_s = std::max(seconds.arrive_s, (copy_s + inside_s) / num_pieces + call_s);

@@ -163,11 +163,14 @@ DeviceProfile profile_device(const std::string& site,
   if (profile.group_byte_s == 0) {
     profile.group_byte_s = slowdown * links.group_byte_s;
     profile.pair_byte_s = slowdown * links.pair_byte_s;
-    // The emulator's collectives have one hop of 5 us, and three operators bring the values into
-    // place, however many cards there are.
-    constexpr double kEmulatedCallS = 11e-6;
+    // The emulator's collectives have one hop of 5 us, however many cards there are. Operators of
+    // 2 us bring the values into place: one before a block's tokens are gathered, one before and
+    // one after its sums are scattered, three about gradients.
+    constexpr double kHopS = 5e-6, kOperatorS = 2e-6;
+    constexpr double kEmulatedCallS = kHopS + 1.5 * kOperatorS;
     const bool is_emulating = is_emulated(device.device);
     profile.group_call_s = is_emulating ? slowdown * kEmulatedCallS : links.group_call_s;
+    profile.reduce_place_s = is_emulating ? slowdown * 1.5 * kOperatorS : 0;
     profile.group_hop_s = is_emulating ? 0 : links.group_hop_s;
   }
   return profile;
