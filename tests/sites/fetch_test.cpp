@@ -158,6 +158,32 @@ TEST_CASE("when donors die in the middle, the last one gives the rest, and no le
   CHECK(fair.donor("b").num_given == 2 * kLeavesEach - 2 - 5);
 }
 
+TEST_CASE("the first donor to answer is asked for two leaves, and for more as they come") {
+  Fair fair;
+  Joiner joiner(fair.voucher());
+  joiner.fetcher.want(0, 0, fair.addresses());
+  LeafShelf& shelf = fair.donor("a").shelf;
+  const auto asked = [&] {
+    joiner.fetcher.advance(0);
+    std::vector<FetchLeaf> leaves;
+    for (const FetchRequest& request : joiner.fetcher.take_requests()) {
+      const auto* leaf = std::get_if<FetchLeaf>(&request.message);
+      if (leaf == nullptr) continue;
+      CHECK(request.to.site == "a");
+      leaves.push_back(*leaf);
+    }
+    return leaves;
+  };
+  CHECK(asked().empty());
+  joiner.fetcher.take("a", shelf.manifest(0, "", 0), 0);
+  const std::vector<FetchLeaf> first = asked();
+  REQUIRE(first.size() == 2);
+  joiner.fetcher.take("a", shelf.leaf(first[0], 0)->leaf, 0);
+  CHECK(asked().size() == 2);  // three are in flight, the most that may be
+  joiner.fetcher.take("a", shelf.leaf(first[1], 0)->leaf, 0);
+  CHECK(asked().size() == 1);
+}
+
 TEST_CASE("a donor whose connection broke is not waited for") {
   Fair fair;
   fair.donor("a").dies_after = fair.donor("b").dies_after = 1;
