@@ -221,13 +221,10 @@ ServingPlan plan_serving(const model::ModelConfig& config,
     if (link_left < 1e-12) link_left = 0;
     plan.flows.push_back({trade.from, trade.to, rate});
   }
-  std::vector<ServingFlow> whole;
   for (size_t idx = 0; idx < kinds.size(); ++idx) {
     if (left[idx] > 0 && std::isfinite(phases[idx].both_s)) {
       plan.flows.push_back({idx, idx, whole_rate(left[idx], phases[idx])});
     }
-    const double rate = whole_rate(kinds[idx].count, phases[idx]);
-    if (rate > 0) whole.push_back({idx, idx, rate});
     plan.each_both_requests_s.lo += whole_rate(kinds[idx].count, draw.slow[idx]);
     plan.each_both_requests_s.hi += whole_rate(kinds[idx].count, draw.fast[idx]);
   }
@@ -245,7 +242,11 @@ ServingPlan plan_serving(const model::ModelConfig& config,
     flow.share /= total;
   }
   std::ranges::sort(plan.flows, std::greater{}, &ServingFlow::share);
-  plan.requests_s = {rate_of(plan.flows, kinds, draw.slow), rate_of(plan.flows, kinds, draw.fast)};
+  // A split's shares stay as planned, however fast the chips turn out. Where each does both, a
+  // router sends to whoever has room.
+  plan.requests_s = plan.link_bytes_s > 0 ? chips::Interval{rate_of(plan.flows, kinds, draw.slow),
+                                                            rate_of(plan.flows, kinds, draw.fast)}
+                                          : plan.each_both_requests_s;
   return plan;
 }
 

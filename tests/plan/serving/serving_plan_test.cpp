@@ -95,6 +95,10 @@ TEST_CASE("real chips' plans say how sure they are") {
   const ServingPlan plan = plan_serving(llama_7b(), kinds, {}, 25e9);
   CHECK(plan.requests_s.lo < plan.requests_s.hi);
   CHECK(plan.each_both_requests_s.lo < plan.each_both_requests_s.hi);
+  // Where nothing is split nothing is lost either, at both ends of what may be.
+  const ServingPlan none = plan_serving(llama_7b(), kinds, {}, 0);
+  CHECK(none.requests_s.lo == none.each_both_requests_s.lo);
+  CHECK(none.requests_s.hi == none.each_both_requests_s.hi);
 }
 
 TEST_CASE("a model that no chip holds is refused") {
