@@ -8,6 +8,7 @@
 #include "base/text/json.h"
 #include "model/config.h"
 #include "plan/fleet.h"
+#include "serve/server/split_options.h"
 
 namespace pelago::cli {
 
@@ -31,10 +32,8 @@ plan::ServingKind read_kind(const std::string& text, const chips::Catalogue& cat
 std::vector<plan::ServingKind> read_kinds(const std::string& list,
                                           const chips::Catalogue& catalogue) {
   std::vector<plan::ServingKind> kinds;
-  for (size_t begin = 0; begin <= list.size();) {
-    const size_t end = std::min(list.find(',', begin), list.size());
-    kinds.push_back(read_kind(list.substr(begin, end - begin), catalogue));
-    begin = end + 1;
+  for (const std::string& text : serve::devices_of(list)) {
+    kinds.push_back(read_kind(text, catalogue));
     const auto is_it = [&](const plan::ServingKind& kind) {
       return kind.chip == kinds.back().chip;
     };
