@@ -27,7 +27,7 @@ void measure(Report& report) {
   std::vector<double> speeds_plain, speeds_guessing;
   for (int round = 0; round < kRounds; ++round) {
     const std::vector<serve::GenerateRequest> requests = {request_for(report.case_name, round)};
-    // One engine at a time: of two, the one that was opened later is slower by a fifth and more.
+    // One engine at a time: each finds the caches and the memory as the other did.
     const auto run = [&](const serve::SpeculationOptions& options, std::vector<double>& speeds) {
       const auto engine = make_engine("100m", {.speculation = options});
       const Served served = serve_all(*engine, requests, 1).front();

@@ -1,5 +1,7 @@
 #include "chips/packed/core_team.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "base/error.h"
@@ -47,6 +49,7 @@ CoreTeam::CoreTeam(int num_threads, std::vector<int> cores)
 }
 
 CoreTeam::~CoreTeam() {
+  release_caller();
   for (std::jthread& thread : threads_) thread.request_stop();
   run_idx_.fetch_add(1, std::memory_order_release);
   run_idx_.notify_all();
@@ -66,9 +69,10 @@ void CoreTeam::serve(int thread_idx, const std::stop_token& stop) {
 }
 
 void CoreTeam::run(const std::function<void(Member&)>& work) {
-  if (!cores_.empty() && bound_caller_ != std::this_thread::get_id()) {
+  if (!cores_.empty() && bound_caller_ != ::gettid()) {
+    caller_cores_ = allowed_cores();
     bind_to_cores({cores_[0]});
-    bound_caller_ = std::this_thread::get_id();
+    bound_caller_ = ::gettid();
   }
   work_ = &work;
   run_idx_.fetch_add(1, std::memory_order_release);
@@ -76,6 +80,12 @@ void CoreTeam::run(const std::function<void(Member&)>& work) {
   Member member(*this, 0);
   work(member);
   meet(member.part_);
+}
+
+void CoreTeam::release_caller() {
+  if (bound_caller_ != ::gettid()) return;
+  bind_to_cores(caller_cores_);
+  bound_caller_ = 0;
 }
 
 void CoreTeam::meet(size_t part) {

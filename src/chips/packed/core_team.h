@@ -8,6 +8,8 @@
 // changes nothing in it.
 #pragma once
 
+#include <sys/types.h>
+
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -21,7 +23,7 @@ namespace pelago::chips::packed {
 class CoreTeam {
  public:
   /// num_threads: the caller of run() among them. cores: empty, or where thread i is bound to; the
-  /// caller's thread is bound in its first run().
+  /// caller's thread is bound in its first run(), until release_caller() or the team's end.
   CoreTeam(int num_threads, std::vector<int> cores);
   CoreTeam(const CoreTeam&) = delete;
   CoreTeam& operator=(const CoreTeam&) = delete;
@@ -49,6 +51,10 @@ class CoreTeam {
 
   /// Calls work on every thread and returns when all have returned. work must not throw.
   void run(const std::function<void(Member&)>& work);
+  /// Gives the calling thread back the cores it had before its first run(). For whoever runs the
+  /// team once and goes on to other things: what the thread starts or opens later sees its cores
+  /// only, and a second team would have one.
+  void release_caller();
 
  private:
   static constexpr size_t kCounters = 4;  // two are in use at a time
@@ -58,7 +64,8 @@ class CoreTeam {
 
   const int num_threads_;
   const std::vector<int> cores_;
-  std::thread::id bound_caller_;
+  pid_t bound_caller_ = 0;                              // the kernel's number of a thread; 0: none
+  std::vector<int> caller_cores_;                       // that it had before
   const std::function<void(Member&)>* work_ = nullptr;  // of the run that is on
   alignas(64) std::atomic<int32_t> run_idx_{0};
   alignas(64) std::atomic<int32_t> num_arrived_{0};

@@ -69,6 +69,8 @@ class CpuRunner final : public ModelRunner {
       scratch.row.resize(static_cast<size_t>(inputs_max()) + 16);
       scratch.narrow.resize(static_cast<size_t>(inputs_max()) + 16);
     }
+    // Who opens a model is seldom who runs it, and may open another, which wants all cores too.
+    team_.release_caller();
   }
 
   RunnerOutput forward(std::span<const SequenceChunk> chunks) override;

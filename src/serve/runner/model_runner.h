@@ -119,7 +119,7 @@ struct RunnerOptions {
   int64_t num_pages = 256;         // their memory is taken when they are first written
   int64_t max_batch_tokens = 512;  // of a pass: sizes the buffers
   /// Threads of a pass, the caller's among them. With cores, thread i is bound to cores[i], and the
-  /// thread that calls forward() to cores[0] from its first call on.
+  /// thread that calls forward() to cores[0] from its first call on; who opens keeps its cores.
   int num_threads = 1;
   std::vector<int> cores = {};
   /// A file in memory where processes share one packed copy of the weights (shared_weights.h), and

@@ -5,9 +5,11 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "base/rng.h"
+#include "base/threads.h"
 #include "chips/packed/core_team.h"
 #include "chips/packed/packed_matrix.h"
 #include "chips/packed/paged_attention.h"
@@ -204,6 +206,31 @@ TEST_CASE("every item of a team's work is done once, whoever does it") {
     });
     for (const auto& count : counts) REQUIRE(count == 9);
   }
+}
+
+TEST_CASE("a team gives its caller's thread the cores back that it had") {
+  const std::vector<int> all = allowed_cores();
+  const std::vector<int> first = {all.front()}, last = {all.back()};
+  const auto work = [](CoreTeam::Member&) {};
+  {
+    CoreTeam team(1, last);
+    team.run(work);
+    CHECK(allowed_cores() == last);
+    team.release_caller();
+    CHECK(allowed_cores() == all);
+    team.run(work);
+    CHECK(allowed_cores() == last);
+    // Of two teams of one thread the later one gives back what the earlier one gave.
+    CoreTeam inner(1, first);
+    inner.run(work);
+    CHECK(allowed_cores() == first);
+    inner.release_caller();
+    CHECK(allowed_cores() == last);
+    // Another thread's cores are its own affair.
+    std::jthread([&] { team.release_caller(); }).join();
+    CHECK(allowed_cores() == last);
+  }
+  CHECK(allowed_cores() == all);
 }
 
 /// One query's attention in f64.

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/rng.h"
+#include "base/threads.h"
 #include "data/bpe/tokenizer_spec.h"
 #include "model/model_support.h"
 #include "model/plain_transformer.h"
@@ -172,6 +173,18 @@ TEST_CASE("in bf16 the runner's logits are close to the trainer's on the same we
   const SavedSmall saved(small_config("qwen3"), at::kBFloat16);
   // The trainer computes in f32. Products round their inputs to 8 bits, each off by 2^-9 at most.
   CHECK(worst_distance(saved, {.num_pages = 12, .num_threads = 2}) < 1.5e-2);
+}
+
+TEST_CASE("opening a model leaves the thread that opens it all of its cores") {
+  // Or the model that is opened next, a drafter or a new checkpoint, computes on one core alone.
+  const SavedSmall saved(small_config("llama"), at::kBFloat16);
+  const std::vector<int> all = allowed_cores();
+  const RunnerOptions options = {.num_threads = static_cast<int>(all.size()), .cores = all};
+  const auto runner = open_cpu_runner(saved.folder.path(), options);
+  CHECK(allowed_cores() == all);
+  std::filesystem::remove(saved.folder.path() / "model.safetensors");
+  CHECK_FALSE(failure_of([&] { open_cpu_runner(saved.folder.path(), options); }).empty());
+  CHECK(allowed_cores() == all);
 }
 
 TEST_CASE("keys and values of 8 bits cost little") {
