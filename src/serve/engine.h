@@ -74,8 +74,10 @@ struct EngineStats {
   int64_t num_pages = 0, num_pages_used = 0, num_pages_cached = 0;
   uint64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;  // since the start
   uint64_t num_finished = 0, num_cancelled = 0, num_refused = 0, num_preempted = 0;
-  uint64_t draft_tokens = 0, draft_accepted = 0;  // speculative decoding
-  uint64_t num_read_elsewhere = 0;                // prompts, on a split's prefill side
+  uint64_t draft_tokens = 0, draft_accepted = 0;      // speculative decoding
+  uint64_t num_read_elsewhere = 0;                    // prompts, on a split's prefill side
+  int64_t num_prefill_sides = 0, num_prefill_up = 0;  // of a split; those that read prompts now
+  uint64_t num_prefill_restarts = 0;                  // starts of such a side but its first
 };
 
 /// One of the engines behind a router.

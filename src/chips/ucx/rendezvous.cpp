@@ -18,10 +18,13 @@ std::filesystem::path path_of(const RendezvousOptions& options, int rank, const 
   return options.folder / fmt::format("rank-{}.{}", rank, kind);
 }
 
-void wait_for_file(const std::filesystem::path& path, double deadline_s) {
+void wait_for_file(const RendezvousOptions& options,
+                   const std::filesystem::path& path,
+                   double deadline_s) {
   // A shared folder over a network shows a new file after milliseconds, so naps may be long.
   constexpr auto kNap = std::chrono::milliseconds(1);
   while (!std::filesystem::exists(path) && steady_now_s() < deadline_s) {
+    if (options.gives_up && options.gives_up()) return;
     std::this_thread::sleep_for(kNap);
   }
 }
@@ -40,7 +43,7 @@ std::vector<std::string> exchange_files(const RendezvousOptions& options,
   std::vector<std::string> contents;
   for (int rank = 0; rank < options.num_ranks; ++rank) {
     const std::filesystem::path path = path_of(options, rank, kind);
-    wait_for_file(path, deadline_s);
+    wait_for_file(options, path, deadline_s);
     if (!std::filesystem::exists(path)) {
       fail(
           "rank {} of {} did not come to {} within {} s: see that worker's log for why it did not "

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@ struct RendezvousOptions {
   int rank = 0;
   int num_ranks = 1;
   double timeout_s = 120;
+  std::function<bool()> gives_up = {};  // asked while it waits: as if the time were over
 };
 
 /// Leaves content as this rank's file of that kind, waits for the others, returns every rank's in

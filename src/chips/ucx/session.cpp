@@ -74,8 +74,10 @@ ucp_context_h open_context(bool may_read_neighbours) {
 
 }  // namespace
 
-UcxSession::UcxSession(const CollectiveOptions& options)
-    : options_(options), endpoints_(static_cast<size_t>(options.num_ranks)) {
+UcxSession::UcxSession(const CollectiveOptions& options, std::function<bool()> gives_up)
+    : options_(options),
+      gives_up_(std::move(gives_up)),
+      endpoints_(static_cast<size_t>(options.num_ranks)) {
   try {
     meet();
     open_worker();
@@ -98,7 +100,8 @@ RendezvousOptions UcxSession::rendezvous() const {
   return {.folder = options_.rendezvous_dir,
           .rank = rank(),
           .num_ranks = num_ranks(),
-          .timeout_s = options_.timeout_s};
+          .timeout_s = options_.timeout_s,
+          .gives_up = gives_up_};
 }
 
 void UcxSession::meet() {

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <unordered_set>
@@ -36,8 +37,9 @@ struct PendingMessage {
 
 class UcxSession {
  public:
-  /// Connects to every other rank. Throws Failure if one does not come within timeout_s.
-  explicit UcxSession(const CollectiveOptions& options);
+  /// Connects to every other rank. Throws Failure if one does not come within timeout_s, or if
+  /// gives_up, asked meanwhile, says that to wait is of no use.
+  explicit UcxSession(const CollectiveOptions& options, std::function<bool()> gives_up = {});
   UcxSession(const UcxSession&) = delete;
   UcxSession& operator=(const UcxSession&) = delete;
   ~UcxSession();
@@ -84,6 +86,7 @@ class UcxSession {
   void close_endpoints(bool flush);
 
   CollectiveOptions options_;
+  std::function<bool()> gives_up_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;

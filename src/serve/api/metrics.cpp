@@ -49,6 +49,11 @@ void append_workers(std::string& out, const std::vector<WorkerStats>& workers) {
   family("worker_completion_tokens", "gauge", "Tokens that it generated.", [](Stats worker) {
     return worker.engine.completion_tokens;
   });
+  const auto is_split = [](Stats worker) { return worker.engine.num_prefill_sides > 0; };
+  if (std::none_of(workers.begin(), workers.end(), is_split)) return;
+  family("worker_prefill_up", "gauge", "1 while its prefill side reads prompts.", [](Stats worker) {
+    return worker.engine.num_prefill_up;
+  });
 }
 
 }  // namespace
@@ -135,6 +140,13 @@ std::string Metrics::text(const EngineStats& engine,
   counter("prompts_read_elsewhere_total",
           "Prompts that a split's prefill side read.",
           engine.num_read_elsewhere);
+  gauge("prefill_sides",
+        "Sides of a split that are to read prompts.",
+        static_cast<double>(engine.num_prefill_sides));
+  gauge("prefill_sides_up", "Of them, those that do.", static_cast<double>(engine.num_prefill_up));
+  counter("prefill_restarts_total",
+          "Starts of a prefill side that was lost.",
+          engine.num_prefill_restarts);
   append_workers(out, workers);
   gauge("connections_open", "Connections of clients.", static_cast<double>(http.num_open));
   counter("connections_total", "Connections accepted.", http.num_accepted);

@@ -381,7 +381,12 @@ EngineStats BatchEngine::stats() const {
   stats.num_pages_used = pool_.num_held();
   stats.num_pages_cached = pool_.num_idle();
   stats.num_preempted = scheduler_.num_preemptions();
-  stats.num_read_elsewhere = reader_ != nullptr ? reader_->num_read() : 0;
+  if (reader_ != nullptr) {
+    stats.num_read_elsewhere = reader_->num_read();
+    stats.num_prefill_sides = 1;
+    stats.num_prefill_up = reader_->is_up() ? 1 : 0;
+    stats.num_prefill_restarts = reader_->num_restarts();
+  }
   return stats;
 }
 

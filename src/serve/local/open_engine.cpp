@@ -15,6 +15,7 @@
 #include "serve/runner/paced_runner.h"
 #include "serve/runner/transformer_runner.h"
 #include "serve/speculation/model_drafter.h"
+#include "serve/split/prefill_keeper.h"
 #include "serve/split/prefill_process.h"
 #include "serve/split/prefill_side.h"
 #include "serve/split/remote_reader.h"
@@ -168,14 +169,15 @@ std::vector<int> give_cores(EngineOptions& options) {
 
 std::unique_ptr<PromptReader> open_reader(const fs::path& folder,
                                           const EngineOptions& options,
-                                          std::unique_ptr<PrefillProcess> process) {
-  if (options.prefill_link.empty() && process == nullptr) return nullptr;
-  auto link = process != nullptr
-                  ? PrefillProcess::connect(std::move(process))
+                                          std::unique_ptr<PrefillKeeper> keeper) {
+  if (options.prefill_link.empty() && keeper == nullptr) return nullptr;
+  auto link = keeper != nullptr
+                  ? keeper->first_link()
                   : chips::open_frame_link({.rank = 0, .rendezvous_dir = options.prefill_link});
   return std::make_unique<RemoteReader>(std::move(link),
                                         RemoteOptions{.local_share = options.prefill_local_share,
-                                                      .model_key = model_key_of(folder, options)});
+                                                      .model_key = model_key_of(folder, options)},
+                                        std::move(keeper));
 }
 
 model::ModelConfig read_config(const fs::path& folder) {
@@ -278,10 +280,12 @@ std::unique_ptr<Engine> open_engine(const fs::path& folder, const EngineOptions&
   options.scheduler = asked.scheduler_limits();
   const model::ModelConfig config = read_config(folder);
   // It opens its model while this engine opens its own.
-  std::unique_ptr<PrefillProcess> prefill;
+  std::unique_ptr<PrefillKeeper> prefill;
   if (!options.prefill_device.empty()) {
     const EngineOptions given = options;
-    prefill = std::make_unique<PrefillProcess>(folder, given, give_cores(options));
+    prefill = std::make_unique<PrefillKeeper>([folder, given, cores = give_cores(options)] {
+      return std::make_unique<PrefillProcess>(folder, given, cores);
+    });
   }
   data::Tokenizer tokenizer = data::Tokenizer::read(folder / "tokenizer.json");
   BatchOptions batch;

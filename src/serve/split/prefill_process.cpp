@@ -11,6 +11,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/files.h"
 #include "base/log.h"
 
@@ -21,6 +22,14 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kPrefillSocket = 3;  // its number in the child
+
+// As the router has them of its workers.
+constexpr double kBeat_s = 0.1;
+constexpr double kSilenceMax_s = 10;  // 100 beats: then it hangs
+constexpr double kStartMax_s = 120;   // to its first word: loading libraries from a cold disk
+constexpr double kAbsent_s = 1;       // since the last look: then this process itself stood still
+constexpr double kLook_s = 0.1;
+constexpr double kEnd_s = 1;  // that it gets to end by itself once its socket is shut
 
 constexpr std::string_view kPlacePrefix = "pelago-split-";
 
@@ -45,26 +54,12 @@ fs::path make_meeting_place() {
   return name;
 }
 
-/// A link whose other side ends with it.
-class OwnedLink final : public chips::FrameLink {
- public:
-  OwnedLink(std::unique_ptr<PrefillProcess> process, std::unique_ptr<chips::FrameLink> link)
-      : process_(std::move(process)), link_(std::move(link)) {}
-  void start(Listener listener) override { link_->start(std::move(listener)); }
-  void send(Fill fill) override { link_->send(std::move(fill)); }
-  size_t frame_bytes() const override { return link_->frame_bytes(); }
-
- private:
-  std::unique_ptr<PrefillProcess> process_;
-  std::unique_ptr<chips::FrameLink> link_;  // last: it closes before the process is ended
-};
-
 }  // namespace
 
 PrefillProcess::PrefillProcess(const fs::path& folder,
                                EngineOptions options,
                                const std::vector<int>& cores)
-    : scratch_(make_meeting_place()) {
+    : scratch_(make_meeting_place()), heard_s_(steady_now_s()) {
   const auto [ours, theirs] = make_link_sockets();
   link_ = std::make_unique<Link>(ours);
   ChildOptions child;
@@ -88,6 +83,8 @@ PrefillProcess::PrefillProcess(const fs::path& folder,
   reader_ = std::jthread([this] {
     link_->read([this](Message message) {
       const std::lock_guard lock(mutex_);
+      heard_s_ = steady_now_s();
+      has_spoken_ = true;
       is_open_ = is_open_ || std::holds_alternative<ReadyMessage>(message);
       if (auto* lost = std::get_if<LostMessage>(&message)) lost_ = std::move(*lost);
       changed_.notify_all();
@@ -106,22 +103,73 @@ PrefillProcess::~PrefillProcess() {
   fs::remove_all(scratch_, ignored);
 }
 
-void PrefillProcess::wait_until_open() {
+/// Until is_there(), asked with the mutex held, or it has ended or hangs, which is ended here.
+/// False: stopped first.
+bool PrefillProcess::wait_for(const std::stop_token& stop, const std::function<bool()>& is_there) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return is_open_ || has_ended_; });
-  if (is_open_) return;
-  if (lost_) throw Failure("--prefill: " + lost_->why, lost_->exit_code);
-  constexpr double kEnd_s = 5;
-  child_->wait(kEnd_s);
-  fail("--prefill: the process that was to read prompts {}", child_->how_it_ended());
+  double looked_s = steady_now_s();
+  while (true) {
+    changed_.wait_for(lock, stop, std::chrono::duration<double>(kLook_s), [&] {
+      return is_there() || has_ended_;
+    });
+    if (stop.stop_requested()) return false;
+    if (is_there() || has_ended_) return true;
+    const double now_s = steady_now_s();
+    if (now_s - looked_s > kAbsent_s) heard_s_ = now_s;  // whoever stood still has heard nobody
+    looked_s = now_s;
+    const double silence_max_s = has_spoken_ ? kSilenceMax_s : kStartMax_s;
+    if (now_s - heard_s_ <= silence_max_s) continue;
+    lost_ = LostMessage{.why = fmt::format("it said nothing for {} s", silence_max_s)};
+    has_ended_ = true;
+    child_->kill();
+    return true;
+  }
 }
 
-std::unique_ptr<chips::FrameLink> PrefillProcess::connect(std::unique_ptr<PrefillProcess> process) {
-  process->wait_until_open();
-  // It has opened its model and is on its way: what takes longer has ended.
-  auto link =
-      chips::open_frame_link({.rank = 0, .rendezvous_dir = process->scratch_, .connect_s = 60});
-  return std::make_unique<OwnedLink>(std::move(process), std::move(link));
+/// Once it has ended.
+std::string PrefillProcess::how_it_ended() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (lost_) return lost_->why;
+  }
+  child_->wait(kEnd_s);
+  return fmt::format("its process {} {}", child_->pid(), child_->how_it_ended());
+}
+
+std::unique_ptr<chips::FrameLink> PrefillProcess::connect(const std::stop_token& stop) {
+  if (!wait_for(stop, [this] { return is_open_; })) return nullptr;
+  const auto has_gone = [this] {
+    const std::lock_guard lock(mutex_);
+    return has_ended_;
+  };
+  const auto give_up = [this] {
+    const std::string how = how_it_ended();
+    const std::lock_guard lock(mutex_);
+    throw Failure("--prefill: " + how, lost_ ? lost_->exit_code : kExitFailed);
+  };
+  if (has_gone()) give_up();
+  try {
+    // It has opened its model and is on its way: what takes longer has ended.
+    return chips::open_frame_link(
+        {.rank = 0, .rendezvous_dir = scratch_, .connect_s = 60, .gives_up = [&] {
+           return stop.stop_requested() || has_gone();
+         }});
+  } catch (const Failure&) {
+    if (stop.stop_requested()) return nullptr;
+    if (has_gone()) give_up();
+    throw;
+  }
+}
+
+std::string PrefillProcess::wait(const std::stop_token& stop) {
+  return wait_for(stop, [] { return false; }) ? how_it_ended() : "";
+}
+
+std::string PrefillProcess::end() {
+  link_->shut();
+  if (!child_->wait(kEnd_s)) child_->kill();
+  child_->wait(kEnd_s);
+  return child_->how_it_ended();
 }
 
 int run_prefill_process(int socket) {
@@ -136,6 +184,14 @@ int run_prefill_process(int socket) {
     });
     if (!is_told) opening.set_value(std::nullopt);
     stop.request_stop();
+  });
+  const std::jthread beats([&](const std::stop_token& over) {
+    std::mutex mutex;
+    std::condition_variable_any never;
+    std::unique_lock lock(mutex);
+    while (!over.stop_requested() && link.send(BeatMessage{})) {
+      never.wait_for(lock, over, std::chrono::duration<double>(kBeat_s), [] { return false; });
+    }
   });
   int exit_code = kExitDone;
   const auto lose = [&](const std::string& why, int code) {

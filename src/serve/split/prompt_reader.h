@@ -43,6 +43,8 @@ class PromptReader {
   virtual std::vector<Waiting> take_ready(const Room& room) = 0;
 
   virtual uint64_t num_read() const = 0;           // prompts, elsewhere; any thread
+  virtual bool is_up() const = 0;                  // somebody reads elsewhere now; any thread
+  virtual uint64_t num_restarts() const = 0;       // of who reads elsewhere; any thread
   virtual int64_t num_waiting() const = 0;         // requests that are here
   virtual int64_t num_waiting_tokens() const = 0;  // of their prompts
 };

@@ -8,8 +8,10 @@
 
 namespace pelago::serve {
 
-RemoteReader::RemoteReader(std::unique_ptr<chips::FrameLink> link, const RemoteOptions& options)
-    : options_(options), link_(std::move(link)) {
+RemoteReader::RemoteReader(std::unique_ptr<chips::FrameLink> link,
+                           const RemoteOptions& options,
+                           std::unique_ptr<LinkKeeper> keeper)
+    : options_(options), keeper_(std::move(keeper)), link_(std::move(link)) {
   PELAGO_ASSERT(options.local_share >= 0 && options.local_share <= 1 && options.orders_max > 0,
                 "a share is part of a whole");
 }
@@ -24,17 +26,24 @@ void RemoteReader::start(PagePool& pool, ModelRunner& runner, std::function<void
   pool_ = &pool;
   runner_ = &runner;
   wake_ = std::move(wake);
+  listen();
+  if (keeper_) keeper_->start(wake_);
+}
+
+void RemoteReader::listen() {
   link_->start({.on_frame = [this](std::span<const std::byte> frame) { on_frame(frame); },
                 .on_lost = [this](const std::string& why) { lose(why); }});
 }
 
 void RemoteReader::stop() {
-  link_.reset();
+  if (keeper_) keeper_->close();
+  link_.reset();  // while the other end is there to hear of it
+  is_up_ = false;
   imports_.clear();
   ordered_.clear();
   while (queue_.front() != nullptr) queue_.pop();
   num_tokens_ = 0;
-  if (lost_.empty()) lost_ = "the engine is closed";
+  note("the engine is closed");
 }
 
 // The link's thread.
@@ -103,11 +112,13 @@ std::string RemoteReader::take_pages(const SplitHead& head, std::span<const std:
   return "";
 }
 
+void RemoteReader::note(const std::string& why_lost) {
+  const std::lock_guard lock(imports_mutex_);
+  if (lost_.empty()) lost_ = why_lost;
+}
+
 void RemoteReader::lose(const std::string& why) {
-  {
-    const std::lock_guard lock(imports_mutex_);
-    if (lost_.empty()) lost_ = why;
-  }
+  note(why);
   wake_();
 }
 
@@ -124,7 +135,7 @@ int64_t RemoteReader::num_waiting() const {
 
 bool RemoteReader::offer(Waiting& waiting) {
   const auto num_prompt = static_cast<int64_t>(waiting.prompt.size());
-  if (is_told_ || num_prompt <= options_.tokens_min) return false;
+  if (is_down_ || num_prompt <= options_.tokens_min) return false;
   local_debt_ += options_.local_share * static_cast<double>(num_prompt);
   if (local_debt_ >= static_cast<double>(num_prompt)) {
     local_debt_ -= static_cast<double>(num_prompt);
@@ -159,6 +170,7 @@ bool RemoteReader::erase(RequestId request) {
 
 std::vector<Waiting> RemoteReader::take_ready(const Room& room) {
   std::vector<Waiting> ready;
+  take_news(ready);
   const int64_t tokens_max = take_arrived(ready);
   Room left = room;
   for (const Waiting& waiting : ready) {
@@ -168,11 +180,11 @@ std::vector<Waiting> RemoteReader::take_ready(const Room& room) {
   }
   while (const Waiting* front = queue_.front()) {
     const bool is_full = ordered_.size() >= static_cast<size_t>(options_.orders_max);
-    if (!is_told_ && (tokens_max == 0 || is_full)) break;
+    if (!is_down_ && (tokens_max == 0 || is_full)) break;
     PageTable pages(*pool_);
     int64_t num_found = 0;
     const auto num_prompt = static_cast<int64_t>(front->prompt.size());
-    bool is_local = is_told_ || num_prompt - 1 > tokens_max;
+    bool is_local = is_down_ || num_prompt - 1 > tokens_max;
     if (!is_local) {
       num_found = pages.take_prefix(front->prompt, num_prompt - 1);
       // Alone it must fit, or it would wait for ever.
@@ -194,34 +206,61 @@ std::vector<Waiting> RemoteReader::take_ready(const Room& room) {
   return ready;
 }
 
+void RemoteReader::hand_over(RequestId request, bool is_read, std::vector<Waiting>& ready) {
+  auto node = ordered_.extract(request);
+  num_tokens_ -= static_cast<int64_t>(node.mapped().prompt.size());
+  num_read_ += is_read ? 1 : 0;
+  if (!is_read) node.mapped().pages.reset();
+  ready.push_back(std::move(node.mapped()));
+}
+
+void RemoteReader::take_news(std::vector<Waiting>& ready) {
+  LinkKeeper::News news = keeper_ ? keeper_->news() : LinkKeeper::News();
+  if (!news.lost.empty()) note(news.lost);
+  const std::string why = lost();
+  if (!why.empty() && link_ != nullptr) {
+    take_arrived(ready);  // what came whole before
+    log_warn("prefill side lost, prompts are read here why=\"{}\"", why);
+    is_up_ = false;
+    is_down_ = true;
+    link_.reset();
+    {
+      const std::lock_guard lock(imports_mutex_);
+      imports_.clear();
+      arrived_.clear();
+      refused_.clear();
+    }
+    while (!ordered_.empty()) hand_over(ordered_.begin()->first, /*is_read=*/false, ready);
+    if (keeper_) keeper_->note_lost(link_idx_, why);
+  }
+  if (news.link == nullptr) return;
+  {
+    const std::lock_guard lock(imports_mutex_);
+    lost_.clear();
+    tokens_max_ = 0;
+  }
+  link_ = std::move(news.link);
+  link_idx_ = news.link_idx;
+  listen();
+}
+
 int64_t RemoteReader::take_arrived(std::vector<Waiting>& ready) {
   std::vector<RequestId> arrived, refused;
-  std::string lost;
   int64_t tokens_max = 0;
+  bool has_greeted = false;
   {
     const std::lock_guard lock(imports_mutex_);
     arrived = std::exchange(arrived_, {});
     refused = std::exchange(refused_, {});
-    lost = lost_;
     tokens_max = tokens_max_;
-    if (!lost.empty()) imports_.clear();
+    has_greeted = lost_.empty() && tokens_max > 0;
   }
-  const auto hand_over = [&](RequestId request, bool is_read) {
-    auto node = ordered_.extract(request);
-    num_tokens_ -= static_cast<int64_t>(node.mapped().prompt.size());
-    num_read_ += is_read ? 1 : 0;
-    if (!is_read) node.mapped().pages.reset();
-    ready.push_back(std::move(node.mapped()));
-  };
-  for (const RequestId request : arrived) hand_over(request, /*is_read=*/true);
-  for (const RequestId request : refused) hand_over(request, /*is_read=*/false);
-  if (!lost.empty()) {
-    if (!std::exchange(is_told_, true)) {
-      log_warn("prefill side lost, prompts are read here why=\"{}\"", lost);
-      link_.reset();
-    }
-    while (!ordered_.empty()) hand_over(ordered_.begin()->first, /*is_read=*/false);
+  for (const RequestId request : arrived) hand_over(request, /*is_read=*/true, ready);
+  for (const RequestId request : refused) hand_over(request, /*is_read=*/false, ready);
+  if (has_greeted && std::exchange(is_down_, false)) {
+    log_warn("prefill side is back, prompts are read there restarts={}", num_restarts());
   }
+  is_up_ = has_greeted;
   return tokens_max;
 }
 

@@ -4,7 +4,9 @@
 // that is fair between users; only few are ordered ahead.
 //
 // What cannot be read elsewhere is read here: short prompts, what the other side refuses, and
-// everything once the link is lost. Nobody's answer ends because of it.
+// everything while there is no link. Nobody's answer ends because a link is lost: what was on its
+// way is read here. Where a keeper brings another link, prompts go over it as soon as the side
+// behind it has greeted.
 #pragma once
 
 #include <atomic>
@@ -16,6 +18,7 @@
 #include <vector>
 
 #include "chips/ucx/frames/frame_link.h"
+#include "serve/split/link_keeper.h"
 #include "serve/split/prompt_reader.h"
 #include "serve/split/wire.h"
 
@@ -30,7 +33,10 @@ struct RemoteOptions {
 
 class RemoteReader final : public PromptReader {
  public:
-  RemoteReader(std::unique_ptr<chips::FrameLink> link, const RemoteOptions& options);
+  /// keeper: of the links that come after this one; null: none do.
+  RemoteReader(std::unique_ptr<chips::FrameLink> link,
+               const RemoteOptions& options,
+               std::unique_ptr<LinkKeeper> keeper = nullptr);
   ~RemoteReader() override;
 
   void start(PagePool& pool, ModelRunner& runner, std::function<void()> wake) override;
@@ -39,10 +45,12 @@ class RemoteReader final : public PromptReader {
   bool erase(RequestId request) override;
   std::vector<Waiting> take_ready(const Room& room) override;
   uint64_t num_read() const override { return num_read_; }
+  bool is_up() const override { return is_up_; }
+  uint64_t num_restarts() const override { return keeper_ ? keeper_->num_restarts() : 0; }
   int64_t num_waiting() const override;
   int64_t num_waiting_tokens() const override { return num_tokens_; }
 
-  /// Why the other side reads nothing any more; empty: it does. Any thread.
+  /// Why the other side reads nothing now; empty: it does, or is about to. Any thread.
   std::string lost() const;
 
  private:
@@ -57,6 +65,11 @@ class RemoteReader final : public PromptReader {
   std::string greet(std::span<const std::byte> content);
   std::string take_pages(const SplitHead& head, std::span<const std::byte> content);
   void lose(const std::string& why);
+  void note(const std::string& why_lost);
+  void listen();
+  /// Where the link is lost or another has come.
+  void take_news(std::vector<Waiting>& ready);
+  void hand_over(RequestId request, bool is_read, std::vector<Waiting>& ready);
   /// Returns the tokens that a prompt may have; 0: the other side has not greeted yet.
   int64_t take_arrived(std::vector<Waiting>& ready);
   bool reserve(const Waiting& waiting, const Room& room, PageTable& pages, int64_t& num_found);
@@ -73,7 +86,9 @@ class RemoteReader final : public PromptReader {
   int64_t num_tokens_ = 0;
   double local_debt_ = 0;  // tokens that ought to have been read here
   std::atomic<uint64_t> num_read_{0};
-  bool is_told_ = false;  // that the link is lost
+  std::atomic<bool> is_up_{false};  // it has greeted and is not lost
+  bool is_down_ = false;            // the link was lost and no other has greeted: all is read here
+  uint64_t link_idx_ = 0;
 
   mutable std::mutex imports_mutex_;  // guards what follows
   std::map<RequestId, Import> imports_;
@@ -81,6 +96,7 @@ class RemoteReader final : public PromptReader {
   int64_t tokens_max_ = 0;  // 0: the other side has not greeted yet
   std::string lost_;
 
+  std::unique_ptr<LinkKeeper> keeper_;
   std::unique_ptr<chips::FrameLink> link_;  // last: its thread uses what is above
 };
 

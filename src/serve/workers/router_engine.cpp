@@ -39,6 +39,7 @@ void add_counters(EngineStats& sum, const EngineStats& one) {
   sum.draft_tokens += one.draft_tokens;
   sum.draft_accepted += one.draft_accepted;
   sum.num_read_elsewhere += one.num_read_elsewhere;
+  sum.num_prefill_restarts += one.num_prefill_restarts;
 }
 
 RouterEngine::RouterEngine(RouterOptions options, StartWorker start)
@@ -190,6 +191,8 @@ EngineStats RouterEngine::stats() const {
     sum.num_pages += worker->stats.num_pages;
     sum.num_pages_used += worker->stats.num_pages_used;
     sum.num_pages_cached += worker->stats.num_pages_cached;
+    sum.num_prefill_sides += worker->stats.num_prefill_sides;
+    sum.num_prefill_up += worker->stats.num_prefill_up;
   }
   return sum;
 }

@@ -27,6 +27,7 @@
 #include "serve/local/request_check.h"
 #include "serve/runner/shared_weights.h"
 #include "serve/workers/link/messages.h"
+#include "serve/workers/restart_pace.h"
 #include "serve/workers/route_policy.h"
 
 namespace pelago::serve {
@@ -70,7 +71,7 @@ struct RouterOptions {
   int64_t prompt_tokens_max = 4'000'000;  // sent to one worker and not ended: 16 MB
   double start_max_s = 120;   // to a worker's first word: loading libraries from a cold disk
   double silence_max_s = 10;  // 100 beats, later: then it hangs
-  double pause_s = 0.25, pause_max_s = 10;  // before a start after a second loss; doubles
+  RestartLaw restarts = {};   // without quarantine: nobody else would serve
   RouteOptions route = {};
 };
 
@@ -101,7 +102,7 @@ class RouterEngine final : public Engine {
   struct Worker;
   struct Place {
     uint64_t num_lost = 0;
-    int num_failures = 0;     // in a row
+    RestartPace pace;
     double not_before_s = 0;  // the next start
   };
 

@@ -41,6 +41,7 @@ struct RouterEngine::Worker {
   const uint64_t version;
   const std::shared_ptr<Link> link;  // owners: this, and who is sending
   const double started_s;
+  double ready_s = 0;                // since when it takes requests; 0: not yet
   std::unique_ptr<WorkerHost> host;  // the supervisor's
   State state = State::kStarting;
   double heard_s;  // when it last said something

@@ -13,10 +13,9 @@ namespace pelago::serve {
 
 namespace {
 
-constexpr double kLook_s = 0.1;    // how often, where nobody calls
-constexpr double kAbsent_s = 1;    // since the last look: then this process itself stood still
-constexpr double kEnd_s = 1;       // that a worker gets to end by itself
-constexpr double kHealthy_s = 30;  // of life: a loss after that is a first one
+constexpr double kLook_s = 0.1;  // how often, where nobody calls
+constexpr double kAbsent_s = 1;  // since the last look: then this process itself stood still
+constexpr double kEnd_s = 1;     // that a worker gets to end by itself
 
 /// Closes the worker's end here once the worker has it.
 struct LentSocket {
@@ -104,7 +103,7 @@ void RouterEngine::start_worker(size_t worker_idx) {
   } catch (const Failure& failure) {
     log_error("worker not started worker={} why=\"{}\"", worker_idx, failure.what());
     const std::lock_guard lock(mutex_);
-    places_[worker_idx].not_before_s = steady_now_s() + options_.pause_max_s;
+    places_[worker_idx].not_before_s = steady_now_s() + options_.restarts.pause_max_s;
     if (is_opening_) opening_failure_ = {failure.what(), failure.exit_code()};
     changed_.notify_all();
     return;
@@ -123,6 +122,7 @@ void RouterEngine::note_ready(Worker& worker, const ReadyMessage& ready) {
       other->state = Worker::State::kRetiring;
   }
   worker.state = Worker::State::kReady;
+  worker.ready_s = steady_now_s();
   if (is_opening_) limits_.context_length = ready.context_length;
   policy_.forget(worker.worker_idx, static_cast<size_t>(ready.stats.num_pages));
   log_info("worker ready worker={} after_s={:.2f}",
@@ -152,12 +152,9 @@ void RouterEngine::note_loss(const Worker& worker) {
     version_wanted_ = ready_worker(worker.worker_idx)->version;
     return;
   }
-  if (now_s - worker.started_s > kHealthy_s) place.num_failures = 0;
-  const double pause_s =
-      options_.pause_s * static_cast<double>(1 << std::min(place.num_failures, 10));
-  place.not_before_s =
-      place.num_failures == 0 ? now_s : now_s + std::min(pause_s, options_.pause_max_s);
-  ++place.num_failures;
+  // Opening is no service: a large model that falls as soon as it is open would never be paused.
+  const double served_s = worker.ready_s > 0 ? now_s - worker.ready_s : 0;
+  place.not_before_s = now_s + place.pace.note_loss(options_.restarts, served_s);
 }
 
 void RouterEngine::look_after(double now_s) {

@@ -42,7 +42,9 @@ class SmallServer {
   std::string answer(const std::string& prompt) const {
     RawClient client(port);
     client.send(request(prompt, 24, false));
-    const std::string response = client.read_response();
+    return tokens_of(client.read_response());
+  }
+  static std::string tokens_of(const std::string& response) {
     const auto body =
         nlohmann::json::parse(response.substr(response.find("\r\n\r\n") + 4), nullptr, false);
     INFO(response);
@@ -106,11 +108,14 @@ std::vector<std::string> answers(const SmallServer& server) {
   return all;
 }
 
-void kill_readers_in(const fs::path& folder) {
+/// The processes in this folder that read prompts.
+std::vector<pid_t> readers_in(const fs::path& folder) {
   const auto readers = processes_with("serve-prefill");
+  std::vector<pid_t> found;
   for (const pid_t pid : processes_in(folder)) {
-    if (std::ranges::find(readers, pid) != readers.end()) ::kill(pid, SIGKILL);
+    if (std::ranges::find(readers, pid) != readers.end()) found.push_back(pid);
   }
+  return found;
 }
 
 pid_t pid_of_worker(const SmallServer& server, int worker_idx = 0) {
@@ -131,13 +136,65 @@ int meeting_places_of(pid_t pid) {
   return count;
 }
 
+/// Kills the process that reads while it has prompts to read: nobody's answer ends or is another,
+/// and a new one reads later prompts.
+void lose_reader(SmallServer& split,
+                 const fs::path& folder,
+                 const std::vector<std::string>& expected) {
+  const auto has_said = [&](const char* words) {
+    return split.program.err_so_far().find(words) != std::string::npos;
+  };
+  CHECK(split.figure("prefill_sides") == 1);
+  CHECK(split.figure("prefill_sides_up") == 1);
+  CHECK(split.figure("prefill_restarts_total") == 0);
+  const std::vector<pid_t> readers = readers_in(folder);
+  REQUIRE(readers.size() == 1);
+  ::kill(readers[0], SIGSTOP);  // so that it surely dies over what it is sent now
+  const auto more = [](size_t idx) { return fmt::format("{} and ", idx) + some_prompts()[idx]; };
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (size_t idx = 0; idx < expected.size(); ++idx) {
+    clients.push_back(std::make_unique<RawClient>(split.port));
+    clients.back()->send(SmallServer::request(more(idx), 24, false));
+  }
+  // What waits has been sent there: the decode side has room for all.
+  REQUIRE(split.program.wait_for([&] { return split.figure("requests_waiting") > 0; }, 60));
+  ::kill(readers[0], SIGKILL);
+  for (size_t idx = 0; idx < expected.size(); ++idx) {
+    CHECK(SmallServer::tokens_of(clients[idx]->read_response()) == expected[idx]);
+  }
+  const auto is_gone = [&] { return !fs::exists(fmt::format("/proc/{}", readers[0])); };
+  CHECK(split.program.wait_for(is_gone, 60));
+  CHECK(has_said("prefill side lost"));
+  CHECK(has_said(fmt::format("prefill side ended pid={}", readers[0]).c_str()));
+  CHECK(has_said("how=\"was killed by signal 9 (Killed)\""));
+
+  // Figures are those of the worker's last beat.
+  const auto is_back = [&] {
+    return split.figure("prefill_restarts_total") == 1 && split.figure("prefill_sides_up") == 1;
+  };
+  CHECK(split.program.wait_for(is_back, 60));
+  CHECK(has_said("prefill side is back"));
+  const std::vector<pid_t> now = readers_in(folder);
+  REQUIRE(now.size() == 1);
+  CHECK(now != readers);
+  const int64_t num_before = split.figure("prompts_read_elsewhere_total");
+  // None that was asked before: what is remembered is not sent away.
+  for (size_t idx = 0; idx < expected.size(); ++idx) split.answer("new " + more(idx));
+  CHECK(split.program.wait_for(
+      [&] { return split.figure("prompts_read_elsewhere_total") > num_before; }, 60));
+  CHECK(split.figure("worker_lost_total{worker=\"0\"}") == 0);
+}
+
 TEST_CASE("a split answers as one device does, whatever becomes of its sides") {
   const Scratch scratch("serve-split");
   write_served_folder(scratch.path() / "m");
-  std::vector<std::string> expected;
+  std::vector<std::string> expected, in_flight;
   {
     SmallServer one(scratch.path(), {"--device", "cpu"});
     expected = answers(one);
+    for (size_t idx = 0; idx < expected.size(); ++idx) {
+      in_flight.push_back(one.answer(fmt::format("{} and ", idx) + some_prompts()[idx]));
+    }
     one.program.signal(SIGTERM);
     one.program.wait();
   }
@@ -149,14 +206,7 @@ TEST_CASE("a split answers as one device does, whatever becomes of its sides") {
   CHECK(split.program.wait_for([&] { return num_read() > 0; }, 60));
   CHECK(processes_in(scratch.path()).size() == 3);
 
-  // Without the side that reads: nobody's answer ends, the other side reads.
-  kill_readers_in(scratch.path());
-  split.answer("wake up, " + some_prompts()[0]);
-  const auto is_told = [&] {
-    return split.program.err_so_far().find("prefill side lost") != std::string::npos;
-  };
-  CHECK(split.program.wait_for(is_told, 60));
-  CHECK(answers(split) == expected);
+  lose_reader(split, scratch.path(), in_flight);
 
   // Without the side that writes: an error event, and both sides anew.
   RawClient cut(split.port);

@@ -211,7 +211,7 @@ RouterOptions two_workers() {
   options.vocab_size = 260;
   options.engine.scheduler.sequences_max = 2;
   options.waiting_max = 3;
-  options.pause_s = 0.01;
+  options.restarts.pause_s = 0.01;
   options.silence_max_s = 60;  // a busy machine is no fault
   return options;
 }

@@ -43,7 +43,8 @@ class UcxFrameLink final : public FrameLink {
         session_({.rank = options.rank,
                   .num_ranks = 2,
                   .rendezvous_dir = options.rendezvous_dir,
-                  .timeout_s = options.connect_s}) {
+                  .timeout_s = options.connect_s},
+                 options.gives_up) {
     for (Buffer& buffer : receiving_) buffer.bytes.resize(options.frame_bytes);
   }
   ~UcxFrameLink() override {

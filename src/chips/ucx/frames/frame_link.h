@@ -44,11 +44,13 @@ struct FrameLinkOptions {
   int rank = 0;  // 0 or 1; the other side has the other
   /// Both leave their addresses here; empty at the start, one folder a link.
   std::filesystem::path rendezvous_dir = {};
-  double connect_s = 300;           // for the other side to come; it may be loading a model
-  double timeout_s = 30;            // the longest silence that is not yet a failure
-  size_t frame_bytes = 512 * 1024;  // alike on both sides; below it UCX's costs a message show
-  int num_frames = 8;               // buffers to receive into; alike on both sides
-  double byte_s = 0;                // of an emulated line: seconds a byte that this side sends
+  double connect_s = 300;               // for the other side to come; it may be loading a model
+  double timeout_s = 30;                // the longest silence that is not yet a failure
+  size_t frame_bytes = 512 * 1024;      // alike on both sides; below it UCX's costs a message show
+  int num_frames = 8;                   // buffers to receive into; alike on both sides
+  double byte_s = 0;                    // of an emulated line: seconds a byte that this side sends
+  std::function<bool()> gives_up = {};  // asked while it waits for the other side: whether to go on
+                                        // is of no use; empty: it waits for connect_s
 };
 
 /// Over UCX: shared memory, RDMA or TCP, whatever the two have. Returns once they are connected;

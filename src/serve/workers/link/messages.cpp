@@ -235,7 +235,10 @@ PELAGO_FIELDS(EngineStats,
               num_preempted,
               draft_tokens,
               draft_accepted,
-              num_read_elsewhere)
+              num_read_elsewhere,
+              num_prefill_sides,
+              num_prefill_up,
+              num_prefill_restarts)
 PELAGO_FIELDS(OpenMessage, folder, engine)
 PELAGO_FIELDS(SubmitMessage, id, request, constraint)
 PELAGO_FIELDS(CancelMessage, id)
