@@ -4,8 +4,9 @@
 // to 50 us from sleep, and a small model's pass has a hundred of them.
 //
 // The pieces of a part are taken by whoever is free, large ones first: other programs share the
-// cores, and a thread that was held up must not hold up the rest. Which thread computes a piece
-// changes nothing in it.
+// cores, and a thread that was held up must not hold up the rest. Only its first piece is each
+// thread's own, so that it can fetch what that will read while it waits for the others: memory then
+// never rests. Which thread computes a piece changes nothing in it.
 #pragma once
 
 #include <sys/types.h>
@@ -15,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -40,13 +42,19 @@ class CoreTeam {
     void share(size_t num_items,
                size_t grain,
                const std::function<void(size_t begin, size_t end)>& work);
+    /// Where my first piece of such a part begins.
+    size_t first_item(size_t num_items, size_t grain) const;
+    /// What I shall read first after the waits to come: fetched into my cache while I wait.
+    void will_read(const std::byte* begin, size_t num_bytes) { ahead_ = {begin, num_bytes}; }
 
    private:
     friend class CoreTeam;
     Member(CoreTeam& team, int thread_idx) : team_(&team), thread_idx_(thread_idx) {}
+    size_t own_piece(size_t num_items, size_t grain) const;
     CoreTeam* team_;  // outlives me
     int thread_idx_;
     size_t part_ = 0;  // how many were shared in this run
+    std::span<const std::byte> ahead_;  // not fetched yet
   };
 
   /// Calls work on every thread and returns when all have returned. work must not throw.
@@ -60,7 +68,7 @@ class CoreTeam {
   static constexpr size_t kCounters = 4;  // two are in use at a time
 
   void serve(int thread_idx, const std::stop_token& stop);
-  void meet(size_t part);
+  void meet(Member& member);
 
   const int num_threads_;
   const std::vector<int> cores_;

@@ -281,13 +281,25 @@ void PackedRows::point(PanelJob& job, size_t tile, size_t first_word) const {
   job.x_sums = sums_.data() + side;
 }
 
+// Of panels for one row, four at a time are what its product takes.
+constexpr size_t kPanelGrain = 4;
+// What one core fetches in the time that it waits, and its second cache has room for.
+constexpr size_t kAheadBytes = 256 << 10;
+
+void expect(CoreTeam::Member& member, const PackedMatrix& weights) {
+  const size_t panel = member.first_item(weights.num_panels(), kPanelGrain);
+  const size_t panel_bytes = weights.job(0).panel_bytes;
+  const size_t num_panels = std::min(weights.num_panels() - panel, kAheadBytes / panel_bytes + 1);
+  member.will_read(weights.job(panel).weights, num_panels * panel_bytes);
+}
+
 void multiply(CoreTeam::Member& member,
               const PackedRows& x,
               const PackedMatrix& weights,
               float* c,
               size_t c_stride,
               bool adds) {
-  member.share(weights.num_panels(), 4, [&](size_t begin, size_t end) {
+  member.share(weights.num_panels(), kPanelGrain, [&](size_t begin, size_t end) {
     multiply_range(x, weights, begin, end, c + begin * kPanel, c_stride, adds);
   });
 }
@@ -299,7 +311,7 @@ void multiply_swiglu(CoreTeam::Member& member,
                      size_t h_stride) {
   const size_t num_rows = x.tiling().num_rows;
   std::vector<float> columns(num_rows * 4 * kPanel);  // two pairs at a time
-  member.share(gate_up.num_panels() / 2, 2, [&](size_t begin, size_t end) {
+  member.share(gate_up.num_panels() / 2, kPanelGrain / 2, [&](size_t begin, size_t end) {
     for (size_t pair = begin; pair < end; pair += 2) {
       const size_t num_pairs = std::min<size_t>(2, end - pair);
       multiply_range(

@@ -60,6 +60,10 @@ class PackedRows {
   std::vector<int32_t> sums_;    // the same
 };
 
+/// Tells the member that its next product is with these weights: it fetches the first of them while
+/// it waits for others in between.
+void expect(CoreTeam::Member& member, const PackedMatrix& weights);
+
 /// c [rows][c_stride] = x weights^T, or added to it; panels are shared by the team's members, each
 /// of whom calls this. c_stride: at least the panels' outputs.
 void multiply(CoreTeam::Member& member,

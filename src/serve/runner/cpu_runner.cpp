@@ -333,15 +333,20 @@ void CpuRunner::attend(Member& member, size_t layer_idx) {
 
 void CpuRunner::run_layer(Member& member, size_t layer_idx) {
   const PackedLayer& layer = weights_.layers[layer_idx];
+  const bool is_last = layer_idx + 1 == weights_.layers.size();
   put_normed(member, layer.input_norm, all_rows_);
+  packed::expect(member, layer.output);
   packed::multiply(member, hidden_in_, layer.qkv, qkv_.data(), qkv_stride(), false);
   rotate_and_keep(member, layer, layer_idx);
   attend(member, layer_idx);
   put_rows(member, mixed_, mixed_stride(), mixed_in_);
+  packed::expect(member, layer.gate_up);
   packed::multiply(member, mixed_in_, layer.output, stream_.data(), stream_stride(), true);
   put_normed(member, layer.post_attention_norm, all_rows_);
+  packed::expect(member, layer.down);
   packed::multiply_swiglu(member, hidden_in_, layer.gate_up, fed_.data(), fed_stride());
   put_rows(member, fed_, fed_stride(), fed_in_);
+  packed::expect(member, is_last ? weights_.head : weights_.layers[layer_idx + 1].qkv);
   packed::multiply(member, fed_in_, layer.down, stream_.data(), stream_stride(), true);
 }
 

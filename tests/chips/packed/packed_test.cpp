@@ -233,6 +233,30 @@ TEST_CASE("a team gives its caller's thread the cores back that it had") {
   CHECK(allowed_cores() == all);
 }
 
+TEST_CASE("each thread's first piece is where it was told, and so is what it fetches meanwhile") {
+  CoreTeam team(3, {});
+  const std::vector<std::byte> ahead(100'000);
+  for (const size_t num_items : {1, 11, 47, 48, 97, 1000}) {
+    std::vector<std::atomic<int>> counts(num_items);
+    std::atomic<int> num_wrong = 0;
+    team.run([&](CoreTeam::Member& member) {
+      const size_t first = member.first_item(num_items, 4);
+      bool is_first = true;
+      member.will_read(ahead.data(), ahead.size() - static_cast<size_t>(member.thread_idx()));
+      member.share(num_items, 4, [&](size_t begin, size_t end) {
+        // Of few items nobody has any for himself.
+        if (is_first && num_items >= 48 && begin != first) ++num_wrong;
+        is_first = false;
+        for (size_t i = begin; i < end; ++i) ++counts[i];
+      });
+      if (num_items >= 48 && is_first) ++num_wrong;
+    });
+    CAPTURE(num_items);
+    CHECK(num_wrong == 0);
+    for (const auto& count : counts) REQUIRE(count == 1);
+  }
+}
+
 /// One query's attention in f64.
 std::vector<double> plain_attention(const std::vector<float>& keys,
                                     const std::vector<float>& values,
