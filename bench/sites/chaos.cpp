@@ -21,7 +21,7 @@ struct ChaosOptions {
   double minutes = 30;
   int num_faults = -1;  // -1: 200 in 30 minutes
   uint64_t seed = 1;
-  double slowdown = 500;  // of the emulated chips: a step takes about a second
+  double slowdown = 500;  // of the emulated chips: a step takes 0.8 s
   std::vector<std::string> kinds;
 };
 
@@ -86,7 +86,9 @@ class Faults {
     for (Hit& hit : hits_) {
       if (hit.at_s > now_s || hit.at_s < 0) continue;
       // Whom it would hit may just be starting again.
-      hit.at_s = inject(hit, now_s) ? -1 : now_s + 0.25;
+      const bool is_done = inject(hit, now_s);
+      hit.at_s = is_done ? -1 : now_s + 0.25;
+      if (is_done) tell(hit, now_s);
     }
     for (auto undo = undos_.begin(); undo != undos_.end();) {
       if (undo->at_s > now_s) {
@@ -114,6 +116,11 @@ class Faults {
     std::vector<pid_t> stopped;
     std::unique_ptr<chaos::Cut> cut;
   };
+
+  static void tell(const Hit& hit, double now_s) {
+    const char* const whom = hit.kind == kKillCoordinator ? "" : hit.site.c_str();
+    std::fprintf(stderr, "%7.1f s: %s %s\n", now_s, kKinds[hit.kind].name, whom);
+  }
 
   bool inject(const Hit& hit, double now_s) {
     if (hit.kind == kPartition) {
@@ -163,7 +170,10 @@ chaos::LiveRunOptions live_options(const ChaosOptions& options) {
   live.inner_steps = 16;
   live.fragments = 2;
   live.overlap_steps = 6;
-  live.grace_s = 5;  // below what six steps hide, so that waiting for a late site costs nothing
+  // Below the 4.7 s that six steps hide, less what an exchange takes: waiting for a late site costs
+  // the others nothing.
+  live.grace_s = 4;
+  live.snapshot_every_steps = 1;  // a step of a lost worker takes longer than its restart
   live.rate_mbit_s = 200;
   live.rtt_ms = 20;
   live.checkpoint_every_steps = 100;
@@ -230,7 +240,7 @@ double quiet_tokens_s(const FleetBench& bench,
   const std::string program = (program_path().parent_path() / "pelago").string();
   chaos::LiveRunOptions live = live_options(options);
   live.checkpoint_every_steps = is_ready ? 20 : 0;
-  live.snapshot_every_steps = is_ready ? 2 : 0;
+  live.snapshot_every_steps = is_ready ? 1 : 0;
   live.is_examined = is_ready;
   const fs::path folder = bench.folder() / fmt::format("quiet-{}-{}", turn, is_ready);
   LiveRun run(folder, bench.folder() / "data", program, live);

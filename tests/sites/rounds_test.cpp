@@ -272,6 +272,21 @@ TEST_CASE("a site that starts anew joins at the next exchange not yet begun") {
   CHECK(run.said<Welcome>()->donors.size() == 2);
 }
 
+TEST_CASE("nobody waits for a joiner at an exchange that one of them has already come to") {
+  StartedRun run;
+  run.ready("a");  // exchange 0, which waits for b and c
+  run.rounds().on_lost("c", run.now_s());
+  Hello hello = StartedRun::hello();
+  hello.incarnation = 2;
+  run.say("c", hello);
+  REQUIRE(run.said<Welcome>() != nullptr);
+  CHECK(run.said<Welcome>()->first_exchange == 1);
+  CHECK(run.said<Welcome>()->start_step == 5);
+  run.ready("b");
+  REQUIRE(run.said<Begin>() != nullptr);
+  CHECK(StartedRun::names(run.said<Begin>()->members) == "ab");
+}
+
 TEST_CASE("resuming goes back to the newest checkpoint that all have with the same weights") {
   RoundOptions options = StartedRun::options();
   options.sites = {"a", "b"};

@@ -285,14 +285,16 @@ void RoundMachine::dismiss(Site& site, const std::string& reason, int exit_code)
 }
 
 void RoundMachine::welcome_joiner(Site& site) {
+  // The first exchange that nobody has come to yet: the others would wait for one that they have.
   int64_t first = next_exchange_;
   const auto is_begun = [&](int64_t exchange) {
     const auto found = exchanges_.find(exchange);
     const auto fragment = static_cast<size_t>(fragment_of(exchange));
-    const bool is_applied = std::any_of(sites_.begin(), sites_.end(), [&](const Site& holder) {
-      return is_live(holder) && holder.status && holder.status->applied[fragment] >= exchange;
+    const bool is_reached = std::any_of(sites_.begin(), sites_.end(), [&](const Site& holder) {
+      return ready(holder, exchange) != nullptr ||
+             (is_live(holder) && holder.status && holder.status->applied[fragment] >= exchange);
     });
-    return commits_.contains(exchange) || is_applied ||
+    return commits_.contains(exchange) || is_reached ||
            (found != exchanges_.end() && found->second.begin.has_value());
   };
   const int64_t num_regular = options_.schedule.num_regular();
