@@ -259,12 +259,16 @@ void LockstepRun::end_failed(const std::string& why) {
   if (why.find("site ") == std::string::npos) complain("given up without naming a site: " + why);
   if (why.find("no good checkpoint") == 0) {
     std::map<std::string, std::vector<CheckpointOffer>> offers;
-    for (Site& site : sites_) offers[site.name] = safe_offers(site);
+    for (const Site& site : sites_) offers[site.name] = site.offered;
     if (truth_.step_to_begin_at(offers) >= 0) complain("given up with a checkpoint: " + why);
     return;
   }
-  const bool is_explained = !faults_.empty() || clock_.now_s() < disturbed_s_ + kReactS;
-  if (!is_explained) complain("given up without a fault: " + why);
+  // Lines lose packets until kReactS after the last fault: who was missed just then is missed on.
+  const double explained_s = disturbed_s_ + kReactS + kAbsenceS + kLastWordS;
+  const bool is_explained = !faults_.empty() || clock_.now_s() < explained_s;
+  if (!is_explained) {
+    complain(fmt::format("given up, with no fault since {:.2f} s: {}", disturbed_s_, why));
+  }
 }
 
 // As a person would, once all is well again.

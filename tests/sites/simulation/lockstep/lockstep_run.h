@@ -72,6 +72,7 @@ class LockstepRun {
     Workers workers;
     SimulatedDisk disk;                    // outlives its starts, as does the next
     std::map<int64_t, SavedInStep> saved;  // what a checkpoint has beside its step
+    std::vector<CheckpointOffer> offered;  // by this start
     std::unique_ptr<FetchedInStep> fetch;  // while it fetches one
     double heartbeat_s = 0, restart_s = -1, frozen_s = -1;
     int64_t actions_left = -1;  // until it dies; -1: it does not

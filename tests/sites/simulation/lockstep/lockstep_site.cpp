@@ -31,7 +31,8 @@ void LockstepRun::start(Site& site) {
   member.hello.incarnation = site.incarnation;
   member.hello.address = network_.address(site.name);
   member.hello.plan_hash = "plan";
-  member.hello.checkpoints = safe_offers(site);
+  // What its last start had not made safe may turn out to be, and is offered by the next one.
+  member.hello.checkpoints = site.offered = safe_offers(site);
   if (coordinators_.size() > 1) {
     for (const auto& coordinator : coordinators_) {
       member.coordinators.push_back(network_.address(coordinator->endpoint()));
