@@ -196,6 +196,7 @@ Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
                      .plan = plan,
                      .hello = hello,
                      .relay = relay ? &*relay : nullptr,
+                     .keep_checkpoints = job.train.keep_checkpoints,
                      .coordinators = options.coordinators,
                      .copies = copies},
                     transport,

@@ -64,8 +64,8 @@ struct GrpcTransport::Impl {
   std::map<std::string, std::unique_ptr<PeerLine>> lines;
   std::map<std::string, PeerTraffic> traffic;
   // Not through the inbox: a sending thread must never wait for the one that reads it.
-  std::mutex lost_mutex;  // guards lost_peers
-  std::vector<std::string> lost_peers;
+  std::mutex lost_mutex;                      // guards lost_peers
+  std::map<std::string, int64_t> lost_peers;  // with what was given up of what is said once
 };
 
 GrpcTransport::GrpcTransport(const GrpcTransportOptions& options)
@@ -121,9 +121,10 @@ void GrpcTransport::set_address(const std::string& peer, const std::string& addr
   if (is_to_site && impl_->options.bandwidth_mbit_s) {
     line.bandwidth_mbit_s = impl_->options.bandwidth_mbit_s(peer);
   }
-  line.on_lost = [this, peer] {
+  line.precious_kind_min = impl_->options.fast_kind_min;
+  line.on_lost = [this, peer](int64_t num_lost) {
     const std::lock_guard lost_lock(impl_->lost_mutex);
-    impl_->lost_peers.push_back(peer);
+    impl_->lost_peers[peer] += num_lost;
   };
   impl_->lines[peer] = std::make_unique<PeerLine>(line);
 }
@@ -146,9 +147,8 @@ std::optional<Arrival> GrpcTransport::receive(double timeout_s) {
   {
     const std::lock_guard lock(impl_->lost_mutex);
     if (!impl_->lost_peers.empty()) {
-      Arrival lost{.peer = impl_->lost_peers.back(), .frame = {}};
-      impl_->lost_peers.pop_back();
-      return lost;
+      const auto lost = impl_->lost_peers.extract(impl_->lost_peers.begin());
+      return Arrival{.peer = lost.key(), .frame = {}, .num_lost = lost.mapped()};
     }
   }
   return impl_->inbox.pop_for(timeout_s);

@@ -36,7 +36,7 @@ struct GrpcTransportOptions {
   std::function<std::optional<double>(const std::string& peer)> bandwidth_mbit_s;
   /// Frames of this kind or above are handed over as they come, on the thread that received them,
   /// and pass by receive(): what must not wait for whoever reads the rest. It returns false to
-  /// refuse one.
+  /// refuse one. Whoever sends one says it once: what is given up of them is told by receive().
   uint32_t fast_kind_min = UINT32_MAX;
   std::function<bool(Frame)> on_fast_frame = {};
   /// Answers callers that have no certificate yet; outlives the transport. Null: there are none.

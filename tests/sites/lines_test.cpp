@@ -231,6 +231,30 @@ TEST_CASE("a lost peer is reported") {
   CHECK_FALSE(lost->frame);
 }
 
+TEST_CASE("frames for workers that a line gave up are told, others are not counted") {
+  const fs::path certs = fresh_folder("grpc-given-up");
+  make_certificates(certs, {"a", "b"});
+  GrpcTransportOptions options;
+  options.name = "a";
+  options.certs_dir = certs;
+  options.patience_s = 0.01;
+  options.fast_kind_min = 100;
+  options.on_fast_frame = [](const Frame&) { return true; };
+  GrpcTransport a(options);
+  a.set_address("b", "127.0.0.1:1");  // nobody listens there
+  for (const uint32_t kind : {1U, 100U, 101U}) {
+    a.send("b", {.from = "a", .kind = kind, .head = "{}", .payload = ""});
+  }
+  int64_t num_lost = 0;
+  const double deadline_s = steady_now_s() + 60;
+  while (num_lost == 0 && steady_now_s() < deadline_s) {
+    const auto arrival = a.receive(1);
+    if (arrival && arrival->peer == "b") num_lost += arrival->num_lost;
+  }
+  CHECK(num_lost == 2);
+  CHECK(a.num_queued("b") == 0);
+}
+
 TEST_CASE("an emulated line adds half a round trip once and lets frames follow one another") {
   EmulatedLine line({.bandwidth_mbit_s = 8, .rtt_ms = 100});  // 1 MB/s, 50 ms
   CHECK(line.arrival_s(10, 100'000) == doctest::Approx(10.15));

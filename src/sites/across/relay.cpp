@@ -120,9 +120,15 @@ bool Relay::take(Frame frame) {
   return true;
 }
 
+std::string Relay::failure() {
+  const std::lock_guard lock(coming_mutex_);
+  return order_.failure();
+}
+
+// Of what a line has lost its agent tells the coordinator, which begins all sites again: workers
+// that gave up first would take the agent with them.
 void Relay::deliver(const std::vector<RelayPart>& parts) {
   for (const RelayPart& part : parts) write_to(part.header.to_rank, part.header, part.bytes);
-  if (!order_.failure().empty()) fail_workers(order_.failure());
 }
 
 void Relay::write_to(int rank, const train::BridgeHeader& header, const std::string& part) {

@@ -30,6 +30,8 @@ class Relay {
   void start(int64_t start_number, std::vector<train::BridgeSocket> workers, Transport& transport);
   /// Any thread: a frame of that kind from the site it says. False: it makes no sense.
   bool take(Frame frame);
+  /// Any thread: why nothing more comes to the workers; empty while all is well.
+  std::string failure();
   /// Hangs up on the workers.
   void stop();
 

@@ -6,7 +6,11 @@
 //   kTraining -> a site is lost -> all others are told to return -> kGathering -> kStarting
 //
 // Whoever was told so comes with a new incarnation; what its last start still says is refused. A
-// site that does not return within absence_s, or starts that come to no new step, end the run.
+// line that has lost something is like a site that is lost, but that both its ends return. A site
+// that does not return within absence_s, or starts that come to no new step, end the run.
+//
+// A checkpoint is whole at every site that has it. So they go on from the newest that any of them
+// has, and who lacks it fetches it; where there had been one and none is left, the run ends.
 #include <algorithm>
 
 #include "base/error.h"
@@ -51,6 +55,59 @@ void RoundMachine::restart_together(const std::string& why) {
   stop_step_.reset();
   in_step_.gathering_s = now_s_;
   phase_ = RunPhase::kGathering;
+}
+
+/// How far it is. Returns whether this start of all sites is over with what it says.
+bool RoundMachine::note_in_step(const Site& site) {
+  const SiteStatus& status = *site.status;
+  if (status.completed_steps > in_step_.progress_step) {
+    in_step_.progress_step = status.completed_steps;
+    in_step_.num_vain_restarts = 0;
+  }
+  if (!is_lockstep()) return false;
+  if (status.saved_step > in_step_.saved_step) {
+    in_step_.saved_step = status.saved_step;
+    in_step_.saved_at = site.name;
+    keep_run();
+  }
+  const bool is_under_way = phase_ == RunPhase::kStarting || phase_ == RunPhase::kTraining;
+  if (status.lost_line.empty() || !is_under_way) return false;  // else it is still to be released
+  restart_together(fmt::format("site {}: {}", site.name, status.lost_line));
+  return true;
+}
+
+/// The start is decided. From here on no checkpoint but those up to this step is known to be of it.
+void RoundMachine::note_start() {
+  in_step_.start_number = ++epoch_;
+  in_step_.saved_step = start_step_;
+  in_step_.saved_at.clear();
+  for (const Site& site : sites_) {
+    if (start_step_ > 0 && has_start(site) && in_step_.saved_at.empty()) {
+      in_step_.saved_at = site.name;
+    }
+  }
+}
+
+/// What the run had and nobody has any more. A checkpoint of sites in step has all their stages.
+std::string RoundMachine::what_is_lost() const {
+  if (!is_lockstep() || in_step_.saved_step <= 0) return "";
+  return fmt::format(
+      "the model of step {}, of which site {} had all stages, is lost: put its folder "
+      "checkpoints/step-{} back and go on with --resume, or ",
+      in_step_.saved_step,
+      in_step_.saved_at,
+      in_step_.saved_step);
+}
+
+/// Whose checkpoint is that of the start: the same, or there were no start.
+void RoundMachine::name_donors(Welcome& welcome) const {
+  for (const Site& site : sites_) {
+    for (const CheckpointOffer& offer : site.hello.checkpoints) {
+      if (offer.step != start_step_ || offer.hash.empty()) continue;
+      welcome.checkpoint_hash = offer.hash;
+      welcome.donors.push_back({.site = site.name, .address = site.hello.address});
+    }
+  }
 }
 
 /// The others need not wait until its silence is noticed, and learn the reason.

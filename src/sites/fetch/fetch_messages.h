@@ -1,5 +1,5 @@
 // What sites tell each other when one fetches a part of the state (fragment_fetcher.h) and others
-// give it away (leaf_shelf.h).
+// give it away (leaf_shelf.h), or, in step, a checkpoint (across/checkpoint_fetcher.h).
 #pragma once
 
 #include <cstdint>
@@ -31,6 +31,20 @@ struct FragmentLeaf {
   std::string hash;
   int64_t leaf = 0;
   std::string payload;  // f32
+};
+/// "Give me what lies there in this file of your checkpoint." An answer that does not come is
+/// asked for again.
+struct FetchPiece {
+  int64_t step = 0;
+  std::string hash;  // of the checkpoint, as in its offer
+  std::string file;
+  int64_t offset = 0;  // bytes
+};
+struct CheckpointPiece {
+  int64_t step = 0;
+  std::string hash, file;
+  int64_t offset = 0;
+  std::string payload;  // empty: the sender has no such piece
 };
 
 }  // namespace pelago::sites

@@ -113,7 +113,13 @@ SiteAgent::SiteAgent(const SiteAgentOptions& options,
       clock_(&clock),
       member_(member_options(options, site_dir_, state), state),
       turned_s_(clock.now_s()),
-      heart_([this](const std::stop_token& stop) { beat(stop); }) {}
+      heart_([this](const std::stop_token& stop) { beat(stop); }) {
+  if (options_.relay == nullptr) return;
+  checkpoints_.emplace(CheckpointExchange::Options{.site = site_,
+                                                   .checkpoints_dir = site_dir_ / "checkpoints",
+                                                   .keep = options_.keep_checkpoints},
+                       transport);
+}
 
 SiteAgent::~SiteAgent() {
   if (options_.relay != nullptr) options_.relay->stop();
@@ -148,6 +154,7 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
       member_.set_sent_bytes(sent_bytes);
       if (stop_requested) carry_out(member_.ask_stop(now_s));
       carry_out(member_.on_tick(now_s));
+      if (!leave_ && checkpoints_) watch_lines(now_s);
       report_copies();
     }
     receive(member_.has_work() ? 0 : kPollS);
@@ -161,15 +168,39 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
   return *leave_;
 }
 
+/// Of sites in step.
+void SiteAgent::watch_lines(double now_s) {
+  const std::string lost = options_.relay->failure();
+  if (!lost.empty()) carry_out(member_.on_line_lost(lost, now_s));
+  checkpoints_->tick(now_s);
+  if (const auto ready = checkpoints_->take_ready(now_s)) {
+    report(
+        "checkpoint_fetched",
+        json{{"step", ready->start.step}, {"bytes", ready->num_bytes}, {"seconds", ready->took_s}}
+            .dump());
+    start_workers(ready->start);
+  }
+}
+
 void SiteAgent::receive(double timeout_s) {
   while (const std::optional<Arrival> arrival = transport_->receive(timeout_s)) {
     timeout_s = 0;
     if (!arrival->frame) {
       carry_out(member_.on_lost(arrival->peer, clock_->now_s()));
+      if (arrival->num_lost > 0) {
+        const std::string lost = fmt::format(
+            "the line to site {} was broken for too long, {} "
+            "messages for its workers were given up",
+            arrival->peer,
+            arrival->num_lost);
+        log_warn("{}", lost);
+        carry_out(member_.on_line_lost(lost, clock_->now_s()));
+      }
       continue;
     }
     const Result<Message> message = decode(*arrival->frame);
     if (message) {
+      if (checkpoints_ && checkpoints_->take(arrival->peer, *message, clock_->now_s())) continue;
       carry_out(member_.on_message(arrival->peer, *message, clock_->now_s()));
     } else {
       log_warn("refused from={} reason=\"{}\"", arrival->peer, message.error().message);
@@ -186,7 +217,7 @@ void SiteAgent::carry_out(MemberActions actions) {
     } else if (const auto* known = std::get_if<KnowAddress>(&action)) {
       transport_->set_address(known->site, known->address);
     } else if (const auto* start = std::get_if<StartWorkers>(&action)) {
-      start_workers(*start);
+      if (!checkpoints_ || !checkpoints_->begin(*start, clock_->now_s())) start_workers(*start);
     } else if (std::holds_alternative<LetTrain>(action)) {
       runner_->allow_training();
     } else if (const auto* shares = std::get_if<TakeShares>(&action)) {
@@ -313,6 +344,7 @@ Status SiteAgent::add_to_checkpoint(int64_t step, const fs::path& dir) {
 }
 
 void SiteAgent::on_checkpoint_saved(int64_t step) {
+  member_.on_saved(step);
   if (copier_) copier_->offer(step);
   report("checkpoint", json{{"step", step}}.dump());
 }

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "plan/job.h"
 #include "plan/plan.h"
+#include "sites/across/checkpoint_exchange.h"
 #include "sites/across/relay.h"
 #include "sites/copies/checkpoint_copier.h"
 #include "sites/exchange/global_state.h"
@@ -30,6 +31,7 @@ struct SiteAgentOptions {
   plan::Plan plan;
   Hello hello;
   Relay* relay = nullptr;                 // of sites that train in step; outlives the agent
+  int64_t keep_checkpoints = 3;           // newest that stay
   std::vector<std::string> coordinators;  // where one may be
   std::optional<CopierOptions> copies;    // where copies of checkpoints go, and come from
 };
@@ -63,6 +65,7 @@ class SiteAgent final : public train::SiteEvents {
   void give_merged(const GiveMerged& merged);
   void take_shares(const TakeShares& shares);
   void receive(double timeout_s);
+  void watch_lines(double now_s);
   void report(const std::string& name, const std::string& json);
   void fetch_checkpoint(int64_t step);
   void report_copies();
@@ -79,6 +82,7 @@ class SiteAgent final : public train::SiteEvents {
   std::mutex copies_mutex_;                                       // guards copies_
   std::map<int64_t, std::unique_ptr<const GlobalState>> copies_;  // by step, until they are saved
   std::vector<train::BatchShares> shares_;                        // told before the workers start
+  std::optional<CheckpointExchange> checkpoints_;                 // of sites that train in step
   std::unique_ptr<train::SiteRunner> runner_;  // once the run has begun for this site
   std::unique_ptr<CheckpointCopier> copier_;   // once the run has begun, if copies are wanted
   bool is_running_ = false;                    // the workers have not finished

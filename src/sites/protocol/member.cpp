@@ -84,6 +84,16 @@ MemberActions Member::on_finished(double now_s) {
   return take_actions();
 }
 
+MemberActions Member::on_line_lost(const std::string& why, double now_s) {
+  now_s_ = now_s;
+  const bool is_in_step = options_.schedule.num_fragments == 0;
+  if (is_in_step && status_.lost_line.empty()) {
+    status_.lost_line = why;
+    status_changed_ = true;
+  }
+  return take_actions();
+}
+
 MemberActions Member::ask_stop(double now_s) {
   now_s_ = now_s;
   if (!welcome_) {
@@ -115,7 +125,9 @@ void Member::take(const std::string& from, const Welcome& welcome) {
     act(StartWorkers{.mode = welcome.mode,
                      .step = welcome.start_step,
                      .data_step = welcome.data_step,
-                     .start_number = welcome.start_number});
+                     .start_number = welcome.start_number,
+                     .hash = welcome.checkpoint_hash,
+                     .donors = welcome.donors});
     return;
   }
   begin_join();

@@ -50,6 +50,11 @@ class Member {
   MemberActions on_finished(double now_s);
   /// The connection to a peer broke: what was asked of it is asked of another.
   MemberActions on_lost(const std::string& peer, double now_s);
+  /// Of a site in step: what was said once was lost on a line. The coordinator hears it until it
+  /// has begun all sites again.
+  MemberActions on_line_lost(const std::string& why, double now_s);
+  /// A checkpoint is safe on the disk.
+  void on_saved(int64_t step) { status_.saved_step = std::max(status_.saved_step, step); }
   /// step_s: of the last step, without waiting for the line.
   void on_step(int64_t completed_steps, double step_s);
   /// Parts of an exchange are still to be quantised: call work() between messages.
@@ -101,6 +106,9 @@ class Member {
   void take(const std::string& from, const Heartbeat&) { refuse(from, "heartbeat"); }
   void take(const std::string& from, const SiteStatus&) { refuse(from, "status"); }
   void take(const std::string& from, const Report&) { refuse(from, "report"); }
+  // Whoever carries this answers: it knows the disk.
+  void take(const std::string& from, const FetchPiece&) { refuse(from, "fetch of a checkpoint"); }
+  void take(const std::string& from, const CheckpointPiece&) { refuse(from, "checkpoint"); }
 
   int64_t fragment_of(int64_t exchange) const;
   int64_t snapshot_step(int64_t exchange) const;

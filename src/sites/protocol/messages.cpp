@@ -85,6 +85,8 @@ PELAGO_DEFINE_CHANGED_ONLY(SiteStatus,
                            applied,
                            stop_step,
                            wants_stop,
+                           lost_line,
+                           saved_step,
                            num_commits,
                            num_missed,
                            num_refused,
@@ -104,6 +106,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Welcome,
                                                 first_exchange,
                                                 first_logged,
                                                 donors,
+                                                checkpoint_hash,
                                                 shares,
                                                 peers,
                                                 start_number)
@@ -120,29 +123,19 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fetch, fragment, exchange_min, hash, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentManifest, fragment, exchange, hash)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FetchLeaf, fragment, hash, leaf, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentLeaf, fragment, hash, leaf)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FetchPiece, step, hash, file, offset)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointPiece, step, hash, file, offset)
 void to_json(nlohmann::json& json, const Release&) { json = nlohmann::json::object(); }
 void from_json(const nlohmann::json&, Release&) {}
 
 namespace {
 
-constexpr std::array<std::string_view, std::variant_size_v<Message>> kNames = {"hello",
-                                                                               "heartbeat",
-                                                                               "status",
-                                                                               "report",
-                                                                               "welcome",
-                                                                               "refused",
-                                                                               "allow_training",
-                                                                               "begin",
-                                                                               "commit",
-                                                                               "stop_at",
-                                                                               "release",
-                                                                               "alive",
-                                                                               "slice",
-                                                                               "want",
-                                                                               "fetch",
-                                                                               "fragment_manifest",
-                                                                               "fetch_leaf",
-                                                                               "fragment_leaf"};
+constexpr std::array<std::string_view, std::variant_size_v<Message>> kNames = {
+    "hello",      "heartbeat",     "status",         "report",
+    "welcome",    "refused",       "allow_training", "begin",
+    "commit",     "stop_at",       "release",        "alive",
+    "slice",      "want",          "fetch",          "fragment_manifest",
+    "fetch_leaf", "fragment_leaf", "fetch_piece",    "checkpoint_piece"};
 
 // JSON heads are small; anything larger is not one of ours.
 constexpr size_t kHeadBytesMax = 4 << 20;

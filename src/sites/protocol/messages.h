@@ -19,7 +19,7 @@
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 6;
+inline constexpr int64_t kWireVersion = 7;
 
 struct SiteAddress {
   std::string site;
@@ -78,6 +78,10 @@ struct SiteStatus {
   std::vector<int64_t> applied;          // the newest commit it holds, of each fragment; -1: none
   int64_t stop_step = -1;                // it will stop there
   bool wants_stop = false;               // it was told to leave (SIGTERM)
+  // Of a site in step: what a line to another lost for good, and which step's checkpoint is safe on
+  // its disk; -1: none of this start yet.
+  std::string lost_line = {};
+  int64_t saved_step = -1;
   int64_t num_commits = 0, num_missed = 0, num_refused = 0;  // of an old epoch, or malformed
   int64_t sent_bytes = 0, exchange_payload_bytes = 0, exchanged_values = 0;
 };
@@ -98,7 +102,8 @@ struct Welcome {
   int64_t data_step = 0;       // the lease: its lane from this data step on, as long as it lives
   int64_t first_exchange = 0;  // that this site may take part in
   int64_t first_logged = 0;    // the coordinator knows the hash of every commit from here on
-  std::vector<SiteAddress> donors;
+  std::vector<SiteAddress> donors;   // in step: who has the checkpoint of start_step, if it has not
+  std::string checkpoint_hash = {};  // and what that one is
   std::vector<ShareChange> shares = {};  // after the plan's
   std::vector<SiteAddress> peers = {};   // of sites in step: where all are,
   int64_t start_number = 0;              // and which start of theirs this is
@@ -180,7 +185,9 @@ using Message = std::variant<Hello,
                              Fetch,
                              FragmentManifest,
                              FetchLeaf,
-                             FragmentLeaf>;
+                             FragmentLeaf,
+                             FetchPiece,
+                             CheckpointPiece>;
 
 /// "hello", "slice", ...: for logs.
 std::string_view name_of(const Message& message);

@@ -4,8 +4,7 @@
 //     there is none that all have, from the newest that any has. All sites hold the same global
 //     weights, so whoever lacks them joins, as after a crash: what it had read and not given
 //     returns to its lane.
-// Sites in step hold each other's stages in no other way than by such a checkpoint: they need one
-// that all have.
+// Sites in step go on from the newest that any has, which is whole: whoever lacks it fetches it.
 #include <algorithm>
 #include <set>
 
@@ -30,7 +29,13 @@ Offered offered_steps(const std::vector<KnownSite>& sites) {
     for (const CheckpointOffer& offer : site.hello.checkpoints) ++counts[offer.step][offer.hash];
   }
   Offered offered;
-  for (const auto& [step, by_hash] : counts) {
+  for (auto& [step, by_hash] : counts) {
+    // Of a copy in a store the hash may not be known: it is taken for what the others have.
+    if (by_hash.size() > 1) {
+      const size_t num_unknown = by_hash[""];
+      by_hash.erase("");
+      by_hash.begin()->second += num_unknown;
+    }
     if (by_hash.size() > 1) continue;  // which of them is the run's?
     offered.by_some.insert(step);
     if (by_hash.begin()->second == sites.size()) offered.by_all.insert(step);
@@ -82,14 +87,21 @@ std::optional<int64_t> RoundMachine::step_to_resume() const {
   const Offered offered = offered_steps(sites_);
   std::optional<int64_t> newest;
   if (!offered.by_all.empty()) newest = *offered.by_all.rbegin();
-  if (is_lockstep()) return newest;
+  // What lies behind the newest that this run is known to have made is of another, and stays behind
+  // if only some have it.
+  const bool is_made = in_step_.saved_step >= 0;
   const auto can_be = [&](int64_t step) {
-    return offered.by_some.contains(step) && is_of_course(options_.schedule, earlier_, step);
+    if (!offered.by_some.contains(step)) return false;
+    if (is_lockstep()) return !is_made || step <= in_step_.saved_step;
+    return is_of_course(options_.schedule, earlier_, step);
   };
-  if (stopped_step_ && can_be(*stopped_step_)) return std::max(newest.value_or(0), *stopped_step_);
-  if (newest) return newest;
+  if (!is_lockstep() && stopped_step_ && can_be(*stopped_step_)) {
+    return std::max(newest.value_or(0), *stopped_step_);
+  }
+  if (newest && !is_lockstep()) return newest;
   const auto any = std::find_if(offered.by_some.rbegin(), offered.by_some.rend(), can_be);
-  return any == offered.by_some.rend() ? std::nullopt : std::optional<int64_t>(*any);
+  if (any == offered.by_some.rend()) return newest;
+  return std::max(newest.value_or(0), *any);
 }
 
 void RoundMachine::advance() {
@@ -126,16 +138,16 @@ void RoundMachine::start_if_gathered() {
     const std::optional<int64_t> newest = step_to_resume();
     const bool must_go_on =
         options_.resume && !(options_.takes_over && has_nothing_to_lose(sites_, live_, earlier_));
-    if (!newest && must_go_on) {
-      give_up(fmt::format("no good checkpoint {} ({}); start afresh with --fresh",
-                          is_lockstep() ? "that all sites have" : "at any site",
-                          told(sites_)));
+    if (!newest && (must_go_on || in_step_.saved_step > 0)) {
+      give_up(fmt::format("no good checkpoint at any site ({}); {}start afresh with --fresh",
+                          told(sites_),
+                          what_is_lost()));
       return;
     }
     start_step_ = newest.value_or(0);
     start_mode_ = newest ? StartMode::kResume : StartMode::kFresh;
   }
-  if (is_lockstep()) in_step_.start_number = ++epoch_;
+  if (is_lockstep()) note_start();
   while (next_exchange_ < options_.schedule.num_regular() && start_step_ > 0 &&
          options_.schedule.first_step_after(next_exchange_) <= start_step_) {
     ++next_exchange_;
@@ -148,11 +160,10 @@ void RoundMachine::start_if_gathered() {
   const bool is_resumed = start_mode_ == StartMode::kResume;
   record("run_starting", json{{"step", start_step_}, {"resumed", is_resumed}}.dump());
   for (Site& site : sites_) {
-    if (has_start(site)) site.welcome = first_welcome(site);
+    if (can_start(site)) site.welcome = first_welcome(site);
     keep_site(site);
-    if (site.welcome) {
-      send(site, *site.welcome);
-    } else {
+    if (site.welcome) send(site, *site.welcome);
+    if (!has_start(site)) {
       record("site_without_checkpoint", json{{"site", site.name}, {"step", start_step_}}.dump());
     }
   }
@@ -166,14 +177,14 @@ void RoundMachine::allow_if_ready() {
     return;
   }
   // Who has not what the run starts with joins the others: it is not waited for.
-  const auto starts = [&](const Site& site) { return has_start(site); };
+  const auto starts = [&](const Site& site) { return can_start(site); };
   if (std::none_of(sites_.begin(), sites_.end(), starts)) {
     return give_up(fmt::format(
         "no site has the checkpoint of step {} any more; go on with --resume", start_step_));
   }
   const bool all_ready = std::all_of(sites_.begin(), sites_.end(), [&](const Site& site) {
     const bool is_ready = is_live(site) && site.status && site.status->phase == SitePhase::kReady;
-    return is_ready || !has_start(site);
+    return is_ready || !can_start(site);
   });
   if (!all_ready) return;
   phase_ = RunPhase::kTraining;

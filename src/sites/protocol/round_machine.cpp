@@ -220,7 +220,7 @@ void RoundMachine::answer_hello(Site& site) {
     dismiss(site, "the run is over", kExitDone);
   } else if (site.welcome) {
     send(site, *site.welcome);
-  } else if (phase_ == RunPhase::kStarting && has_start(site)) {
+  } else if (phase_ == RunPhase::kStarting && can_start(site)) {
     site.welcome = first_welcome(site);
     send(site, *site.welcome);
   } else if (phase_ == RunPhase::kTraining) {
@@ -246,6 +246,7 @@ Welcome RoundMachine::first_welcome(const Site& site) const {
     const bool is_it = start_mode_ == StartMode::kResume && offer.step == start_step_;
     if (is_it) welcome.data_step = offer.data_step;
   }
+  if (is_lockstep() && !has_start(site)) name_donors(welcome);
   return welcome;
 }
 
@@ -367,11 +368,7 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
     if (is_old) ++num_refused_;
   }
   site.status = status;
-  if (status.completed_steps >
-      std::exchange(in_step_.progress_step,
-                    std::max(in_step_.progress_step, status.completed_steps))) {
-    in_step_.num_vain_restarts = 0;
-  }
+  if (note_in_step(site)) return;
   std::erase_if(site.status->exchanges,
                 [&](const ReadyExchange& held) { return !is_good_delta(site, held); });
   if (status.wants_stop && !stop_requested_) {

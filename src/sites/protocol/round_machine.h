@@ -91,6 +91,7 @@ class RoundMachine {
   bool begins(const Site& site) const;
   Welcome first_welcome(const Site& site) const;
   bool has_start(const Site& site) const;
+  bool can_start(const Site& site) const { return is_lockstep() || has_start(site); }
   std::optional<int64_t> step_to_resume() const;
   bool is_awaited(const Site& site, int64_t exchange) const;
   int64_t fragment_of(int64_t exchange) const;
@@ -110,14 +111,12 @@ class RoundMachine {
   void welcome_joiner(Site& site);
   void allow(Site& site);
   void dismiss(Site& site, const std::string& reason, int exit_code);
-
   // round/round_pace.cpp
   void note_times(int64_t exchange, const Exchange& state);
   void share_anew(int64_t exchange);
   double pace_s(const Site& site) const;
   int64_t data_shift(const Site& site) const;
   std::vector<ShareChange> unknown_shares(const Site& site) const;
-
   // round_state.cpp
   void restore(const DurableState& known);
   void go_on(const DurableState& known);
@@ -132,15 +131,17 @@ class RoundMachine {
   void restore_shares(const DurableState& known);
   void keep_shares();
   void forget_shares();
-
   // across/round_lockstep.cpp
   bool is_lockstep() const { return options_.schedule.num_fragments == 0; }
   void restart_together(const std::string& why);
   void hear_last_words(Site& site, const Report& report);
+  bool note_in_step(const Site& site);
+  void name_donors(Welcome& welcome) const;
+  void note_start();
+  std::string what_is_lost() const;
   void miss_absent_sites();
   void stop_in_step();
   void give_up(const std::string& why);
-
   void advance();
   void start_if_gathered();
   void allow_if_ready();
@@ -162,7 +163,6 @@ class RoundMachine {
   void decide_stop();
   bool stop_is_known() const;
   void finish_if_done();
-
   Alive alive() const { return {.term = term_, .address = options_.address}; }
   void call_unheard();
   void send(Site& site, const Message& message);

@@ -62,6 +62,8 @@ void RoundMachine::restore(const DurableState& known) {
       const json kept = parse_json(run->second);
       const int phase = kept.at("phase").get<int>();
       if (kept.contains("stop_step")) stopped_step_ = kept.at("stop_step").get<int64_t>();
+      in_step_.saved_step = kept.value("saved_step", int64_t{-1});
+      in_step_.saved_at = kept.value("saved_at", std::string());
       const bool was_live = phase == static_cast<int>(RunPhase::kStarting) ||
                             phase == static_cast<int>(RunPhase::kTraining);
       if (!options_.resume) {
@@ -207,6 +209,10 @@ void RoundMachine::keep_run() {
            {"first_logged", first_logged_},
            {"stop_requested", stop_requested_}};
   if (stop_step_) run["stop_step"] = *stop_step_;
+  if (in_step_.saved_step >= 0) {
+    run["saved_step"] = in_step_.saved_step;
+    run["saved_at"] = in_step_.saved_at;
+  }
   if (phase_ == RunPhase::kGathering) return;  // nothing is decided
   out_.writes.push_back({.key = kRunKey, .value = run.dump()});
 }

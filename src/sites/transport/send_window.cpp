@@ -107,6 +107,12 @@ size_t SendWindow::give_up(uint64_t session) {
   return num_lost;
 }
 
+int64_t SendWindow::num_frames_from(uint32_t kind_min) const {
+  return std::count_if(frames_.begin(), frames_.end(), [&](const Outgoing& out) {
+    return out.frame->kind >= kind_min;
+  });
+}
+
 std::optional<double> SendWindow::next_due_s() const {
   for (const Outgoing& out : frames_) {
     if (out.first_waiting < out.carriers.size()) return out.due_s;

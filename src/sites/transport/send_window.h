@@ -47,6 +47,8 @@ class SendWindow {
   size_t give_up(uint64_t session);
 
   size_t num_frames() const { return frames_.size(); }
+  /// Those of them of this kind or above.
+  int64_t num_frames_from(uint32_t kind_min) const;
   /// When the next frame may be sent, if none may be yet.
   std::optional<double> next_due_s() const;
   /// Mbit/s of payload acknowledged while there was something to send, smoothed; 0: not known.

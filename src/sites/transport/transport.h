@@ -24,10 +24,13 @@ struct Frame {
   int64_t num_bytes() const { return static_cast<int64_t>(head.size() + payload.size()) + 64; }
 };
 
-/// A frame that came, or the news that the connection from peer broke.
+/// A frame that came, or the news that the connection to or from peer broke.
 struct Arrival {
   std::string peer;
   std::optional<Frame> frame;  // absent: the connection was lost
+  // With it, frames for workers that were given up because the peer could not be reached for too
+  // long: nobody says those again.
+  int64_t num_lost = 0;
 };
 
 struct PeerTraffic {

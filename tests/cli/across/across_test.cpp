@@ -175,5 +175,44 @@ TEST_CASE("a site in step that is killed comes back, and all go on from a checkp
   }
 }
 
+TEST_CASE(
+    "a site in step that lost its disk fetches the checkpoint and all end with the same losses; "
+    "where all lost it, that is said and nothing begins afresh") {
+  const Scratch scratch("across-disk");
+  prepare_across(scratch.path());
+  const fs::path run_dir = scratch.path() / "runs" / "test";
+  const auto disk = [&](const char* site) { return run_dir / "sites" / site / "checkpoints"; };
+  REQUIRE(run(scratch.path(), in_step("apart.toml")).exit_code == 0);
+  const auto expected = loss_curve(run_dir, "lingang");
+  REQUIRE(expected.size() == 24);
+  fs::remove_all(run_dir);
+  Program first(scratch.path(), in_step("apart.toml"));
+  REQUIRE(first.wait_for([&] { return reached(run_dir, "lingang", 8); }, 120));
+  first.signal(SIGTERM);
+  REQUIRE(first.wait().exit_code == 0);
+  const size_t stopped_at = loss_curve(run_dir, "lingang").size();
+  REQUIRE(stopped_at < 24);
+  const fs::path kept = scratch.path() / "kept";
+  fs::copy(run_dir, kept, fs::copy_options::recursive);
+  fs::remove_all(disk("guizhou"));
+  const Ended second = run(scratch.path(), in_step("apart.toml", {"--resume"}));
+  INFO(second.err);
+  REQUIRE(second.exit_code == 0);
+  CHECK(num_events(run_dir, "checkpoint_fetched") == 1);
+  CHECK(loss_curve(run_dir, "lingang") == expected);
+  CHECK(loss_curve(run_dir, "guizhou") == expected);
+
+  fs::remove_all(run_dir);
+  fs::rename(kept, run_dir);
+  for (const char* site : {"lingang", "guizhou"}) fs::remove_all(disk(site));
+  const Ended third = run(scratch.path(), in_step("apart.toml", {"--resume"}));
+  INFO(third.err);
+  CHECK(third.exit_code == 1);
+  CHECK(contains(third.err, fmt::format("the model of step {}, of which site", stopped_at)));
+  CHECK(contains(third.err, "is lost: put its folder"));
+  CHECK(contains(third.err, "start afresh with --fresh"));
+  CHECK(processes_in(scratch.path()).empty());
+}
+
 }  // namespace
 }  // namespace pelago::testing

@@ -27,7 +27,7 @@ TEST_CASE(
     "whatever fails in whatever order, sites in step do each step together and once, or give up "
     "with a site's name") {
   int64_t num_restarts = 0, num_given_up = 0, num_stopped = 0, num_lines_lost = 0, num_refused = 0;
-  int64_t num_repeated = 0;
+  int64_t num_repeated = 0, num_fetched = 0;
   const uint64_t first = number_from("PELAGO_FIRST_SEED", 1);
   const uint64_t num_seeds = number_from("PELAGO_SEEDS", 100);
   for (uint64_t seed = first; seed < first + num_seeds; ++seed) {
@@ -40,17 +40,19 @@ TEST_CASE(
     num_lines_lost += run.num_lines_lost() > 0 ? 1 : 0;
     num_refused += run.num_refused();
     num_repeated += run.truth().num_repeated();
+    num_fetched += run.num_fetched();
   }
   MESSAGE("restarts of sites " << num_restarts << ", runs given up " << num_given_up << ", stopped "
                                << num_stopped << ", with a line lost " << num_lines_lost
                                << ", refused messages " << num_refused << ", steps repeated "
-                               << num_repeated);
+                               << num_repeated << ", checkpoints fetched " << num_fetched);
   CHECK(num_restarts > 0);  // the faults have fired
   CHECK(num_given_up > 0);
   CHECK(num_stopped > 0);
   CHECK(num_lines_lost > 0);
   CHECK(num_refused > 0);
   CHECK(num_repeated > 0);
+  CHECK(num_fetched > 0);
   CHECK(2 * static_cast<uint64_t>(num_given_up) < num_seeds);  // most faults are got over
 }
 

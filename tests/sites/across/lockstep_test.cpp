@@ -43,8 +43,15 @@ class LockstepRun {
     }
     say(site, hello);
   }
-  void tell(const std::string& site, uint64_t incarnation, SitePhase phase, int64_t step = 0) {
+  void tell(const std::string& site,
+            uint64_t incarnation,
+            SitePhase phase,
+            int64_t step = 0,
+            int64_t saved_step = -1,
+            const std::string& lost_line = "") {
     SiteStatus status;
+    status.saved_step = saved_step;
+    status.lost_line = lost_line;
     status.incarnation = incarnation;
     status.sequence = ++sequence_;
     status.phase = phase;
@@ -159,6 +166,97 @@ TEST_CASE(
   REQUIRE(again);
   CHECK((again->mode == StartMode::kFresh));
   CHECK(again->incarnation == 2);
+}
+
+TEST_CASE("a site in step that lost its disk is told who has the checkpoint of the others") {
+  LockstepRun run;
+  run.greet("a", 1);
+  run.greet("b", 1);
+  run.start(1);
+  run.tell("a", 1, SitePhase::kTraining, 12, /*saved_step=*/10);
+  run.wait(6, "a", 1);
+  run.greet("a", 2, {{5, "x"}, {10, "y"}});
+  run.greet("b", 2);
+  const auto a = run.heard<Welcome>("a"), b = run.heard<Welcome>("b");
+  REQUIRE(b);
+  CHECK((b->mode == StartMode::kResume));
+  CHECK(b->start_step == 10);
+  CHECK(b->data_step == 10);
+  CHECK(b->checkpoint_hash == "y");
+  REQUIRE(b->donors.size() == 1);
+  CHECK(b->donors[0].site == "a");
+  CHECK(b->donors[0].address == "a:2");
+  REQUIRE(a);
+  CHECK(a->start_step == 10);
+  CHECK(a->donors.empty());
+  // It is waited for.
+  run.forget();
+  run.tell("a", 2, SitePhase::kReady);
+  CHECK_FALSE(run.heard<AllowTraining>("a"));
+  run.tell("b", 2, SitePhase::kReady);
+  CHECK(run.heard<AllowTraining>("a"));
+}
+
+TEST_CASE("a run in step is resumed from what any site has, and not if sites differ in it") {
+  LockstepRun run(/*resume=*/true);
+  run.greet("a", 1);
+  run.greet("b", 1, {{5, "x"}, {10, "y"}});
+  REQUIRE(run.heard<Welcome>("a"));
+  CHECK(run.heard<Welcome>("a")->start_step == 10);
+  LockstepRun other(/*resume=*/true);
+  other.greet("a", 1, {{10, "z"}});
+  other.greet("b", 1, {{10, "y"}});
+  REQUIRE(other.rounds().failure());
+  CHECK(other.rounds().failure()->find("no good checkpoint at any site") == 0);
+}
+
+TEST_CASE("a checkpoint of an earlier run that only some have is not gone on from") {
+  LockstepRun run;
+  run.greet("a", 1);
+  run.greet("b", 1);
+  run.start(1);
+  run.wait(6, "a", 1);
+  run.greet("a", 2, {{30, "old"}});
+  run.greet("b", 2);
+  REQUIRE(run.heard<Welcome>("b"));
+  CHECK((run.heard<Welcome>("b")->mode == StartMode::kFresh));
+}
+
+TEST_CASE(
+    "sites in step that have all lost the checkpoint they had end the run, with what is lost, "
+    "under a later coordinator, too") {
+  for (const bool is_replaced : {false, true}) {
+    CAPTURE(is_replaced);
+    LockstepRun run;
+    run.greet("a", 1);
+    run.greet("b", 1);
+    run.start(1);
+    run.tell("b", 1, SitePhase::kTraining, 12, /*saved_step=*/10);
+    if (is_replaced) run.replace_coordinator();
+    run.wait(6, "", 0);
+    run.greet("a", 2);
+    run.greet("b", 2);
+    REQUIRE(run.rounds().failure());
+    CHECK(*run.rounds().failure() ==
+          "no good checkpoint at any site (site a: none; site b: none); the model of step 10, of "
+          "which site b had all stages, is lost: put its folder checkpoints/step-10 back and go on "
+          "with --resume, or start afresh with --fresh");
+  }
+}
+
+TEST_CASE("what a line between sites in step has lost begins all of them again at once") {
+  LockstepRun run;
+  run.greet("a", 1);
+  run.greet("b", 1);
+  run.start(1);
+  run.forget();
+  run.tell("a", 1, SitePhase::kTraining, 3, -1, "the line to site b was broken for too long");
+  for (const char* site : {"a", "b"}) {
+    REQUIRE(run.heard<Refused>(site));
+    CHECK(run.heard<Refused>(site)->exit_code == kExitTryAgain);
+    CHECK(run.heard<Refused>(site)->reason ==
+          "site a: the line to site b was broken for too long; all sites start again together");
+  }
 }
 
 TEST_CASE("a site in step that does not return ends the run, and the others hear of it") {
@@ -368,7 +466,7 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "frames of an earlier start are dropped, and one that is missing is told to the workers") {
+    "frames of an earlier start are dropped, and that one is missing is known, not worked with") {
   const plan::Plan plan = joint_plan();
   DirectTransport drawer, unused;
   Workers old_workers(1), workers(1), at_b(2);
@@ -383,9 +481,15 @@ TEST_CASE(
   }
   Relay b(plan, 1);
   b.start(4, std::move(at_b.agents), unused);
-  for (const size_t i : {0, 1, 3}) CHECK(b.take(drawer.drawer[i]));
+  for (const size_t i : {0, 1}) CHECK(b.take(drawer.drawer[i]));
+  CHECK(b.failure() == "");
+  CHECK(b.take(drawer.drawer[3]));
+  CHECK(b.failure().find("the line from site a lost 1 messages") == 0);
   CHECK(read(at_b.ends[0]) == "first");
-  CHECK(read(at_b.ends[0]).find("the line from site a lost 1 messages") == 0);
+  b.stop();
+  train::BridgeHeader header;
+  std::string part;
+  CHECK_FALSE(at_b.ends[0].read(header, part));  // "third" has not come
 }
 
 TEST_CASE("frames that no rank of the sender can have sent are refused") {

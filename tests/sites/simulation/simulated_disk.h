@@ -40,6 +40,8 @@ class SimulatedDisk {
       return fate > 0.7;
     });
   }
+  /// It is replaced by an empty one.
+  void lose() { kept_.clear(); }
   /// What a site that starts offers to go back to.
   std::vector<CheckpointOffer> offers() const {
     std::vector<CheckpointOffer> offers;

@@ -47,6 +47,9 @@ struct StartWorkers {
   int64_t step = 0;
   int64_t data_step = 0;     // of the lane, that the first step reads
   int64_t start_number = 0;  // of sites that train in step
+  // Of these, if this one lacks the checkpoint of that step: what it must be, and who has it.
+  std::string hash = {};
+  std::vector<SiteAddress> donors = {};
 };
 /// From this step on, the sites take so many sequences of a batch.
 struct TakeShares {

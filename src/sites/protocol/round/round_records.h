@@ -57,6 +57,8 @@ struct InStep {
   int64_t num_restarts = 0, num_vain_restarts = 0;
   int64_t progress_step = 0;  // the most steps that any start of them came to
   double gathering_s = 0;     // since when they are gathered again
+  int64_t saved_step = -1;    // the newest that is known to be safe on a disk; -1: none
+  std::string saved_at = {};  // on whose
 };
 
 struct MadeCommit {

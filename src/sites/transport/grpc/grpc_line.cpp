@@ -161,6 +161,8 @@ struct PeerLine::Impl {
             const std::lock_guard lock(window_mutex);
             taken_s = steady_now_s();
             num_breaks = 0;
+            // Reached: what failed before counts no more when the line next breaks.
+            std::fill(unreached_since_s.begin(), unreached_since_s.end(), 0.0);
             window.on_taken({.receiver = taken.receiver(),
                              .session = taken.session(),
                              .frame = taken.frame(),
@@ -169,10 +171,14 @@ struct PeerLine::Impl {
             note_change();
           },
           [this, idx] {
-            const std::lock_guard lock(window_mutex);
-            window.on_broken(idx);
-            if (window.num_frames() > 0 && ++num_breaks > kBreaksMax) give_up();
-            note_change();
+            int64_t num_lost = 0;
+            {
+              const std::lock_guard lock(window_mutex);
+              window.on_broken(idx);
+              if (window.num_frames() > 0 && ++num_breaks > kBreaksMax) num_lost = give_up();
+              note_change();
+            }
+            if (num_lost > 0) options.on_lost(num_lost);
           }));
     }
     for (int idx = 0; idx < options.num_streams; ++idx) {
@@ -226,6 +232,7 @@ struct PeerLine::Impl {
   // A stream that broke while idle shows only at the next write: the first failure is no news.
   void note_unreached(int idx) {
     bool is_news = false;
+    int64_t num_lost = 0;
     {
       const std::lock_guard lock(window_mutex);
       window.on_broken(idx);
@@ -237,18 +244,21 @@ struct PeerLine::Impl {
       } else {
         is_news = idx == 0;
         if (now_s - std::max(since_s, taken_s) > options.patience_s) {
-          give_up();
-          since_s = 0;
+          num_lost = give_up();
         }
       }
     }
-    if (is_news) options.on_lost();
+    if (is_news || num_lost > 0) options.on_lost(num_lost);
   }
 
-  void give_up() {
+  /// Returns how many of the precious frames went with it.
+  int64_t give_up() {
+    const int64_t num_precious = window.num_frames_from(options.precious_kind_min);
     const size_t num_lost = window.give_up(new_session(options.start));
     log_warn("line given up peer={} frames_lost={}", options.peer, num_lost);
     num_breaks = 0;
+    std::fill(unreached_since_s.begin(), unreached_since_s.end(), 0.0);
+    return num_precious;
   }
 
   void note_change() {

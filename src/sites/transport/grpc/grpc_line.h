@@ -26,8 +26,11 @@ struct PeerLineOptions {
   int num_streams = 4;
   double patience_s = 10;  // frames wait so long for a peer that cannot be reached
   std::optional<LineOptions> emulated;
-  std::optional<double> bandwidth_mbit_s;  // of the line, where it is known
-  std::function<void()> on_lost;  // the peer could not be reached; called by a sending thread
+  std::optional<double> bandwidth_mbit_s;   // of the line, where it is known
+  uint32_t precious_kind_min = UINT32_MAX;  // frames from it on are said once only
+  /// The peer could not be reached, and so many of the precious frames were given up. Called by
+  /// threads of the line.
+  std::function<void(int64_t num_lost)> on_lost;
 };
 
 class PeerLine {

@@ -1,6 +1,7 @@
 // Bugs of runs in step, as they would be in the code: each must turn the simulation red.
 #include <memory>
 
+#include "base/text/json.h"
 #include "sites/simulation/lockstep/lockstep_run.h"
 
 namespace pelago::sites {
@@ -21,6 +22,12 @@ void often_lost(LockstepRunOptions& run) {
   run.num_crashes = 4;
   run.network.loss = 0.1;
   run.network.jitter_s = 0.4;
+}
+
+void disks_lost(LockstepRunOptions& run) {
+  run.num_lost_disks = 3;
+  run.restart_s = 0.3;
+  run.checkpoint_every_steps = 3;
 }
 
 void stopped(LockstepRunOptions& run) {
@@ -113,9 +120,39 @@ std::vector<LockstepBug> bugs_of_the_sites() {
       {"a site that is told to return keeps its workers",
        [](FaultyLockstep& bug) { bug.keeps_workers = true; },
        often_lost},
+      {"nobody is told what a line has lost",
+       [](FaultyLockstep& bug) { bug.hides_lost_lines = true; },
+       [](LockstepRunOptions& run) {
+         run.num_partitions = 6;
+         run.num_crashes = run.num_lost_disks = run.num_lost_workers = 0;
+       }},
       {"tokens of repeated steps are counted again",
        [](FaultyLockstep& bug) { bug.counts_tokens_on = true; },
        often_lost},
+  };
+}
+
+std::vector<LockstepBug> bugs_of_lost_disks() {
+  return {
+      {"the journal forgets that there was a checkpoint",
+       [](FaultyLockstep& bug) {
+         bug.code.coordinator_reads = [](DurableState& state) {
+           const auto run = state.find("run");
+           if (run == state.end()) return;
+           auto kept = parse_json(run->second);
+           kept.erase("saved_step");
+           run->second = kept.dump();
+         };
+       },
+       [](LockstepRunOptions& run) {
+         disks_lost(run);
+         run.num_sites = 2;
+         run.num_coordinator_crashes = 3;
+         run.num_lost_disks = 6;
+       }},
+      {"a site without the checkpoint of the others begins afresh",
+       [](FaultyLockstep& bug) { bug.begins_without_fetch = true; },
+       disks_lost},
   };
 }
 
@@ -125,6 +162,7 @@ const std::vector<LockstepBug>& lockstep_bugs() {
   static const std::vector<LockstepBug> bugs = [] {
     std::vector<LockstepBug> all = bugs_of_the_coordinator();
     for (LockstepBug& bug : bugs_of_the_sites()) all.push_back(std::move(bug));
+    for (LockstepBug& bug : bugs_of_lost_disks()) all.push_back(std::move(bug));
     return all;
   }();
   return bugs;

@@ -47,6 +47,9 @@ LockstepRunOptions any_lockstep_run(uint64_t seed) {
   options.num_coordinator_crashes = maybe(0.5, 3);
   options.has_frozen_coordinator = rng.next_uniform() < 0.2;
   options.has_power_cut = rng.next_uniform() < 0.1;
+  options.num_lost_disks = maybe(0.25, 3);
+  if (rng.next_uniform() < 0.5) options.disk_loss_at_cut = rng.next_uniform();
+  options.num_lost_workers = maybe(0.2, 2);
   options.restart_s = 0.3 + 4 * rng.next_uniform();
   options.site_disk_s = rng.next_uniform() < 0.5 ? 3 * rng.next_uniform() : 0;
   if (rng.next_uniform() < 0.4) options.disk_s = 0.6 * rng.next_uniform();
@@ -109,6 +112,8 @@ void LockstepRun::plan_faults() {
   add(Fault::Kind::kFreezeCoordinator, options_.has_frozen_coordinator ? 1 : 0);
   add(Fault::Kind::kStoreAway, options_.num_store_outages);
   add(Fault::Kind::kPowerCut, options_.has_power_cut ? 1 : 0);
+  add(Fault::Kind::kLostDisk, options_.num_lost_disks);
+  add(Fault::Kind::kLostWorkers, options_.num_lost_workers);
   std::stable_sort(faults_.begin(), faults_.end(), [](const Fault& a, const Fault& b) {
     return a.at_s > b.at_s;
   });
@@ -145,12 +150,23 @@ void LockstepRun::strike(const Fault& fault) {
       break;
     case Fault::Kind::kPowerCut:
       for (const auto& each : coordinators_) each->lose_power(until(0.2, 1) - now_s);
-      for (Site& each : sites_) crash(each, options_.restart_s);
+      for (Site& each : sites_) {
+        crash(each, options_.restart_s);
+        if (rng_.next_uniform() < options_.disk_loss_at_cut) each.disk.lose();
+      }
+      break;
+    case Fault::Kind::kLostDisk:
+      if (site.has_left) break;
+      crash(site, options_.restart_s);
+      site.disk.lose();
+      break;
+    case Fault::Kind::kLostWorkers:
+      if (site.member && !site.has_left) fail_workers(site, "rank 0 is gone");
       break;
     case Fault::Kind::kPartition: {
       const size_t other = rng_.next_below(sites_.size() + 1);
       const std::string peer = other == sites_.size() ? coordinator.endpoint() : sites_[other].name;
-      const double end_s = until(0.5, 14);
+      const double end_s = until(0.5, 20);
       const double flap_s = rng_.next_uniform() < 0.3 ? 0.3 + rng_.next_uniform() : 0;
       const uint64_t way = rng_.next_below(3);
       if (way != 0) partitions_.push_back({site.name, peer, end_s, flap_s});
@@ -241,10 +257,18 @@ void LockstepRun::end_failed(const std::string& why) {
   gave_up_ = true;
   ending_ = why;
   if (why.find("site ") == std::string::npos) complain("given up without naming a site: " + why);
-  // What a person asked to be gone on with cannot be.
-  if (why.find("no good checkpoint") == 0) return;
-  const bool is_explained = !faults_.empty() || clock_.now_s() < disturbed_s_ + kReactS;
-  if (!is_explained) complain("given up without a fault: " + why);
+  if (why.find("no good checkpoint") == 0) {
+    std::map<std::string, std::vector<CheckpointOffer>> offers;
+    for (const Site& site : sites_) offers[site.name] = site.offered;
+    if (truth_.step_to_begin_at(offers) >= 0) complain("given up with a checkpoint: " + why);
+    return;
+  }
+  // Lines lose packets until kReactS after the last fault: who was missed just then is missed on.
+  const double explained_s = disturbed_s_ + kReactS + kAbsenceS + kLastWordS;
+  const bool is_explained = !faults_.empty() || clock_.now_s() < explained_s;
+  if (!is_explained) {
+    complain(fmt::format("given up, with no fault since {:.2f} s: {}", disturbed_s_, why));
+  }
 }
 
 // As a person would, once all is well again.
@@ -262,13 +286,8 @@ void LockstepRun::resume() {
     site.restart_s = clock_.now_s() + 0.5;
   }
   std::map<std::string, std::vector<CheckpointOffer>> offers;
-  for (Site& site : sites_) {
-    for (const SimulatedCheckpoint& each : site.disk.kept()) {
-      const bool is_safe = !each.is_torn && each.synced_s <= clock_.now_s();
-      if (is_safe) offers[site.name].push_back({.step = each.step, .hash = {}});
-    }
-  }
-  const bool can_resume = offers.size() == sites_.size() && newest_common(offers) >= 0;
+  for (Site& site : sites_) offers[site.name] = safe_offers(site);
+  const bool can_resume = truth_.step_to_begin_at(offers) >= 0;
   for (const auto& coordinator : coordinators_) coordinator->start_over();
   options_.limit_s = clock_.now_s() + kResumeS;
   const double begun_s = clock_.now_s();

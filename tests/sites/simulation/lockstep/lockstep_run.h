@@ -2,7 +2,8 @@
 // comes for workers, over lines that lose, delay and double, are cut one way or both, steadily or
 // on and off; sites that die between any two actions, hang, are stopped and come back; disks that
 // are slow and lose or tear what was not yet safe; coordinators that die or hang. Workers are
-// replaced by arithmetic: a step mixes what every site gave to it into the state.
+// replaced by arithmetic: a step mixes what every site gave to it into the state. Disks are lost;
+// then a checkpoint travels by the real messages.
 //
 // When the run has ended, stopped or been given up, all is started again on a good network and
 // asked to resume: it must come to the last step, with the results it had.
@@ -19,7 +20,8 @@
 #include "base/rng.h"
 #include "sites/across/relay_order.h"
 #include "sites/protocol/member.h"
-#include "sites/simulation/faulty_code.h"
+#include "sites/simulation/lockstep/lockstep_fetch.h"
+#include "sites/simulation/lockstep/lockstep_options.h"
 #include "sites/simulation/lockstep/lockstep_truth.h"
 #include "sites/simulation/lockstep/simulated_lines.h"
 #include "sites/simulation/simulated_coordinator.h"
@@ -27,54 +29,6 @@
 #include "sites/transport/loopback.h"
 
 namespace pelago::sites {
-
-struct LockstepBug;
-
-struct LockstepRunOptions {
-  int64_t num_sites = 2;
-  int64_t num_steps = 24;
-  int64_t checkpoint_every_steps = 5;
-  int64_t num_crashes = 0;
-  int64_t num_long_absences = 0;  // crashes after which the site is away for longer than is borne
-  int64_t num_freezes = 0;
-  int64_t num_partitions = 0;
-  int64_t num_coordinator_crashes = 0;
-  int64_t num_coordinators = 1;  // more than one: they share a store
-  int64_t num_store_outages = 0;
-  bool has_frozen_coordinator = false;
-  bool has_power_cut = false;  // everything dies at once
-  double restart_s = 2;        // until a crashed site is back
-  double site_disk_s = 0;      // until a checkpoint is safe
-  double disk_s = 0;           // the coordinator's disk, or the way to the store
-  double stop_after_s = 0;     // 0: never
-  bool is_stopped_by_site = false;
-  bool has_fixed_ports = false;  // a site is found where its last start was
-  double faults_until_s = 25;
-  double limit_s = 400;  // of virtual time: longer is no progress
-  LoopbackOptions network = {};
-  const LockstepBug* bug = nullptr;  // outlives the run
-};
-
-/// Draws everything that can go wrong from the seed.
-LockstepRunOptions any_lockstep_run(uint64_t seed);
-
-/// What faulty code does differently.
-struct FaultyLockstep {
-  FaultyCode code;
-  bool takes_frames_of_any_start = false;
-  bool counts_frames_on = false;         // over all starts
-  bool offers_what_is_not_safe = false;  // checkpoints still being written
-  bool stops_alone = false;              // every site by itself, when it hears of the stop
-  bool keeps_workers = false;            // a site that is told to return goes on where it was
-  bool counts_tokens_on = false;         // those of steps that are repeated, too
-};
-
-struct LockstepBug {
-  std::string_view name;  // what the code then does wrong
-  std::function<void(FaultyLockstep&)> plant;
-  std::function<void(LockstepRunOptions&)> provoke = {};
-};
-const std::vector<LockstepBug>& lockstep_bugs();
 
 class LockstepRun {
  public:
@@ -85,6 +39,7 @@ class LockstepRun {
   const LockstepTruth& truth() const { return truth_; }
   int64_t num_restarts() const { return num_restarts_; }
   int64_t num_lines_lost() const { return lines_.num_given_up(); }
+  int64_t num_fetched() const { return num_fetched_; }
   int64_t num_refused() const;
   bool was_given_up() const { return gave_up_; }
   bool was_stopped() const { return was_stopped_; }
@@ -104,10 +59,6 @@ class LockstepRun {
     std::optional<int64_t> stop_step;
     bool trains = false, stops = false, has_finished = false;
   };
-  struct Saved {
-    int64_t tokens = 0;
-    uint64_t hash = 0;
-  };
   struct Site {
     std::string name;
     size_t idx = 0;
@@ -119,8 +70,10 @@ class LockstepRun {
     RelayOrder order;
     std::map<std::string, std::string> peers;  // their addresses
     Workers workers;
-    SimulatedDisk disk;              // outlives its starts, as does the next
-    std::map<int64_t, Saved> saved;  // what a checkpoint has beside its step
+    SimulatedDisk disk;                    // outlives its starts, as does the next
+    std::map<int64_t, SavedInStep> saved;  // what a checkpoint has beside its step
+    std::vector<CheckpointOffer> offered;  // by this start
+    std::unique_ptr<FetchedInStep> fetch;  // while it fetches one
     double heartbeat_s = 0, restart_s = -1, frozen_s = -1;
     int64_t actions_left = -1;  // until it dies; -1: it does not
     bool is_asked_to_stop = false, has_left = false;
@@ -135,7 +88,9 @@ class LockstepRun {
       kCoordinator,
       kFreezeCoordinator,
       kStoreAway,
-      kPowerCut
+      kPowerCut,
+      kLostDisk,
+      kLostWorkers
     } kind;
   };
   struct Partition {
@@ -166,6 +121,12 @@ class LockstepRun {
   void act(Site& site, MemberAction& action);
   void leave(Site& site, const Leave& leave);
   void fail_workers(Site& site, const std::string& why);
+  // lockstep_fetch.cpp: a checkpoint from another site
+  std::vector<CheckpointOffer> safe_offers(Site& site);
+  bool begin_fetch(Site& site, const StartWorkers& begin);
+  bool hear_of_fetch(Site& site, const std::string& peer, const Message& message);
+  void ask(Site& site, CheckpointFetcher::Requests requests);
+  void go_on_fetching(Site& site);
   // lockstep_workers.cpp: what the workers of a site do
   void start_workers(Site& site, const StartWorkers& begin);
   void give(Site& site, int64_t step, bool is_order, uint64_t value);
@@ -175,6 +136,8 @@ class LockstepRun {
   void train(Site& site);
   bool is_to_stop(Site& site);
   void save(Site& site);
+  void note_saved(Site& site);
+  void look_at_silence(const Site& site);
   void finish_step(Site& site);
 
   LockstepRunOptions options_;
@@ -193,6 +156,7 @@ class LockstepRun {
   uint64_t num_starts_ = 0;
   int64_t num_restarts_ = 0;
   double disturbed_s_ = 0;  // until when faults last
+  int64_t num_fetched_ = 0;
   bool gave_up_ = false, was_stopped_ = false, any_finished_ = false;
   std::string ending_, struck_;
 };

@@ -16,6 +16,7 @@ void LockstepRun::start(Site& site) {
   site.state = std::make_unique<GlobalState>(std::vector<float>(), std::vector<train::Fragment>());
   site.order = RelayOrder();
   site.peers.clear();
+  site.fetch.reset();
   std::map<std::string, uint64_t> sent = std::move(site.workers.sent);
   if (!faulty_.keeps_workers) site.workers = Workers{};
   if (faulty_.counts_frames_on) site.workers.sent = std::move(sent);
@@ -30,13 +31,8 @@ void LockstepRun::start(Site& site) {
   member.hello.incarnation = site.incarnation;
   member.hello.address = network_.address(site.name);
   member.hello.plan_hash = "plan";
-  for (const SimulatedCheckpoint& each : site.disk.kept()) {
-    const bool is_safe = !each.is_torn && each.synced_s <= clock_.now_s();
-    if (!is_safe && !faulty_.offers_what_is_not_safe) continue;
-    member.hello.checkpoints.push_back({.step = each.step,
-                                        .hash = fmt::format("{:x}", site.saved[each.step].hash),
-                                        .data_step = each.step});
-  }
+  // What its last start had not made safe may turn out to be, and is offered by the next one.
+  member.hello.checkpoints = site.offered = safe_offers(site);
   if (coordinators_.size() > 1) {
     for (const auto& coordinator : coordinators_) {
       member.coordinators.push_back(network_.address(coordinator->endpoint()));
@@ -50,6 +46,7 @@ void LockstepRun::start(Site& site) {
 void LockstepRun::crash(Site& site, double restart_s) {
   if (site.has_left || !site.member) return;
   site.member.reset();
+  site.fetch.reset();
   site.transport.reset();
   site.disk.crash(clock_.now_s(), rng_);
   network_.cut(site.name);
@@ -86,6 +83,7 @@ void LockstepRun::turn(Site& site) {
   }
   if (site.is_asked_to_stop) carry_out(site, site.member->ask_stop(now_s));
   if (site.member && !site.has_left) carry_out(site, site.member->on_tick(now_s));
+  if (site.member && !site.has_left) go_on_fetching(site);
   if (site.member && !site.has_left) train(site);
   if (site.member && site.actions_left == 0) crash(site, options_.restart_s);
 }
@@ -94,6 +92,7 @@ void LockstepRun::hear(Site& site, const std::string& peer, const Frame& frame) 
   Result<Message> message = decode(frame);
   if (!message) return complain(message.error().message);
   if (faulty_.code.site_hears && !faulty_.code.site_hears(site.name, peer, *message)) return;
+  if (hear_of_fetch(site, peer, *message)) return;
   carry_out(site, site.member->on_message(peer, *message, clock_.now_s()));
 }
 
@@ -119,7 +118,7 @@ void LockstepRun::act(Site& site, MemberAction& action) {
     }
     site.transport->send(send->to, encode(site.name, std::move(send->message)));
   } else if (const auto* begin = std::get_if<StartWorkers>(&action)) {
-    start_workers(site, *begin);
+    if (!begin_fetch(site, *begin)) start_workers(site, *begin);
   } else if (std::holds_alternative<LetTrain>(action)) {
     site.workers.trains = true;
     site.workers.heard_s = clock_.now_s();
@@ -159,6 +158,7 @@ void LockstepRun::fail_workers(Site& site, const std::string& why) {
                        encode(site.name, Report{.name = "site_failed", .json = words.dump()}));
   // network_.cut() would take the words back: the process lives until they have left.
   site.member.reset();
+  site.fetch.reset();
   site.workers = Workers{};
   site.disk.crash(clock_.now_s(), rng_);
   lines_.end(site.name);

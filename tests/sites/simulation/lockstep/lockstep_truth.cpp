@@ -21,6 +21,7 @@ int64_t newest_common(const std::map<std::string, std::vector<CheckpointOffer>>&
 
 void LockstepTruth::on_writes(const std::vector<StateWrite>& writes) {
   for (const StateWrite& write : writes) {
+    if (write.key == "run") on_run(write.value);
     if (write.key.rfind("site/", 0) != 0) continue;
     const std::string site = write.key.substr(5);
     on_site(site, write.value);
@@ -41,8 +42,29 @@ void LockstepTruth::on_writes(const std::vector<StateWrite>& writes) {
   }
 }
 
+void LockstepTruth::on_run(const std::string& value) {
+  const auto kept = parse_json(value);
+  constexpr int kStarting = 1;
+  if (kept.at("phase").get<int>() == kStarting) saved_before_ = saved_;
+  saved_ = kept.value("saved_step", int64_t{-1});
+}
+
+int64_t LockstepTruth::step_to_begin_at(
+    const std::map<std::string, std::vector<CheckpointOffer>>& offers, int64_t saved) {
+  int64_t newest = newest_common(offers);
+  for (const auto& [site, own] : offers) {
+    for (const CheckpointOffer& offer : own) {
+      if (saved < 0 || offer.step <= saved) newest = std::max(newest, offer.step);
+    }
+  }
+  return newest;
+}
+
 void LockstepTruth::check_choice(int64_t number, const Start& start) {
-  const int64_t newest = newest_common(start.offers);
+  const int64_t newest = step_to_begin_at(start.offers, saved_before_);
+  if (newest < 0 && saved_before_ > 0) {
+    complain(fmt::format("start {} begins afresh after a checkpoint of {}", number, saved_before_));
+  }
   for (const auto& [site, step] : start.told) {
     if (step == newest) continue;
     complain(fmt::format(

@@ -1,7 +1,8 @@
 // What must hold of sites in step, judged from outside: from what their workers did, what lay on
 // their disks and what became durable.
 //   - All sites of a start begin at one step with one state, which is that of the newest checkpoint
-//     that all of them offered; a site's starts have rising numbers.
+//     that all of them offered, or of a newer one that any of them offered and the run had made;
+//     a site's starts have rising numbers. Nobody begins afresh once there was a checkpoint.
 //   - A step is done by a site once a start, after the one before it, and only with what all others
 //     gave it in that very start.
 //   - Nobody begins a step after one at which somebody stopped.
@@ -41,6 +42,11 @@ class LockstepTruth final : public Truth {
   void check_ends();
   /// Another run of the same steps begins: the stop is forgotten, results stay what they are.
   void resume() { ends_.clear(); }
+  /// What these sites, by name, must begin at; -1: afresh, or not at all.
+  int64_t step_to_begin_at(
+      const std::map<std::string, std::vector<CheckpointOffer>>& offers) const {
+    return step_to_begin_at(offers, saved_);
+  }
   int64_t num_starts() const { return static_cast<int64_t>(starts_.size()); }
   /// Sum over starts of the steps by which a start went back behind what had been reached.
   int64_t num_repeated() const { return num_repeated_; }
@@ -54,6 +60,9 @@ class LockstepTruth final : public Truth {
     std::optional<int64_t> stopped;
   };
   void check_choice(int64_t number, const Start& start);
+  void on_run(const std::string& value);
+  static int64_t step_to_begin_at(const std::map<std::string, std::vector<CheckpointOffer>>& offers,
+                                  int64_t saved);
 
   std::vector<std::string> sites_;
   int64_t num_steps_;
@@ -62,6 +71,8 @@ class LockstepTruth final : public Truth {
   std::map<int64_t, uint64_t> results_;  // by completed steps
   std::map<std::string, std::pair<int64_t, uint64_t>> ends_;
   int64_t num_repeated_ = 0;
+  int64_t saved_ = -1,
+          saved_before_ = -1;  // the newest checkpoint known; and before the last start
 };
 
 /// What all offer alike, the newest; -1: nothing.

@@ -33,17 +33,26 @@ void SimulatedLines::end(const std::string& site) {
   std::erase_if(queues_, [&](const auto& queue) { return queue.first.first == site; });
 }
 
+std::vector<std::pair<std::string, int64_t>> SimulatedLines::give_up(const std::string& site,
+                                                                     double now_s) {
+  std::vector<std::pair<std::string, int64_t>> lost;
+  for (auto& [ends, queue] : queues_) {
+    if (ends.first != site || queue.empty() || !blocked_.contains(ends)) continue;
+    if (now_s - queue.front().due_s < options_.patience_s) continue;
+    lost.emplace_back(ends.second, static_cast<int64_t>(queue.size()));
+    num_given_up_ += lost.back().second;
+    queue.clear();
+  }
+  return lost;
+}
+
 std::vector<Frame> SimulatedLines::take(const std::string& site,
                                         const std::string& address,
                                         double now_s) {
   std::vector<Frame> come;
   for (auto& [ends, queue] : queues_) {
     if (ends.second != site || queue.empty()) continue;
-    if (blocked_.contains(ends)) {
-      if (now_s - queue.front().due_s < options_.patience_s) continue;
-      num_given_up_ += static_cast<int64_t>(queue.size());
-      queue.clear();
-    }
+    if (blocked_.contains(ends)) continue;
     while (!queue.empty() && queue.front().due_s <= now_s) {
       // To an earlier process of the site: nobody is there any more.
       if (queue.front().address == address) come.push_back(std::move(queue.front().frame));

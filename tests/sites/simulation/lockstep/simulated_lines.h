@@ -29,6 +29,8 @@ class SimulatedLines {
   void calm();
   /// The process has ended: what it had still to send goes with it.
   void end(const std::string& site);
+  /// To whom a site has waited for too long, and how many frames it has dropped then.
+  std::vector<std::pair<std::string, int64_t>> give_up(const std::string& site, double now_s);
   /// What has come for a site that is at this address.
   std::vector<Frame> take(const std::string& site, const std::string& address, double now_s);
   int64_t num_given_up() const { return num_given_up_; }
