@@ -45,7 +45,7 @@ GapResult carry_out(const GapRun& run,
   schedule.warmup_steps = run.warmup_steps;
   schedule.min_lr_ratio = run.min_lr_ratio;
   std::deque<GapSite> sites;
-  for (size_t i = 0; i < run.shares.size(); ++i) sites.emplace_back(config, run.seed);
+  for (size_t i = 0; i < run.shares.size(); ++i) sites.emplace_back(config, run.seed, run.optimizer == "muon");
   std::optional<GapExchanges> exchanges;
   if (sites.size() > 1 || run.sites.fragments > 0) exchanges.emplace(run, config, sites);
 

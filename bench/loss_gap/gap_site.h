@@ -22,6 +22,7 @@ struct GapRun {
   double lr = 2e-3;
   int64_t warmup_steps = 100;
   double min_lr_ratio = 0.1;
+  std::string optimizer = "adamw";  // or "muon", for the matrices of blocks
   plan::SitesConfig sites;
 
   int64_t batch() const { return std::accumulate(shares.begin(), shares.end(), int64_t{0}); }
@@ -39,8 +40,9 @@ struct GapResult {
 /// A site's model.
 class GapSite {
  public:
-  GapSite(const model::ModelConfig& config, int64_t seed)
-      : specs_(model::parameter_specs(config)),
+  GapSite(const model::ModelConfig& config, int64_t seed, bool is_muon)
+      : is_muon_(is_muon),
+        specs_(model::parameter_specs(config)),
         model_(config, Rng(static_cast<uint64_t>(seed)).fork("weights")) {}
 
   std::span<float> master() {
@@ -86,16 +88,38 @@ class GapSite {
     int64_t begin = 0, end = 0;
     for (size_t i = 0; i < specs_.size(); ++i) {
       end += specs_[i].num_values();
-      if (i + 1 < specs_.size() && specs_[i + 1].decays == specs_[i].decays) continue;
+      const bool is_muon = takes_muon(i);
+      if (i + 1 < specs_.size() && specs_[i + 1].decays == specs_[i].decays && !is_muon &&
+          !takes_muon(i + 1)) {
+        continue;
+      }
       options.weight_decay = specs_[i].decays ? 0.1 : 0.0;
       const auto range = [&](const Tensor& all) { return all.narrow(0, begin, end - begin); };
       Tensor master = range(model_.master), weights = range(model_.weights);
       Tensor m = range(model_.m), v = range(model_.v);
-      chips::adamw_step(master, range(model_.gradient), m, v, weights, options);
+      if (is_muon) {
+        const auto matrix = [&](const Tensor& all) { return all.view(specs_[i].shape); };
+        Tensor master2 = matrix(master), m2 = matrix(m), weights2 = matrix(weights);
+        chips::muon_step(master2,
+                         matrix(range(model_.gradient)),
+                         m2,
+                         weights2,
+                         {.lr = options.lr,
+                          .weight_decay = options.weight_decay,
+                          .grad_scale = options.grad_scale});
+      } else {
+        chips::adamw_step(master, range(model_.gradient), m, v, weights, options);
+      }
       begin = end;
     }
   }
+  /// The matrices of blocks; embedding, head and norms stay with AdamW.
+  bool takes_muon(size_t spec_idx) const {
+    const model::ParameterSpec& spec = specs_[spec_idx];
+    return is_muon_ && spec.shape.size() == 2 && spec.name.starts_with("model.layers.");
+  }
 
+  bool is_muon_;
   std::vector<model::ParameterSpec> specs_;
   LoneModel model_;
   int64_t step_ = 0;

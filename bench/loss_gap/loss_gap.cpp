@@ -22,15 +22,16 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kHeader =
-    "data,heads,layers,shares,seed,tokens,steps,lr,min_lr_ratio,warmup,bits,H,P,tau,alpha,outer_lr,"
+    "data,optimizer,heads,layers,shares,seed,tokens,steps,lr,min_lr_ratio,warmup,bits,H,P,tau,alpha,outer_lr,"
     "outer_momentum,combine,error_decay,heldout_loss,site_loss,train_loss,"
     "bytes_per_parameter_round,seconds";
 
 /// What makes a run the same run: the columns before the results.
 std::string key_of(const GapRun& run, const std::string& data_hash) {
   const plan::SitesConfig& sites = run.sites;
-  const std::string head = fmt::format("{},{},{},{},{},{},{},{},{},{}",
+  const std::string head = fmt::format("{},{},{},{},{},{},{},{},{},{},{}",
                                        data_hash.substr(0, 8),
+                                       run.optimizer,
                                        run.heads,
                                        run.layers,
                                        fmt::join(run.shares, ":"),
@@ -223,6 +224,9 @@ int main_of(int argc, char** argv) {
   app.add_option("--heads", run.heads, "of 64 dimensions: the model's width")
       ->capture_default_str();
   app.add_option("--layers", run.layers)->capture_default_str();
+  app.add_option("--optimizer", run.optimizer, "of the matrices of blocks")
+      ->check(CLI::IsMember({"adamw", "muon"}))
+      ->capture_default_str();
   app.add_option("--steps", run.steps, "optimizer steps")->capture_default_str();
   app.add_option("--lr", run.lr, "peak of the inner rate")->capture_default_str();
   app.add_option("--sync-lr", sync_lr, "of the synchronous run; each side has its best")

@@ -71,6 +71,25 @@ void adamw_step(Tensor& master,
                 Tensor& weights,
                 const AdamWOptions& options);
 
+struct MuonOptions {
+  double lr = 0;
+  double momentum = 0.95;   // Nesterov's
+  double weight_decay = 0;  // decoupled
+  double grad_scale = 1;    // the gradient is multiplied by this first (1/tokens, clipping)
+  double grad_norm_max = 0;  // of every scaled gradient so far; 0: not known. No element of m grows
+                             // beyond what such gradients add up to: one that has was damaged in
+                             // memory, and begins anew as 0
+};
+/// One step of Muon (Jordan et al. 2024) in place: the momentum's nearest orthogonal matrix, by
+/// five Newton-Schulz iterations in the dtype of weights, times 0.2 sqrt(max(rows, columns)), whose
+/// root mean square is that of an AdamW step, so that both take the same rates (arXiv:2502.16982).
+/// A product that went wrong shows in the length of the result: such a step leaves master as it is
+/// but for the decay.
+/// master, grad, m: [R,C] f32; weights: [R,C] in the training dtype, receives the rounded master
+/// (may be the same tensor). Everything contiguous.
+void muon_step(
+    Tensor& master, const Tensor& grad, Tensor& m, Tensor& weights, const MuonOptions& options);
+
 /// sum += grad for [N] f32 sum and [N] grad of any float dtype, contiguous.
 void accumulate(Tensor& sum, const Tensor& grad);
 

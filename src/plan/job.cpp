@@ -173,6 +173,26 @@ void check_cuts(const Section& section, const TrainConfig& train) {
   }
 }
 
+/// Muon makes a step of a whole matrix, and these two cut matrices: what is left to the planner is
+/// settled here, for all who read the job.
+void settle_whole_matrices(const Section& section, TrainConfig& train) {
+  if (!train.has_muon()) return;
+  if (train.slice_optimizer == "always") {
+    section.refuse("slice_optimizer",
+                   train.slice_optimizer,
+                   "cuts matrices, which optimizer = \"muon\" needs whole: leave it out, or take "
+                   "optimizer = \"adamw\"");
+  }
+  if (train.tensor_parallel > 1) {
+    section.refuse("tensor_parallel",
+                   train.tensor_parallel,
+                   "cuts matrices, which optimizer = \"muon\" needs whole: leave it out, or take "
+                   "optimizer = \"adamw\"");
+  }
+  train.slice_optimizer = "never";
+  train.tensor_parallel = 1;
+}
+
 void read_train(const Section& section, TrainConfig& train) {
   section.take_between("steps", train.steps, 0, kCountMax);
   section.take_positive("minutes", train.minutes);
@@ -185,6 +205,7 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("warmup_steps", train.warmup_steps, 0, kCountMax);
   section.take_word("schedule", train.schedule, {"cosine", "wsd"});
   section.take_between("wsd_decay_ratio", train.wsd_decay_ratio, 0, 1);
+  section.take_word("optimizer", train.optimizer, {"adamw", "muon"});
   section.take_between("weight_decay", train.weight_decay, 0, 1e3);
   section.take_below_one("beta1", train.beta1);
   section.take_below_one("beta2", train.beta2);
@@ -199,6 +220,7 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("stages", train.stages, 0, 10'000);
   section.take_counts("blocks_by_stage", train.blocks_by_stage);
   check_cuts(section, train);
+  settle_whole_matrices(section, train);
   section.take_between("seed", train.seed, 0, INT64_MAX);
   section.take_between("eval_every_steps", train.eval_every_steps, 0, kCountMax);
   section.take_between("eval_sequences", train.eval_sequences, 0, kCountMax);

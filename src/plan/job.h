@@ -31,6 +31,10 @@ struct TrainConfig {
   std::string schedule =
       "cosine";  // or "wsd": warm-up, stable, decay over the last wsd_decay_ratio
   double wsd_decay_ratio = 0.2;
+  // Of the matrices of blocks: "adamw", or "muon" (Jordan et al. 2024), whose steps the merges of
+  // distant sites average better (arXiv:2505.23725). All else takes AdamW. Muon steps by whole
+  // matrices, so neither slice_optimizer nor tensor_parallel may cut them.
+  std::string optimizer = "adamw";
   double weight_decay = 0.1;
   double beta1 = 0.9;
   double beta2 = 0.95;
@@ -58,6 +62,7 @@ struct TrainConfig {
                                      // repeat; 0: none, a lost device goes back to a checkpoint
   int64_t audit_every_steps = 200;   // one microbatch, by another chip again; 0: never
   bool known_answer = true;          // ask chips what they must know when they join and are idle
+  bool has_muon() const { return optimizer == "muon"; }
   double learning_rate(int64_t step, int64_t num_steps) const;  // step: 0 for the first
 };
 

@@ -45,6 +45,7 @@ void each_field(Visitor& visit, P& profile) {
   visit("update_s", profile.update_s);
   visit.maybe("update_run_s", profile.update_run_s);
   visit("update_parameter_s", profile.update_parameter_s);
+  visit.maybe("update_block_s", profile.update_block_s);
   visit("host_copy_s", profile.host_copy_s);
   visit("host_byte_s", profile.host_byte_s);
   visit("group_call_s", profile.group_call_s);
@@ -155,6 +156,7 @@ void each_field(Visitor& visit, P& plan) {
   visit("sequence_length", plan.sequence_length);
   visit("num_parameters", plan.num_parameters);
   visit("num_blocks", plan.num_blocks);
+  visit.maybe("optimizer", plan.optimizer, std::string("adamw"));
   visit("sites", plan.sites);
   visit.maybe("pipelines", plan.pipelines);
   visit("links", plan.links);
@@ -229,6 +231,9 @@ void check_exchange(const Plan& plan, const std::string& name) {
 void check_plan(const Plan& plan, const std::string& name) {
   if (plan.sites.empty()) fail_usage("{}: sites is empty; a plan needs at least one", name);
   if (plan.steps < 1) fail_usage("{}: steps = 0 must be 1 or more", name);
+  if (plan.optimizer != "adamw" && plan.optimizer != "muon") {
+    fail_usage("{}: optimizer = \"{}\" must be adamw or muon", name, plan.optimizer);
+  }
   if (plan.sequence_length < 1) fail_usage("{}: sequence_length = 0 must be 1 or more", name);
   std::set<std::string> site_names;
   int64_t sum = 0;
@@ -288,12 +293,13 @@ Probe probe_from_json(std::string_view json, const std::string& name) {
 }
 
 std::string probe_hash(const JobConfig& job, const FleetConfig& fleet) {
-  return hash_hex(fmt::format("{} {} {} {} {}",
+  return hash_hex(fmt::format("{} {} {} {} {}{}",
                               model::to_config_json(job.model, job.train.dtype),
                               job.data.sequence_length,
                               job.train.microbatch_sequences,
                               job.train.dtype,
-                              fleet.emulation_slowdown));
+                              fleet.emulation_slowdown,
+                              job.train.has_muon() ? " muon" : ""));
 }
 
 }  // namespace pelago::plan

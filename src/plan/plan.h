@@ -78,7 +78,8 @@ struct Plan {
   int64_t sequence_length = 0;
   int64_t num_parameters = 0;
   int64_t num_blocks = 0;
-  std::vector<SitePlan> sites;  // site order, everywhere
+  std::string optimizer = "adamw";  // train.optimizer of the job
+  std::vector<SitePlan> sites;      // site order, everywhere
   /// Pipelines whose stages lie in several sites: across/joint.h. Their ranks count through all
   /// sites in order; the sites then have no pipelines and no batch of their own.
   std::vector<PipelinePlan> pipelines;

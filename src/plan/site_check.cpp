@@ -139,10 +139,37 @@ Place place_of(const SitePlan& site, int rank) {
   fail("rank {} of site {} is in no stage of the plan", rank, site.name);
 }
 
+void check_whole_matrices(const std::string& optimizer,
+                          const SitePlan& site,
+                          const std::string& where) {
+  if (optimizer != "muon") return;
+  if (site.slice_optimizer) {
+    fail_usage(
+        "{}: slice_optimizer = true cuts matrices, which optimizer = \"muon\" needs whole: make it "
+        "false, or plan with optimizer = \"adamw\"",
+        where);
+  }
+  for (size_t i = 0; i < site.pipelines.size(); ++i) {
+    for (size_t k = 0; k < site.pipelines[i].stages.size(); ++k) {
+      const size_t width = site.pipelines[i].stages[k].ranks.size();
+      if (width <= 1) continue;
+      fail_usage(
+          "{}.pipelines[{}].stages[{}]: its {} ranks cut matrices, which optimizer = \"muon\" "
+          "needs "
+          "whole: one rank a stage, or plan with optimizer = \"adamw\"",
+          where,
+          i,
+          k,
+          width);
+    }
+  }
+}
+
 void check_site(const Plan& plan, const SitePlan& site, const std::string& where) {
   if (site.name.empty() || site.devices.empty()) {
     fail_usage("{}: a site needs a name and at least one device", where);
   }
+  check_whole_matrices(plan.optimizer, site, where);
   check_shares(site, where);
   std::vector<int> num_places(site.devices.size(), 0);
   for (size_t i = 0; i < site.pipelines.size(); ++i) {

@@ -11,4 +11,9 @@ namespace pelago::plan {
 /// nodes in one stage. where: "plan.json: sites[0]".
 void check_site(const Plan& plan, const SitePlan& site, const std::string& where);
 
+/// Throws Failure (exit 2) if the site's plan cuts matrices that this optimizer steps as wholes.
+void check_whole_matrices(const std::string& optimizer,
+                          const SitePlan& site,
+                          const std::string& where);
+
 }  // namespace pelago::plan

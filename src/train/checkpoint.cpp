@@ -133,6 +133,7 @@ std::string to_json(const TrainState& state) {
                {"adam_steps", state.adam_steps},
                {"loss_scale", state.loss_scale},
                {"loss_scale_steps", state.loss_scale_steps},
+               {"optimizer", state.optimizer},
                {"model_hash", state.model_hash},
                {"dataset_hash", state.dataset_hash},
                {"tokenizer_hash", state.tokenizer_hash}})
@@ -150,6 +151,7 @@ TrainState train_state_from_json(const std::string& text, const std::string& nam
     value.at("adam_steps").get_to(state.adam_steps);
     value.at("loss_scale").get_to(state.loss_scale);
     value.at("loss_scale_steps").get_to(state.loss_scale_steps);
+    state.optimizer = value.value("optimizer", state.optimizer);
     value.at("model_hash").get_to(state.model_hash);
     value.at("dataset_hash").get_to(state.dataset_hash);
     value.at("tokenizer_hash").get_to(state.tokenizer_hash);
@@ -178,6 +180,15 @@ void refuse_other_run(const TrainState& found,
   refuse("model", found.model_hash, expected.model_hash);
   refuse("tokenizer", found.tokenizer_hash, expected.tokenizer_hash);
   refuse("dataset", found.dataset_hash, expected.dataset_hash);
+  if (found.optimizer == expected.optimizer) return;
+  fail(
+      "{}: made with train.optimizer = \"{}\", this run has \"{}\": take \"{}\", or start anew "
+      "with "
+      "--fresh",
+      name,
+      found.optimizer,
+      expected.optimizer,
+      found.optimizer);
 }
 
 fs::path checkpoint_path(const fs::path& checkpoints_dir, int64_t step) {

@@ -25,18 +25,19 @@ struct TrainState {
                           // of this site were lost on the way
   int64_t tokens = 0;     // trained by this site so far
   uint64_t seed = 0;
-  int64_t adam_steps = 0;        // updates applied: less than step if some were skipped
-  double loss_scale = 0;         // fp16 chips; 0: not yet chosen
-  int64_t loss_scale_steps = 0;  // good steps since the scale last changed
-  std::string model_hash;        // of config.json
+  int64_t adam_steps = 0;           // updates applied: less than step if some were skipped
+  double loss_scale = 0;            // fp16 chips; 0: not yet chosen
+  int64_t loss_scale_steps = 0;     // good steps since the scale last changed
+  std::string optimizer = "adamw";  // whose moments they are: those of one mean nothing to another
+  std::string model_hash;           // of config.json
   std::string dataset_hash;
   std::string tokenizer_hash;
 };
 std::string to_json(const TrainState& state);
 /// name: what the message of a Failure calls this text.
 TrainState train_state_from_json(const std::string& json, const std::string& name);
-/// Throws Failure naming what differs if the checkpoint called name is of another model, dataset or
-/// tokenizer than expected.
+/// Throws Failure naming what differs if the checkpoint called name is of another model, dataset,
+/// tokenizer or optimizer than expected.
 void refuse_other_run(const TrainState& found, const TrainState& expected, const std::string& name);
 
 /// The temporary folder for step N, emptied. Throws Failure if it cannot be made.

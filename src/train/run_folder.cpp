@@ -117,6 +117,7 @@ void refuse_other_job(const fs::path& run, const plan::JobConfig& job) {
   refuse("data.sequence_length",
          std::to_string(old.data.sequence_length),
          std::to_string(job.data.sequence_length));
+  refuse("train.optimizer", old.train.optimizer, job.train.optimizer);
 }
 
 }  // namespace
@@ -149,6 +150,7 @@ TrainState identity_of(const plan::JobConfig& job) {
   const data::TokenStream stream(job.data.dir, "train", /*verify=*/false);
   TrainState state;
   state.seed = static_cast<uint64_t>(job.train.seed);
+  state.optimizer = job.train.optimizer;
   state.model_hash = hash_hex(model::to_config_json(job.model, "float32"));
   state.dataset_hash = stream.dataset_hash();
   state.tokenizer_hash = stream.tokenizer_hash();

@@ -43,6 +43,8 @@ TEST_CASE("a plan of another model is refused by what differs") {
            "plan.json: num_parameters = ");
   contains(refusal_after([](Plan&, JobConfig& job) { job.data.sequence_length = 64; }),
            "plan.json: sequence_length = 128, but data.sequence_length = 64");
+  contains(refusal_after([](Plan&, JobConfig& job) { job.train.optimizer = "muon"; }),
+           "plan.json: optimizer = adamw, but train.optimizer = muon");
 }
 
 TEST_CASE("a device of the plan that the fleet lacks is refused by its name and place") {

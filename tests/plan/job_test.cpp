@@ -269,5 +269,28 @@ TEST_CASE("a cut that cannot be meant is refused with what is allowed") {
            "stages = 1 contradicts pipeline = \"always\"");
 }
 
+TEST_CASE("Muon leaves no cut of a matrix to the planner, and refuses one that is asked for") {
+  CHECK(job_from(kSmallest).train.optimizer == "adamw");
+  const JobConfig job = job_from(kSmallest, {"train.optimizer=muon"});
+  CHECK(job.train.has_muon());
+  CHECK(job.train.slice_optimizer == "never");
+  CHECK(job.train.tensor_parallel == 1);
+  CHECK(job_from(job.source_toml).train.has_muon());
+  CHECK(
+      refusal_with("train.optimizer=moun")
+          .ends_with("train: optimizer = \"moun\" must be one of adamw, muon; did you mean muon?"));
+  const auto with_muon = [](const char* setting) {
+    return refusal([&] { job_from(kSmallest, {"train.optimizer=muon", setting}); });
+  };
+  CHECK(with_muon("train.slice_optimizer=never").empty());
+  CHECK(with_muon("train.tensor_parallel=1").empty());
+  contains(with_muon("train.slice_optimizer=always"),
+           "slice_optimizer = \"always\" cuts matrices, which optimizer = \"muon\" needs whole: "
+           "leave it out, or take optimizer = \"adamw\"");
+  contains(with_muon("train.tensor_parallel=2"),
+           "tensor_parallel = 2 cuts matrices, which optimizer = \"muon\" needs whole: leave it "
+           "out, or take optimizer = \"adamw\"");
+}
+
 }  // namespace
 }  // namespace pelago::plan

@@ -115,6 +115,31 @@ std::string refusal_of_json(auto&& change) {
   return refusal([&] { plan_from_json(json.dump(), "plan.json"); });
 }
 
+TEST_CASE("a plan for Muon that cuts matrices is refused, one of whole matrices is not") {
+  const auto refused = [](auto&& change) {
+    return refusal_of_json([&](Json& json) {
+      json["optimizer"] = "muon";
+      change(json);
+    });
+  };
+  CHECK(refused([](Json&) {}).empty());
+  contains(refused([](Json& json) { json["optimizer"] = "mu"; }),
+           "plan.json: optimizer = \"mu\" must be adamw or muon");
+  contains(refused([](Json& json) { json["sites"][1]["slice_optimizer"] = true; }),
+           "plan.json: sites[1]: slice_optimizer = true cuts matrices, which optimizer = \"muon\" "
+           "needs whole: make it false");
+  contains(refused([](Json& json) {
+             json["sites"][0]["devices"].push_back(json["sites"][0]["devices"][0]);
+             json["sites"][0]["pipelines"][0]["stages"][0]["ranks"] = {0, 1};
+           }),
+           "plan.json: sites[0].pipelines[0].stages[0]: its 2 ranks cut matrices, which optimizer "
+           "= \"muon\" needs whole");
+  Plan plan = fixed_plan();
+  CHECK(to_json(plan).find("optimizer\": \"") == std::string::npos);  // as plans were before
+  plan.optimizer = "muon";
+  CHECK(plan_from_json(to_json(plan), "plan.json").optimizer == "muon");
+}
+
 TEST_CASE("what is written as JSON reads back as the same plan, figure for figure") {
   CHECK(rc::check([] {
     const Plan plan = any_plan();

@@ -169,7 +169,9 @@ TEST_CASE("a probe of another job, or without a device, is refused") {
            "the probe has no figures for cuda:0 of site \"here\"; run `pelago probe` again");
 }
 
-TEST_CASE("the hash of a probe moves with model, length, microbatch, dtype and slowdown alone") {
+TEST_CASE(
+    "the hash of a probe moves with model, length, microbatch, dtype, slowdown and optimizer "
+    "alone") {
   const JobConfig job = small_job();
   const FleetConfig fleet = fleet_from(kTwoSites);
   const std::string hash = probe_hash(job, fleet);
@@ -183,6 +185,7 @@ TEST_CASE("the hash of a probe moves with model, length, microbatch, dtype and s
   CHECK(changed([](JobConfig& j, FleetConfig&) { j.data.sequence_length += 1; }));
   CHECK(changed([](JobConfig& j, FleetConfig&) { j.train.microbatch_sequences += 1; }));
   CHECK(changed([](JobConfig& j, FleetConfig&) { j.train.dtype = "f32"; }));
+  CHECK(changed([](JobConfig& j, FleetConfig&) { j.train.optimizer = "muon"; }));
   CHECK(changed([](JobConfig&, FleetConfig& f) { f.emulation_slowdown += 1; }));
   CHECK(!changed([](JobConfig& j, FleetConfig&) { j.train.lr *= 2; }));
   CHECK(!changed([](JobConfig& j, FleetConfig&) { j.name = "other"; }));

@@ -157,6 +157,18 @@ TEST_CASE(
   CHECK(num_fired == 1000);  // every fault fired
 }
 
+TEST_CASE("with Muon, too, no NaN, infinity or 1e30 reaches the weights") {
+  SiteShape shape;
+  shape.sequences = {2, 1};
+  shape.microbatch = 1;
+  shape.pipelines = {{{1}, {1}}, {{2}}};
+  shape.optimizer = "muon";
+  const Sabotaged result = sabotage(shape, 200, kHealthSeed + 3);
+  CHECK(result.num_reached == 0);
+  CHECK(result.num_skipped > 60);
+  CHECK(result.num_fired == 200);
+}
+
 TEST_CASE("gradients of ordinary training are let through, a thousandfold one is not") {
   GradientWatch watch;
   Rng rng(kHealthSeed);

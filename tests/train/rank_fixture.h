@@ -82,12 +82,14 @@ struct SiteShape {
   std::vector<c10::ScalarType> device_dtypes = {};  // by rank; empty: device_dtype
   std::function<StepTamper(int rank)> tamper = {};
   int64_t memory_bytes = 0;  // of each device; 0: not known
+  std::string optimizer = "adamw";
 };
 
 inline TrainerOptions options_of(const SiteShape& shape) {
   TrainerOptions options;
   options.model = shape.model;
   options.train.dtype = shape.dtype;
+  options.train.optimizer = shape.optimizer;
   options.train.lr = 1e-2;
   options.train.warmup_steps = 0;
   options.train.eval_sequences = 0;

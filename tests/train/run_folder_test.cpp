@@ -73,6 +73,9 @@ TEST_CASE("a run is resumed only with its own model, data and fleet, and the dif
   CHECK(message_of(smaller).find(": model.") != std::string::npos);
   const Setup wider(scratch.path(), "", 2);
   CHECK(message_of(wider).find("site room with cpu, cpu") != std::string::npos);
+  const Setup muon(scratch.path(), "[train]\noptimizer = \"muon\"\n");
+  CHECK(message_of(muon).find("train.optimizer is adamw in this run and muon in the job given") !=
+        std::string::npos);
   const Setup faster(scratch.path(), "[train]\nlr = 1e-3\n");
   CHECK(message_of(faster).empty());  // how to train may change
 }

@@ -106,7 +106,9 @@ TEST_CASE("the loss falls steadily, in f32 and in bf16") {
 
 TEST_CASE("the same seed gives the same bits, and so does going on from a saved state") {
   const MemorySource samples = learnable_tokens(2000);
-  const SiteShape shape{.sequences = {2, 2}, .dtype = "bf16"};
+  SiteShape shape{.sequences = {2, 2}, .dtype = "bf16"};
+  SUBCASE("with AdamW") {}
+  SUBCASE("with Muon") { shape.optimizer = "muon"; }
   SharedState straight(num_values(shape)), again(num_values(shape)), resumed(num_values(shape));
   for (const SharedState* result : {&straight, &again}) {
     run_grid(shape, samples, [&](TestRank& rank) {
@@ -229,6 +231,60 @@ TEST_CASE("a merge mixes one fragment, alike on all ranks, and leaves the rest a
     CHECK(torch::allclose(after.master, expected, 1e-6, 1e-7));
     CHECK(same_bits(after.master.narrow(0, 400, 500), before.master.narrow(0, 400, 500)));
   }
+}
+
+TEST_CASE(
+    "Muon steps the matrices of blocks and nothing else, and keeps no second moment of them") {
+  const MemorySource samples = learnable_tokens(2000);
+  std::vector<SharedState> after(2, SharedState(0));
+  for (const bool has_muon : {false, true}) {
+    SiteShape shape{.sequences = {4}};
+    if (has_muon) shape.optimizer = "muon";
+    run_grid(shape, samples, [&](TestRank& rank) {
+      rank.trainer.step(0);
+      after[has_muon ? 1 : 0] = own_state(rank);
+    });
+  }
+  const Tensor initial = model::initial_weights(tiny_model(), Rng(7));
+  int64_t begin = 0;
+  for (const model::ParameterSpec& spec : model::parameter_specs(tiny_model())) {
+    CAPTURE(spec.name);
+    const auto range = [&, from = begin](const Tensor& flat) {
+      return flat.narrow(0, from, spec.num_values());
+    };
+    begin += spec.num_values();
+    const bool is_matrix = spec.shape.size() == 2 && spec.name.starts_with("model.layers.");
+    CHECK(same_bits(range(after[0].master), range(after[1].master)) == !is_matrix);
+    CHECK((range(after[1].v).abs().max().item<double>() == 0) == is_matrix);
+    if (!is_matrix) continue;
+    // As long as an AdamW step of the same rate, which is 1e-2 in every value here.
+    const Tensor step = range(after[1].master) - range(initial) * (1 - 1e-2 * 0.1);
+    const double mean_square = step.square().mean().item<double>();
+    CHECK(std::sqrt(mean_square) > 0.1 * 0.01);
+    CHECK(std::sqrt(mean_square) < 0.3 * 0.01);
+  }
+}
+
+TEST_CASE("Muon refuses plans that cut matrices, in one line with what to do") {
+  const MemorySource samples = learnable_tokens(2000);
+  const auto refusal_of = [&](const SiteShape& shape) -> std::string {
+    PlainDevice device(torch::kFloat32);
+    ThreadGroup group(2);
+    ThreadCollective collective(group, 0);
+    try {
+      Trainer(options_of(shape), device, {&collective, &collective}, samples);
+    } catch (const Failure& failure) {
+      return failure.what();
+    }
+    return "";
+  };
+  CHECK(
+      refusal_of({.sequences = {2, 2}, .slice_optimizer = true, .optimizer = "muon"}) ==
+      "plan: slice_optimizer = true cuts matrices, which optimizer = \"muon\" needs whole: make it "
+      "false, or plan with optimizer = \"adamw\"");
+  CHECK(refusal_of({.sequences = {2}, .pipelines = {{{2, 2}}}, .optimizer = "muon"}) ==
+        "plan.pipelines[0].stages[0]: its 2 ranks cut matrices, which optimizer = \"muon\" needs "
+        "whole: one rank a stage, or plan with optimizer = \"adamw\"");
 }
 
 TEST_CASE("a corpus smaller than one sequence is refused with both numbers") {

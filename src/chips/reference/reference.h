@@ -69,6 +69,13 @@ struct AdamwState {
 /// As arXiv:1711.05101 writes it (algorithm 2).
 AdamwState adamw(AdamwState state, double grad, const AdamWOptions& options);
 
+/// A matrix's state under Muon, row by row.
+struct MuonState {
+  Values master, m;
+};
+/// As Jordan et al. 2024 write it, with the scale of arXiv:2502.16982. grad: [rows * columns].
+MuonState muon(MuonState state, const Values& grad, int64_t num_rows, const MuonOptions& options);
+
 double sum_of_squares(const Values& values);
 
 /// 4 or 8 bits, one value after the other.

@@ -15,6 +15,45 @@ float largest_magnitude(std::span<const float> values) {
   return largest;
 }
 
+/// Row-major, with plain loops.
+struct Matrix {
+  size_t num_rows = 0, num_columns = 0;
+  Values values;
+  double at(size_t row, size_t column) const { return values[row * num_columns + column]; }
+};
+
+Matrix product(const Matrix& a, const Matrix& b) {
+  Matrix result{a.num_rows, b.num_columns, Values(a.num_rows * b.num_columns)};
+  for (size_t row = 0; row < a.num_rows; ++row) {
+    for (size_t column = 0; column < b.num_columns; ++column) {
+      double& sum = result.values[row * b.num_columns + column];
+      for (size_t i = 0; i < a.num_columns; ++i) sum += a.at(row, i) * b.at(i, column);
+    }
+  }
+  return result;
+}
+
+Matrix transposed(const Matrix& a) {
+  Matrix result{a.num_columns, a.num_rows, {}};
+  for (size_t row = 0; row < a.num_columns; ++row) {
+    for (size_t column = 0; column < a.num_rows; ++column)
+      result.values.push_back(a.at(column, row));
+  }
+  return result;
+}
+
+/// a x + (b x x' + c x x' x x') x, whichever side of x is longer.
+Matrix newton_schulz(const Matrix& x) {
+  const Matrix square = product(x, transposed(x));
+  Matrix factor = product(square, square);
+  for (size_t i = 0; i < factor.values.size(); ++i) {
+    factor.values[i] = 2.0315 * factor.values[i] - 4.7750 * square.values[i];
+  }
+  Matrix result = product(factor, x);
+  for (size_t i = 0; i < result.values.size(); ++i) result.values[i] += 3.4445 * x.values[i];
+  return result;
+}
+
 }  // namespace
 
 AdamwState adamw(AdamwState state, double grad, const AdamWOptions& options) {
@@ -26,6 +65,24 @@ AdamwState adamw(AdamwState state, double grad, const AdamWOptions& options) {
   const double square = state.v / (1 - std::pow(options.beta2, step));
   state.master -=
       options.lr * (mean / (std::sqrt(square) + options.eps) + options.weight_decay * state.master);
+  return state;
+}
+
+MuonState muon(MuonState state, const Values& grad, int64_t num_rows, const MuonOptions& options) {
+  Matrix x{static_cast<size_t>(num_rows), grad.size() / static_cast<size_t>(num_rows), {}};
+  for (size_t i = 0; i < grad.size(); ++i) {
+    const double scaled = options.grad_scale * grad[i];
+    state.m[i] = options.momentum * state.m[i] + scaled;
+    x.values.push_back(options.momentum * state.m[i] + scaled);
+  }
+  const double norm = std::sqrt(sum_of_squares(x.values));
+  for (double& value : x.values) value /= std::max(norm, 1e-20);
+  for (int i = 0; i < 5; ++i) x = newton_schulz(x);
+  const auto longest = static_cast<double>(std::max(x.num_rows, x.num_columns));
+  const double rate = options.lr * 0.2 * std::sqrt(longest);
+  for (size_t i = 0; i < grad.size(); ++i) {
+    state.master[i] -= options.lr * options.weight_decay * state.master[i] + rate * x.values[i];
+  }
   return state;
 }
 

@@ -39,6 +39,8 @@ struct PartSpec {
   int64_t run_length = 0;    // values that lie side by side in both
   int64_t num_runs = 0;
   int64_t run_stride = 0;  // from run to run in the model's flat vector
+  /// What Muon steps: neither the embedding nor the head, nor a bias or a norm.
+  bool is_block_matrix() const { return block_idx >= 0 && local.shape.size() == 2; }
 };
 
 /// In the order of the part's flat vector. A tied embedding is held at both ends of the model: by a

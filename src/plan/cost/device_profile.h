@@ -51,6 +51,7 @@ struct DeviceProfile {
   double update_s = 0;            // once a step, whatever it holds
   double update_run_s = 0;        // once for each run of parameters that decay, or do not
   double update_parameter_s = 0;  // clipping and optimizer, a parameter held
+  double update_block_s = 0;      // more for each block, whose matrices take Muon; 0: they do not
   // What moves without the device computing, seconds a byte. 0: taken from the catalogue.
   double host_copy_s = 0;     // of one copy, however short; this one in seconds
   double host_byte_s = 0;     // between its memory and its host's
@@ -90,8 +91,8 @@ struct DeviceProfile {
 /// Profiles by device string, or SITE/DEVICE where the sites differ (device/profile_key.h).
 /// probe.json, version 2.
 struct Probe {
-  std::string job_hash;  // of model, sequence length, microbatch, dtype and slowdown: a probe of
-                         // another job is refused
+  std::string job_hash;  // of model, sequence length, microbatch, dtype, slowdown and optimizer: a
+                         // probe of another job is refused
   std::map<std::string, DeviceProfile> devices;
 };
 std::string to_json(const Probe& probe);

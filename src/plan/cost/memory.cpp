@@ -129,6 +129,22 @@ HeadBytes head_bytes(const ModelSizes& sizes, const BlockBytes& block, const Sta
   return bytes;
 }
 
+/// The most that one matrix of a block takes while Muon steps it: the direction in f32 and its
+/// rounded copy, then that one's successor and two squares of the smaller side.
+double muon_bytes(const ModelSizes& sizes, const StageLoad& load) {
+  double most = 0;
+  for (const BlockMatrix& matrix : block_matrices(sizes)) {
+    const double values = matrix.rows * matrix.columns;
+    const double small = std::min(matrix.rows, matrix.columns);
+    const double rounded = load.value_bytes < 4 ? load.value_bytes : 0;
+    most = std::max({most,
+                     (4 + rounded) * values,
+                     5 * values,  // which elements of m are sound
+                     2 * load.value_bytes * (values + small * small)});
+  }
+  return most;
+}
+
 }  // namespace
 
 MemoryPlan stage_memory(const ModelSizes& sizes, const StageShape& shape, const StageLoad& load) {
@@ -171,11 +187,12 @@ MemoryPlan stage_memory(const ModelSizes& sizes, const StageShape& shape, const 
   // Messages come and go while little else is held; one may arrive early.
   const double border = load.is_alone ? 0 : block.stream;
   const double embedding = shape.has_embedding ? 2 * block.stream : 0;  // rows' gradients in f32
-  const double adamw = load.has_fused_kernels ? 0 : 8 * values * load.optimizer_share;
+  const double muon = load.has_muon ? muon_bytes(sizes, load) : 0;
+  const double by_adamw = load.has_muon ? values - num_blocks * block_values(sizes, width) : values;
+  const double adamw = load.has_fused_kernels ? 0 : 8 * by_adamw * load.optimizer_share;
   const double computing =
       std::max({forward, backward - head.kept, head.working, embedding}) + border;
-  memory.buffers = std::max(computing, adamw - memory.activations);
-  memory.buffers = std::max(memory.buffers, 0.0);
+  memory.buffers = std::max({computing, std::max(adamw, muon) - memory.activations, 0.0});
   return memory;
 }
 

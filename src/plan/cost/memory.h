@@ -20,6 +20,7 @@ struct StageLoad {
   bool is_alone = true;           // no other stage: nothing is sent
   bool is_scattered = false;      // tensor parallelism in the site: cut matrices lie apart
   bool has_fused_kernels = true;  // else attention, the head and AdamW make whole matrices
+  bool has_muon = false;          // which makes matrices of its own, one parameter at a time
 };
 
 MemoryPlan stage_memory(const ModelSizes& sizes, const StageShape& shape, const StageLoad& load);

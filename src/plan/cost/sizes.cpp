@@ -31,6 +31,16 @@ ModelSizes sizes_of(const JobConfig& job, int64_t sequence_length) {
   return sizes;
 }
 
+std::vector<BlockMatrix> block_matrices(const ModelSizes& sizes) {
+  std::vector<BlockMatrix> matrices = {{sizes.query, sizes.hidden, 1},
+                                       {sizes.key, sizes.hidden, 2},
+                                       {sizes.hidden, sizes.query, 1},
+                                       {sizes.feed_forward, sizes.hidden, 2 * sizes.experts},
+                                       {sizes.hidden, sizes.feed_forward, sizes.experts}};
+  if (!sizes.is_dense()) matrices.push_back({sizes.experts, sizes.hidden, 1});
+  return matrices;
+}
+
 double block_values(const ModelSizes& sizes, double width) {
   const double projected = sizes.query + 2 * sizes.key;
   const double cut =
@@ -50,11 +60,14 @@ double held_values(const ModelSizes& sizes, const StageShape& shape) {
   return values;
 }
 
+double decaying_runs(const ModelSizes& sizes) {
+  return 1.0 + (sizes.has_bias ? 1 : 0) + (sizes.has_qk_norm ? 1 : 0);
+}
+
 double update_runs(const ModelSizes& sizes, const StageShape& shape) {
   // A block begins with matrices and ends with norms; biases and the norms of queries and keys
   // stand between matrices.
-  const double of_block = 2 + (sizes.has_bias ? 2 : 0) + (sizes.has_qk_norm ? 2 : 0);
-  double runs = static_cast<double>(shape.num_blocks) * of_block;
+  double runs = static_cast<double>(shape.num_blocks) * 2 * decaying_runs(sizes);
   if (shape.has_embedding) runs += 1;
   if (shape.has_head) runs += sizes.is_tied && shape.has_embedding ? 1 : 2;
   return runs;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "model/config.h"
 #include "plan/job.h"
@@ -36,12 +37,21 @@ struct StageShape {
   bool operator==(const StageShape&) const = default;
 };
 
+/// Matrices of one shape among a block's parameters. The first dimension is that of what comes out.
+struct BlockMatrix {
+  double rows = 0, columns = 0;
+  double count = 1;
+};
+std::vector<BlockMatrix> block_matrices(const ModelSizes& sizes);
+
 /// Values of one block on one of `width` ranks: matrices are cut, norms are not.
 double block_values(const ModelSizes& sizes, double width);
 /// Values that a rank holds. A tied embedding is held at both ends of the model.
 double held_values(const ModelSizes& sizes, const StageShape& shape);
 /// Runs of neighbouring parameters that decay, or do not: an optimizer takes each by itself.
 double update_runs(const ModelSizes& sizes, const StageShape& shape);
+/// Those of a block that decay: its matrices. As many do not.
+double decaying_runs(const ModelSizes& sizes);
 /// Gradients are added up in buckets of about so many values: large enough to hide the latency of a
 /// reduction (1 to 16 MB), small enough that a model has a dozen, of which all but the last overlap
 /// with backward.

@@ -92,6 +92,7 @@ void check_plan_fits(const Plan& plan,
                      const std::string& name) {
   must_equal(name, "num_blocks", plan.num_blocks, "num_hidden_layers", job.model.num_hidden_layers);
   must_equal(name, "num_parameters", plan.num_parameters, "the model's", num_parameters(job));
+  must_equal(name, "optimizer", plan.optimizer, "train.optimizer", job.train.optimizer);
   must_equal(name,
              "sequence_length",
              plan.sequence_length,

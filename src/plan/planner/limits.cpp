@@ -65,7 +65,8 @@ double least_needed_bytes(const SiteProblem& problem) {
       const StageLoad load{.value_bytes = value_bytes(kind.profile.dtype),
                            .is_half = kind.profile.dtype == "fp16",
                            .is_alone = problem.num_devices() == 1,
-                           .has_fused_kernels = kind.is_on_this_machine};
+                           .has_fused_kernels = kind.is_on_this_machine,
+                           .has_muon = problem.train.has_muon()};
       needed += stage_memory(problem.sizes, shape, load).total();
     }
   }
@@ -76,7 +77,7 @@ double least_needed_bytes(const SiteProblem& problem) {
 /// at a time, in whole nodes; 0: not known.
 int64_t devices_lacking(const SiteProblem& problem) {
   SiteProblem larger = problem;
-  larger.train = TrainConfig{.microbatch_sequences = 1};
+  larger.train = freest(problem.train);
   Kind& kind = larger.kinds.front();
   const Kind as_it_is = kind;
   const auto per_node = static_cast<int64_t>(kind.nodes.front().size());

@@ -94,14 +94,14 @@ SiteLayout must_find(const SiteProblem& problem, const std::string& site, const 
         site,
         job.train.microbatch_sequences);
   }
-  plenty.train = TrainConfig{.microbatch_sequences = 1};
+  plenty.train = freest(job.train);
   if (find_layout(plenty)) {
     fail_usage(
-        "site \"{}\" cannot be cut as the job asks (train.pipeline = \"{}\", recompute = \"{}\", "
-        "slice_optimizer = \"{}\", tensor_parallel = {}, stages = {}) with {} blocks on {} "
-        "devices: "
-        "leave these fields out, and the planner chooses",
+        "site \"{}\" cannot be cut as the job asks (train.optimizer = \"{}\", pipeline = \"{}\", "
+        "recompute = \"{}\", slice_optimizer = \"{}\", tensor_parallel = {}, stages = {}) with {} "
+        "blocks on {} devices: leave these fields out, and the planner chooses",
         site,
+        job.train.optimizer,
         job.train.pipeline,
         job.train.recompute,
         job.train.slice_optimizer,
@@ -223,6 +223,7 @@ void fill_terms(const JobConfig& job, const FleetConfig& fleet, double host_core
   plan.sequence_length = job.data.sequence_length;
   plan.num_parameters = num_parameters(job);
   plan.num_blocks = job.model.num_hidden_layers;
+  plan.optimizer = job.train.optimizer;
   plan.links = fleet.links;
   plan.exchange = job.sites;
   plan.emulation_slowdown = fleet.emulation_slowdown;
@@ -316,7 +317,7 @@ Plan make_plan(const JobConfig& job,
                double host_cores) {
   if (probe != nullptr && probe->job_hash != probe_hash(job, fleet)) {
     fail_usage(
-        "the probe was made for another model, sequence length, microbatch, dtype or "
+        "the probe was made for another model, sequence length, microbatch, dtype, optimizer or "
         "slowdown; run `pelago probe` again");
   }
   Plan plan;

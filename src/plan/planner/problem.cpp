@@ -41,6 +41,15 @@ Kind kind_of(const SiteDevice& device) {
 
 }  // namespace
 
+TrainConfig freest(const TrainConfig& train) {
+  TrainConfig free{.microbatch_sequences = 1};
+  if (!train.has_muon()) return free;
+  free.optimizer = train.optimizer;
+  free.slice_optimizer = train.slice_optimizer;
+  free.tensor_parallel = train.tensor_parallel;
+  return free;
+}
+
 SiteProblem make_problem(const std::vector<SiteDevice>& devices,
                          const ModelSizes& sizes,
                          const TrainConfig& train,

@@ -36,6 +36,9 @@ struct SiteProblem {
   }
 };
 
+/// Every cut left to the planner, and one sequence at a time: if nothing fits so, nothing does.
+TrainConfig freest(const TrainConfig& train);
+
 /// Of one device of a site, as the planner needs it.
 struct SiteDevice {
   std::string device, node;

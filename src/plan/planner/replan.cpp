@@ -77,6 +77,7 @@ std::vector<SiteDevice> devices_of(const Plan& plan,
     profile.update_s *= factor;
     profile.update_run_s *= factor;
     profile.update_parameter_s *= factor;
+    profile.update_block_s *= factor;
     for (CutProfile& cut : profile.cuts) {
       for (LinearCost* cost :
            {&cut.block_forward, &cut.block_backward, &cut.embedding, &cut.head}) {

@@ -115,6 +115,7 @@ Piece place(const SharedPiece& shared,
   if (shared.num_atoms == 1 || spec.cut == model::TensorCut::kNone) {
     piece.num_rows = 1;
     piece.num_columns = piece.local_stride = piece.global_stride = shared.num_values;
+    if (whole.is_block_matrix()) piece.matrix_rows = shape[0];
     piece.local_begin = spec.local_begin;
     piece.global_begin = whole.global_begin;
     return piece;
@@ -212,15 +213,18 @@ SiteBuckets buckets_of(const model::ModelConfig& config,
   return result;
 }
 
-std::vector<DecayRun> decay_runs(const Bucket& bucket, int64_t begin, int64_t end) {
-  std::vector<DecayRun> runs;
+std::vector<UpdateRun> update_runs(const Bucket& bucket, const UpdateRange& range) {
+  std::vector<UpdateRun> runs;
   for (const Piece& piece : bucket.pieces) {
-    const int64_t from = std::max(begin, piece.offset);
-    const int64_t to = std::min(end, piece.offset + piece.num_values());
+    const int64_t from = std::max(range.begin, piece.offset);
+    const int64_t to = std::min(range.end, piece.offset + piece.num_values());
     if (from >= to) continue;
-    if (runs.empty() || runs.back().decays != piece.decays) {
-      runs.push_back({from, to, piece.decays});
-    }
+    const int64_t matrix_rows = range.has_muon ? piece.matrix_rows : 0;
+    PELAGO_ASSERT(matrix_rows == 0 || to - from == piece.num_values(),
+                  "nothing is sliced where matrices are stepped as wholes");
+    const bool is_joined = !runs.empty() && runs.back().decays == piece.decays &&
+                           runs.back().matrix_rows == 0 && matrix_rows == 0;
+    if (!is_joined) runs.push_back({from, to, piece.decays, matrix_rows});
     runs.back().end = to;
   }
   return runs;

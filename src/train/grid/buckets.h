@@ -30,6 +30,8 @@ struct Piece {
   int64_t global_begin = 0;  // the same in the model's flat vector
   int64_t global_stride = 0;
   bool decays = true;
+  int64_t matrix_rows = 0;  // of a block's matrix that is here whole, row behind row; 0: it is
+                            // another parameter, or a part of a matrix
   int64_t num_values() const { return num_rows * num_columns; }
 };
 
@@ -43,13 +45,19 @@ struct Bucket {
   int64_t local_begin = -1;
 };
 
-/// Runs of values that decay alike. Offsets in the bucket.
-struct DecayRun {
+/// Values that one call of the optimizer takes: neighbours that decay alike, or with Muon a matrix
+/// of a block. Offsets in the bucket.
+struct UpdateRun {
   int64_t begin = 0;
   int64_t end = 0;
   bool decays = true;
+  int64_t matrix_rows = 0;  // 0: AdamW
 };
-std::vector<DecayRun> decay_runs(const Bucket& bucket, int64_t begin, int64_t end);
+struct UpdateRange {
+  int64_t begin = 0, end = 0;  // in the bucket
+  bool has_muon = false;       // then no matrix is cut
+};
+std::vector<UpdateRun> update_runs(const Bucket& bucket, const UpdateRange& range);
 
 /// The part of the model that a rank of this site holds.
 model::ModelPart part_of(const plan::SitePlan& site, int64_t num_blocks, int rank);

@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "base/files.h"
-#include "chips/kernels.h"
 #include "chips/torch.h"
 
 namespace pelago::train {
@@ -317,7 +316,12 @@ void Shards::update(const plan::TrainConfig& train, int64_t step, double lr, dou
   const torch::NoGradGuard no_grad;
   for (size_t i = 0; i < buckets_.size(); ++i) {
     Kept& kept = kept_[i];
-    for (const DecayRun& run : decay_runs(buckets_[i], kept.begin, kept.end)) {
+    const UpdateRange range{kept.begin, kept.end, train.has_muon()};
+    for (const UpdateRun& run : update_runs(buckets_[i], range)) {
+      if (run.matrix_rows > 0) {
+        update_matrix(i, run, train, {.lr = lr, .grad_scale = grad_scale});
+        continue;
+      }
       const int64_t begin = run.begin - kept.begin;
       const int64_t length = run.end - run.begin;
       Tensor master = kept.master.narrow(0, begin, length);
@@ -339,6 +343,24 @@ void Shards::update(const plan::TrainConfig& train, int64_t step, double lr, dou
     }
     if (!options_.slices_optimizer) scatter_bucket(buckets_[i], kept.weights, weights_);
   }
+}
+
+/// v stays 0: Muon has no second moment.
+void Shards::update_matrix(size_t bucket_idx,
+                           const UpdateRun& run,
+                           const plan::TrainConfig& train,
+                           chips::MuonOptions options) {
+  Kept& kept = kept_[bucket_idx];
+  const int64_t length = run.end - run.begin;
+  const auto matrix = [&](const Tensor& values, int64_t begin) {
+    return values.narrow(0, begin, length).view({run.matrix_rows, length / run.matrix_rows});
+  };
+  Tensor master = matrix(kept.master, run.begin - kept.begin);
+  Tensor m = matrix(kept.m, run.begin - kept.begin);
+  Tensor weights = matrix(kept.weights, run.begin);
+  options.weight_decay = run.decays ? train.weight_decay : 0.0;
+  options.grad_norm_max = train.clip_norm;
+  chips::muon_step(master, matrix(gradients_[bucket_idx], run.begin), m, weights, options);
 }
 
 void Shards::gather_weights(size_t bucket_idx, chips::Collective& group, bool in_f32) {

@@ -15,6 +15,7 @@
 
 #include "chips/collective.h"
 #include "chips/device.h"
+#include "chips/kernels.h"
 #include "chips/tensor.h"
 #include "model/config.h"
 #include "plan/job.h"
@@ -98,7 +99,8 @@ class Shards {
   Tensor& m(size_t bucket_idx) { return kept_[bucket_idx].m; }
   Tensor& v(size_t bucket_idx) { return kept_[bucket_idx].v; }
 
-  /// One AdamW step of what this rank keeps. step: 1 for the first.
+  /// One step of what this rank keeps: AdamW, or Muon for the matrices of blocks. step: 1 for the
+  /// first.
   void update(const plan::TrainConfig& train, int64_t step, double lr, double grad_scale);
   /// After update(): all of a bucket's weights from those who keep a slice of it. Call it for every
   /// bucket, in order. in_f32: masters travel, since the group's chips train in unlike dtypes.
@@ -115,6 +117,10 @@ class Shards {
                  const HostState& state,
                  const Fragment& range,
                  const ToHost& to_host) const;
+  void update_matrix(size_t bucket_idx,
+                     const UpdateRun& run,
+                     const plan::TrainConfig& train,
+                     chips::MuonOptions options);
   void take_weights(size_t bucket_idx, const RunFilter& filter, std::span<const float> master);
   void take_kept(size_t bucket_idx, RunFilter filter, std::span<const float> from, Tensor& to);
 

@@ -7,7 +7,8 @@
 //   gradient norm     1,000 times the median of the last good steps. In warm-up and in loss spikes
 //                     norms move by factors of 10 to 100. Before there are 8 of them: 1e6 a token.
 //   moments           m^2 <= bound * v holds for Adam whatever the gradients are (Cauchy-Schwarz);
-//                     chips::adamw_step forgets moments that break it.
+//                     chips::adamw_step forgets moments that break it. Muon's m is bounded by the
+//                     norm that clipping leaves; chips::muon_step forgets what is larger.
 // A step that breaks a bound is skipped by all ranks alike.
 #pragma once
 

@@ -9,7 +9,9 @@
 #include "base/clock.h"
 #include "chips/kernels.h"
 #include "chips/torch.h"
+#include "model/parts/part.h"
 #include "model/parts/stage.h"
+#include "plan/cost/sizes.h"
 
 namespace pelago::train {
 
@@ -178,6 +180,40 @@ struct UpdateCosts {
   Cost run;     // AdamW
 };
 
+/// Of one block's matrices, with Muon.
+struct BlockUpdate {
+  Cost cost;
+  double num_values = 0;  // of all of them together
+};
+BlockUpdate time_block_update(const Stopwatch& stopwatch,
+                              const plan::JobConfig& job,
+                              chips::Device& device) {
+  const torch::NoGradGuard no_grad;
+  const auto f32 = torch::TensorOptions().dtype(torch::kFloat32).device(device.torch_device());
+  struct Matrix {
+    Tensor master, gradient, m, weights;  // [R,C]
+  };
+  std::vector<Matrix> matrices;
+  BlockUpdate update;
+  const model::ModelConfig config = Part::with_blocks(job.model, 1);
+  for (const model::PartSpec& spec : model::part_specs(config, model::whole_model(config))) {
+    if (!spec.is_block_matrix()) continue;
+    const auto dtype = training_dtype(job, device);
+    const std::vector<int64_t>& shape = spec.local.shape;
+    matrices.push_back({torch::zeros(shape, f32),
+                        torch::full(shape, 1e-3, f32),
+                        torch::zeros(shape, f32),
+                        torch::zeros(shape, f32.dtype(dtype))});
+    update.num_values += static_cast<double>(spec.local.num_values());
+  }
+  update.cost = stopwatch.time([&] {
+    for (Matrix& one : matrices) {
+      chips::muon_step(one.master, one.gradient, one.m, one.weights, {.lr = 1e-3});
+    }
+  });
+  return update;
+}
+
 /// Clipping and AdamW of num_values parameters.
 UpdateCosts time_update(const Stopwatch& stopwatch,
                         const plan::JobConfig& job,
@@ -202,9 +238,28 @@ UpdateCosts time_update(const Stopwatch& stopwatch,
 
 /// Splits costs at two sizes into those of one value and those that every time has.
 void split(double small_s, double large_s, double& value_s, double& fixed_s) {
-  const double more_s = std::max(0.0, large_s - small_s) / (kUpdateValues * 7.0 / 8);
-  value_s += more_s;
-  fixed_s = std::max(0.0, large_s - more_s * static_cast<double>(kUpdateValues));
+  value_s = std::max(0.0, large_s - small_s) / (kUpdateValues * 7.0 / 8);
+  fixed_s = std::max(0.0, large_s - value_s * static_cast<double>(kUpdateValues));
+}
+
+/// Fills the profile's update_*.
+void measure_update(const Stopwatch& stopwatch,
+                    const plan::JobConfig& job,
+                    chips::Device& device,
+                    plan::DeviceProfile& profile) {
+  const UpdateCosts small = time_update(stopwatch, job, kUpdateValues / 8, device);
+  const UpdateCosts large = time_update(stopwatch, job, kUpdateValues, device);
+  double around_value_s = 0, adamw_value_s = 0;
+  split(small.around.seconds, large.around.seconds, around_value_s, profile.update_s);
+  split(small.run.seconds, large.run.seconds, adamw_value_s, profile.update_run_s);
+  profile.update_parameter_s = around_value_s + adamw_value_s;
+  if (!job.train.has_muon()) return;
+  // Plans charge AdamW for every value, and a block for what Muon takes more.
+  const BlockUpdate muon = time_block_update(stopwatch, job, device);
+  const plan::ModelSizes sizes = plan::sizes_of(job.model, job.data.sequence_length);
+  const double by_adamw_s =
+      adamw_value_s * muon.num_values + profile.update_run_s * plan::decaying_runs(sizes);
+  profile.update_block_s = std::max(0.0, muon.cost.seconds - by_adamw_s);
 }
 
 }  // namespace
@@ -243,11 +298,7 @@ plan::DeviceProfile measure_device(const plan::JobConfig& job,
   profile.stage_forward = fit(rest.few.forward.seconds, few, rest.many.forward.seconds, many);
   profile.stage_backward = fit(rest.few.backward.seconds, few, rest.many.backward.seconds, many);
 
-  const UpdateCosts small = time_update(stopwatch, job, kUpdateValues / 8, device);
-  const UpdateCosts large = time_update(stopwatch, job, kUpdateValues, device);
-  double& value_s = profile.update_parameter_s;
-  split(small.around.seconds, large.around.seconds, value_s, profile.update_s);
-  split(small.run.seconds, large.run.seconds, value_s, profile.update_run_s);
+  measure_update(stopwatch, job, device, profile);
   const auto step = [&](auto&& of) {
     return static_cast<double>(num_blocks) * of(block.many) + of(embedding.many) + of(head.many) +
            of(rest.many);

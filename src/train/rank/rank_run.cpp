@@ -104,6 +104,11 @@ RankRun::RankRun(const WorkerOptions& options,
          plan_.num_parameters,
          job_.model.num_parameters());
   }
+  if (plan_.optimizer != job_.train.optimizer) {
+    fail("plan.json is for optimizer {}, job.toml has {}: plan again",
+         plan_.optimizer,
+         job_.train.optimizer);
+  }
   const plan::SitePlan& site = plan_.sites.at(static_cast<size_t>(options.site_idx));
   const plan::DevicePlan& share = site.devices.at(static_cast<size_t>(options.rank));
   if (schedule_.num_fragments > 0) {

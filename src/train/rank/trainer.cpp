@@ -14,6 +14,7 @@
 #include "plan/across/joint.h"
 #include "plan/cost/sizes.h"
 #include "plan/fleet.h"
+#include "plan/site_check.h"
 
 namespace pelago::train {
 
@@ -90,6 +91,7 @@ Trainer::Trainer(TrainerOptions options,
   }
   PELAGO_ASSERT(static_cast<size_t>(links.control->num_ranks()) == options_.site.devices.size(),
                 "a site has one rank a device");
+  plan::check_whole_matrices(options_.train.optimizer, options_.site, "plan");
   const int rank = links.control->rank();
   const c10::ScalarType dtype = training_dtype(options_.train.dtype, device);
   chips::require_dtype(device, dtype);
@@ -415,6 +417,9 @@ void Trainer::gather_weights() {
 bool Trainer::may_differ() const {
   const std::vector<plan::DevicePlan>& devices = options_.site.devices;
   const bool has_copies = options_.site.pipelines.size() > 1 && !options_.site.slice_optimizer;
+  // A matrix product need not have the same bits on two chips of one kind: a processor with more
+  // cores adds up in another order.
+  if (has_copies && options_.train.has_muon()) return true;
   return has_copies && std::any_of(devices.begin(), devices.end(), [&](const auto& device) {
            return plan::kind_of_device(device.device) !=
                   plan::kind_of_device(devices.front().device);

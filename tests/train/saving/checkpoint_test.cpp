@@ -160,5 +160,21 @@ TEST_CASE("a checkpoint of another model is refused and the difference named") {
   CHECK_NOTHROW(refuse_other_run(found, expected, "step-50"));
 }
 
+TEST_CASE("a checkpoint of another optimizer is refused; one that names none is AdamW's") {
+  TrainState found, expected;
+  expected.optimizer = "muon";
+  CHECK_THROWS_WITH_AS(
+      refuse_other_run(found, expected, "step-50"),
+      "step-50: made with train.optimizer = \"adamw\", this run has \"muon\": take "
+      "\"adamw\", or start anew with --fresh",
+      Failure);
+  CHECK(train_state_from_json(to_json(expected), "state.json").optimizer == "muon");
+  std::string text = to_json(expected);
+  const std::string field = "\"optimizer\": \"muon\",";
+  REQUIRE(text.find(field) != std::string::npos);
+  text.erase(text.find(field), field.size());
+  CHECK(train_state_from_json(text, "state.json").optimizer == "adamw");
+}
+
 }  // namespace
 }  // namespace pelago::train

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text/json.h"
+#include "plan/cost/device/operators.h"
 #include "plan/cost/sizes.h"
 
 namespace pelago::plan {
@@ -279,6 +280,11 @@ DeviceProfile profile_of_layers(const ChipTimes& chip, const JobConfig& job) {
   profile.embedding = alone(least.embedding);
   profile.head = alone(least.head);
   profile.update_parameter_s = least.update_parameter_s;
+  // The files know AdamW alone. Muon's products go at the pace of those of a forward pass.
+  if (job.train.has_muon()) {
+    const double flop_s = block_forward_flops(sizes) / profile.block_forward.sequence_s;
+    profile.update_block_s = muon_flops(sizes) / flop_s;
+  }
   return profile;
 }
 

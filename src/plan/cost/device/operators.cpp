@@ -1,5 +1,7 @@
 #include "plan/cost/device/operators.h"
 
+#include <algorithm>
+
 namespace pelago::plan {
 
 namespace {
@@ -51,6 +53,43 @@ double attention_flops(const ModelSizes& sizes, double sequences) {
   return 4 * sequences * sizes.tokens * (sizes.tokens + 1) / 2 * sizes.query;
 }
 
+/// Five times the smaller side's square (2 s^2 l), its square (2 s^3) and the product with the
+/// matrix (2 s^2 l).
+constexpr int kNewtonSchulz = 5;
+
+void muon_matrix(double rows, double columns, const DeviceRates& rates, Operators& operators) {
+  const double values = rows * columns;
+  const double small = std::min(rows, columns), large = std::max(rows, columns);
+  const bool is_f32 = rates.value_bytes == 4;
+  // Broken moments: |m|, its bound, the opposite, and what is filled in.
+  for (const double bytes : {8, 5, 2, 9}) operators.pass_bytes(bytes * values);
+  // Momentum, twice; the scaled gradient, and the momentum added to it.
+  for (const double bytes : {8, 12, 8, 12}) operators.pass_bytes(bytes * values);
+  // The norm, its floor, the quotient, and the rounded matrix.
+  for (const double bytes : {4, 0, 8}) operators.pass_bytes(bytes * values);
+  if (!is_f32) operators.pass_bytes((4 + rates.value_bytes) * values);
+  if (rows > columns) operators.pass(2 * values);
+  for (int i = 0; i < kNewtonSchulz; ++i) {
+    operators.product(small, large, small);
+    // What is added is read too.
+    operators.add(2 * small * small * small, rates.value_bytes * 4 * small * small);
+    operators.add(2 * small * small * large, rates.value_bytes * (3 * values + small * small));
+  }
+  // Its length, the bound, the opposite, what is filled in.
+  operators.pass(values);
+  for (int i = 0; i < 2; ++i) operators.pass(0);
+  operators.pass(2 * values);
+  // Decay, the step in f32, the step taken, the rounded weights.
+  operators.pass_bytes(8 * values);
+  if (!is_f32) operators.pass_bytes((4 + rates.value_bytes) * values);
+  operators.pass_bytes(12 * values);
+  operators.pass_bytes((4 + rates.value_bytes) * values);
+}
+
+/// AdamW reads f32 master, gradient and both moments (16 bytes), writes master, moments (12) and
+/// the weight (2).
+constexpr double kAdamwBytes = 30;
+
 double num_leaves(const ModelSizes& sizes) {
   return 6 + (sizes.has_qk_norm ? 2 : 0) + (sizes.has_bias ? 1 : 0);
 }
@@ -84,6 +123,17 @@ OperatorTime block_forward_time(const ModelSizes& sizes,
   operators.pass(3 * routed * sizes.feed_forward);
   operators.grouped_product(sizes.experts, routed, sizes.feed_forward, sizes.hidden);
   return operators.time();
+}
+
+double block_forward_flops(const ModelSizes& sizes) {
+  // A token goes through the matrices of its experts only.
+  ModelSizes active = sizes;
+  active.experts = sizes.experts_per_token;
+  double flops = attention_flops(sizes, 1);
+  for (const BlockMatrix& matrix : block_matrices(active)) {
+    flops += 2 * sizes.tokens * matrix.count * matrix.rows * matrix.columns;
+  }
+  return flops;
 }
 
 OperatorTime block_backward_time(const ModelSizes& sizes,
@@ -145,14 +195,47 @@ OperatorTime head_time(const ModelSizes& sizes, const DeviceRates& rates, double
 }
 
 OperatorTime update_time(const DeviceRates& rates, double values, double num_runs) {
-  // Reads f32 master, gradient and both moments (16 bytes), the gradient once more for its norm
-  // (4), writes master, moments (12), the weight (2) and zeros for the next step's sums (4).
-  constexpr double kBytes = 38;
+  // The gradient is read once more for its norm (4 bytes), and zeroed for the next step's sums (4).
+  constexpr double kBytes = kAdamwBytes + 8;
   Operators operators(rates);
   operators.pass_bytes(kBytes * values);
   OperatorTime time = operators.time();
   time.launch_s += (num_runs + 6) * rates.launch_s;
   return time;
+}
+
+OperatorTime muon_time(const ModelSizes& sizes, const DeviceRates& rates) {
+  OperatorTime time;
+  for (const BlockMatrix& matrix : block_matrices(sizes)) {
+    Operators operators(rates);
+    muon_matrix(matrix.rows, matrix.columns, rates, operators);
+    const OperatorTime one = operators.time();
+    time.compute_s += matrix.count * one.compute_s;
+    time.memory_s += matrix.count * one.memory_s;
+    time.launch_s += matrix.count * one.launch_s;
+  }
+  return time;
+}
+
+OperatorTime block_adamw_time(const ModelSizes& sizes, const DeviceRates& rates) {
+  double values = 0;
+  for (const BlockMatrix& matrix : block_matrices(sizes)) {
+    values += matrix.count * matrix.rows * matrix.columns;
+  }
+  OperatorTime time;
+  time.memory_s = kAdamwBytes * values / rates.bytes_s;
+  time.launch_s = decaying_runs(sizes) * rates.launch_s;
+  return time;
+}
+
+double muon_flops(const ModelSizes& sizes) {
+  double flops = 0;
+  for (const BlockMatrix& matrix : block_matrices(sizes)) {
+    const double small = std::min(matrix.rows, matrix.columns);
+    const double large = std::max(matrix.rows, matrix.columns);
+    flops += matrix.count * kNewtonSchulz * 2 * small * small * (2 * large + small);
+  }
+  return flops;
 }
 
 }  // namespace pelago::plan

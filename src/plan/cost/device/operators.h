@@ -33,5 +33,13 @@ OperatorTime embedding_time(const ModelSizes& sizes, const DeviceRates& rates, d
 OperatorTime head_time(const ModelSizes& sizes, const DeviceRates& rates, double sequences);
 /// Of the optimizer, for so many values.
 OperatorTime update_time(const DeviceRates& rates, double values, double num_runs);
+/// What Muon takes for a block's matrices, as chips::muon_step makes its operators.
+OperatorTime muon_time(const ModelSizes& sizes, const DeviceRates& rates);
+/// What AdamW would take for them, as a part of update_time().
+OperatorTime block_adamw_time(const ModelSizes& sizes, const DeviceRates& rates);
+/// Arithmetic of one sequence through one block, forward.
+double block_forward_flops(const ModelSizes& sizes);
+/// Arithmetic of Muon's five iterations for a block's matrices.
+double muon_flops(const ModelSizes& sizes);
 
 }  // namespace pelago::plan

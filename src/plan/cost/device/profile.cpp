@@ -94,6 +94,10 @@ DeviceProfile catalogue_profile(const FleetDevice& device,
   profile.update_run_s = slowdown * update_time(rates, 0, 1).total() - profile.update_s;
   profile.update_parameter_s =
       (slowdown * update_time(rates, parameters, 0).total() - profile.update_s) / parameters;
+  if (job.train.has_muon()) {
+    const double more_s = muon_time(sizes, rates).total() - block_adamw_time(sizes, rates).total();
+    profile.update_block_s = slowdown * std::max(0.0, more_s);
+  }
   return profile;
 }
 

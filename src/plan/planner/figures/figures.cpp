@@ -83,6 +83,7 @@ double step_at(const Plan& plan, const JobConfig& job, bool is_best) {
                              &profile.stage_backward}) {
       *cost = cost->times(ratio);
     }
+    profile.update_block_s *= ratio;  // matrix products; the rest of the update is traffic
   }
   double step_s = 0;
   const size_t num_runs = is_joint(plan) ? 1 : plan.sites.size();

@@ -185,7 +185,8 @@ StageCosts stage_costs(const SiteProblem& problem,
       measured != nullptr ? measured->update_parameter_s : profile.update_parameter_s;
   costs.update_s = profile.update_s +
                    profile.update_run_s * update_runs(problem.sizes, stage.shape) +
-                   parameter_s * optimizer_share * held_values(problem.sizes, stage.shape);
+                   parameter_s * optimizer_share * held_values(problem.sizes, stage.shape) +
+                   profile.update_block_s * num_blocks;
   const bool is_alone = stage.shape.has_embedding && stage.shape.has_head;
   if (is_alone) return costs;
   const double hidden_bytes = problem.sizes.tokens * problem.sizes.hidden *
@@ -215,7 +216,8 @@ MemoryPlan memory_of_stage(const SiteProblem& problem,
       .is_half = kind.profile.dtype == "fp16",
       .is_alone = stages.size() == 1,
       .is_scattered = traits.is_scattered,
-      .has_fused_kernels = kind.is_on_this_machine};
+      .has_fused_kernels = kind.is_on_this_machine,
+      .has_muon = problem.train.has_muon()};
   return stage_memory(problem.sizes, stage.shape, load);
 }
 
