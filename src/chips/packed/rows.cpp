@@ -152,6 +152,8 @@ HWY_EXPORT(scatter_words);
 // Of panels that several tiles pass over: a pair of them stays in the second cache, half of it in
 // the first. 256 and 1024 are a twentieth slower.
 constexpr size_t kBlockWords = 512;
+// AMX takes a pair of panels from the first cache, and rows from the second.
+constexpr size_t kAmxBlockWords = 1024;
 
 /// Calls put(panel, num_panels) for runs of panels after their products with all rows are in
 /// c + panel columns, where begin is c's first.
@@ -162,7 +164,7 @@ void multiply_range(const PackedRows& x,
                     float* c,
                     size_t c_stride,
                     bool adds) {
-  const MultiplyPanels product = multiply_panels(weights.format());
+  const MultiplyPanels product = x.product();
   const Tiling& tiling = x.tiling();
   PanelJob job = weights.job(begin);
   job.c_stride = c_stride;
@@ -174,7 +176,8 @@ void multiply_range(const PackedRows& x,
     return;
   }
   const size_t group = std::max<size_t>(1, weights.group_words());
-  const size_t block = std::max(group, kBlockWords / group * group);
+  const size_t words_at_once = x.is_for_amx() ? kAmxBlockWords : kBlockWords;
+  const size_t block = std::max(group, words_at_once / group * group);
   for (size_t panel = begin; panel < end; panel += 2) {
     const size_t num_panels = std::min<size_t>(2, end - panel);
     for (size_t word = 0; word < weights.num_words(); word += block) {
@@ -226,7 +229,7 @@ void widen_bf16(const uint16_t* from, size_t num_values, float* to) {
 }
 
 PackedRows::PackedRows(size_t rows_max, size_t inputs_max)
-    : words_(rows_max * inputs_max),
+    : words_(rows_max * inputs_max * sizeof(uint32_t)),
       scales_(rows_max * (inputs_max / 32 + 1)),
       sums_(rows_max * (inputs_max / 32 + 1)) {}
 
@@ -235,8 +238,13 @@ void PackedRows::begin(size_t num_rows, const PackedMatrix& weights) {
   num_inputs_ = static_cast<size_t>(weights.num_inputs());
   num_words_ = weights.num_words();
   group_words_ = weights.group_words();
-  tiling_ = Tiling(num_rows, tile_rows(format_));
-  PELAGO_ASSERT(num_rows * num_words_ <= words_.size(), "the room is that of the largest product");
+  const MultiplyPanels by_amx =
+      num_words_ % kAmxWords == 0 ? amx_multiply_panels(format_) : nullptr;
+  is_for_amx_ = by_amx != nullptr;
+  product_ = is_for_amx_ ? by_amx : multiply_panels(format_);
+  tiling_ = Tiling(num_rows, is_for_amx_ ? kAmxRows : tile_rows(format_));
+  PELAGO_ASSERT(num_rows * num_words_ * sizeof(uint32_t) <= words_.num_bytes(),
+                "the room is that of the largest product");
 }
 
 void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
@@ -244,7 +252,7 @@ void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
   while (tiling_.first_row(tile + 1) <= row_idx) ++tile;
   const size_t first = tiling_.first_row(tile);
   const size_t rows = tiling_.rows_of(tile);
-  uint32_t* to = words_.data() + first * num_words_ + (row_idx - first);
+  uint32_t* to = words() + first * num_words_ + (row_idx - first);
   if (format_ == Format::kF32) {
     HWY_DYNAMIC_DISPATCH(scatter_words)
     (reinterpret_cast<const uint32_t*>(values), num_words_, rows, to);
@@ -253,6 +261,14 @@ void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
   if (format_ == Format::kBf16) {
     round_to_bf16(values, num_inputs_, scratch);
     if (num_inputs_ % 2 != 0) scratch[num_inputs_] = 0;
+    if (is_for_amx_) {
+      const auto* from = reinterpret_cast<const uint32_t*>(scratch);
+      to = words() + first * num_words_ + (row_idx - first) * kAmxWords;
+      for (size_t word = 0; word < num_words_; word += kAmxWords, to += rows * kAmxWords) {
+        std::memcpy(to, from + word, kAmxWords * 4);
+      }
+      return;
+    }
   } else {
     auto* levels = reinterpret_cast<int8_t*>(scratch);
     const size_t group_values = group_words_ * 4;
@@ -274,7 +290,7 @@ void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
 void PackedRows::point(PanelJob& job, size_t tile, size_t first_word) const {
   const size_t first = tiling_.first_row(tile);
   const size_t rows = tiling_.rows_of(tile);
-  job.x = words_.data() + first * num_words_ + first_word * rows;
+  job.x = words() + first * num_words_ + first_word * rows;
   if (!is_quantised(format_)) return;
   const size_t side = first * (num_words_ / group_words_) + first_word / group_words_ * rows;
   job.x_scales = scales_.data() + side;

@@ -48,6 +48,9 @@ class PackedRows {
   /// threads at once. scratch: [In] bytes of the thread's own, twice.
   void put(size_t row_idx, const float* values, uint16_t* scratch);
   const Tiling& tiling() const { return tiling_; }
+  /// The fastest that takes these rows.
+  MultiplyPanels product() const { return product_; }
+  bool is_for_amx() const { return is_for_amx_; }
   /// Fills in the activations' part of a job: a tile, from a word on that begins a group.
   void point(PanelJob& job, size_t tile, size_t first_word) const;
 
@@ -55,9 +58,14 @@ class PackedRows {
   Format format_ = Format::kF32;
   size_t num_inputs_ = 0, num_words_ = 0, group_words_ = 0;
   Tiling tiling_;
-  std::vector<uint32_t> words_;  // tile by tile [words][rows]
-  std::vector<float> scales_;    // [groups][rows]
-  std::vector<int32_t> sums_;    // the same
+  MultiplyPanels product_ = nullptr;
+  bool is_for_amx_ = false;
+  uint32_t* words() { return reinterpret_cast<uint32_t*>(words_.data()); }
+  const uint32_t* words() const { return reinterpret_cast<const uint32_t*>(words_.data()); }
+
+  LargeMemory words_;          // tile by tile [words][rows]; for AMX [words / 16][rows][16]
+  std::vector<float> scales_;  // [groups][rows]
+  std::vector<int32_t> sums_;  // the same
 };
 
 /// Tells the member that its next product is with these weights: it fetches the first of them while

@@ -1,0 +1,193 @@
+// The bf16 products for processors with AMX, whose tiles multiply 16 rows by 16 outputs by 32
+// inputs at a time: eight times as much as VDPBF16PS does. A panel's 16 words are such a tile as
+// they lie; rows of activations come 16 words at a time, row by row. A sum goes on where the one
+// before it ended, so that neither the other rows nor how the words are cut change its bits.
+#include "chips/packed/panels.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+namespace pelago::chips::packed {
+namespace {
+
+constexpr size_t kTileRows = 16, kTileBytes = 64;
+constexpr size_t kWeightTileBytes = kAmxWords * kTileBytes;
+// Sums are tiles 0 to 3.
+constexpr int kUpperRows = 4, kLowerRows = 5, kFirstWeights = 6;
+
+/// As LDTILECFG reads it (Intel's manual of the instruction set, volume 1, chapter 18).
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+  void set(size_t tile, size_t num_rows) {
+    row_bytes[tile] = kTileBytes;
+    rows[tile] = static_cast<uint8_t>(num_rows);
+  }
+};
+
+// By hand, since the intrinsics of gcc 12 do not tell the compiler which memory they read and
+// write.
+template <int kTile>
+inline void load(const void* from, size_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTile>
+inline void store(void* to, size_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTile>
+inline void clear() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+/// sums += rows * weights, pairs of bf16 in f32.
+template <int kSums, int kRows, int kWeights>
+inline void add_product() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
+}
+
+template <int kTile>
+inline void begin_sum(const PanelJob& job, const float* c) {
+  if (job.adds) {
+    load<kTile>(c, job.c_stride * sizeof(float));
+  } else {
+    clear<kTile>();
+  }
+}
+template <int kTile>
+inline void end_sum(const PanelJob& job, float* c) {
+  store<kTile>(c, job.c_stride * sizeof(float));
+}
+
+inline void fetch(const std::byte* from) {
+  for (size_t line = 0; line < kWeightTileBytes; line += 64) __builtin_prefetch(from + line, 0, 2);
+}
+
+/// Calls visit with each index as a constant.
+template <int kCount, typename Visit>
+inline void for_each_constant(const Visit& visit) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    (visit(std::integral_constant<int, kIndex>()), ...);
+  }
+  (std::make_integer_sequence<int, kCount>());
+}
+
+/// Up to 16 rows: a weight that is read is used once, so memory sets the pace.
+template <int kPanels>
+void multiply_few_rows(const PanelJob& job, size_t num_rows) {
+  constexpr size_t kAhead = 4 * kWeightTileBytes;
+  const auto c_of = [&](int panel) { return job.c + static_cast<size_t>(panel) * kPanel; };
+  for_each_constant<kPanels>([&](auto panel) { begin_sum<panel()>(job, c_of(panel)); });
+  const uint32_t* x = job.x;
+  const std::byte* weights = job.weights;
+  for (size_t word = 0; word < job.num_words; word += kAmxWords) {
+    load<kUpperRows>(x, kTileBytes);
+    for_each_constant<kPanels>([&](auto panel) {
+      constexpr int kWeights = kFirstWeights + panel() % 2;
+      const std::byte* from = weights + static_cast<size_t>(panel) * job.panel_bytes;
+      fetch(from + kAhead);
+      load<kWeights>(from, kTileBytes);
+      add_product<panel(), kUpperRows, kWeights>();
+    });
+    x += num_rows * kAmxWords;
+    weights += kWeightTileBytes;
+  }
+  for_each_constant<kPanels>([&](auto panel) { end_sum<panel()>(job, c_of(panel)); });
+}
+
+/// 17 to 32 rows by one or two panels: a tile of weights that is read is used twice.
+template <int kPanels>
+void multiply_many_rows(const PanelJob& job, size_t num_rows) {
+  const auto c_of = [&](int panel) { return job.c + static_cast<size_t>(panel) * kPanel; };
+  const size_t below = kTileRows * job.c_stride;
+  for_each_constant<kPanels>([&](auto panel) {
+    begin_sum<panel()>(job, c_of(panel));
+    begin_sum<2 + panel()>(job, c_of(panel) + below);
+  });
+  const uint32_t* x = job.x;
+  const std::byte* weights = job.weights;
+  const std::byte* ahead = job.ahead;
+  for (size_t word = 0; word < job.num_words; word += kAmxWords) {
+    if (ahead != nullptr) {
+      fetch(ahead);
+      ahead += kWeightTileBytes;
+    }
+    const uint32_t* const next_x = x + num_rows * kAmxWords;
+    for (size_t row = 0; row < num_rows; ++row) __builtin_prefetch(next_x + row * kAmxWords, 0, 3);
+    load<kUpperRows>(x, kTileBytes);
+    load<kLowerRows>(x + kTileRows * kAmxWords, kTileBytes);
+    for_each_constant<kPanels>([&](auto panel) {
+      constexpr int kWeights = kFirstWeights + panel();
+      load<kWeights>(weights + static_cast<size_t>(panel) * job.panel_bytes, kTileBytes);
+      add_product<panel(), kUpperRows, kWeights>();
+      add_product<2 + panel(), kLowerRows, kWeights>();
+    });
+    x += num_rows * kAmxWords;
+    weights += kWeightTileBytes;
+  }
+  for_each_constant<kPanels>([&](auto panel) {
+    end_sum<panel()>(job, c_of(panel));
+    end_sum<2 + panel()>(job, c_of(panel) + below);
+  });
+}
+
+void multiply(const PanelJob& job, size_t num_rows, size_t num_panels) {
+  const size_t upper = std::min(num_rows, kTileRows), lower = num_rows - upper;
+  TileShapes shapes;
+  for (const size_t sum : {0, 1}) shapes.set(sum, upper);
+  for (const size_t sum : {2, 3}) shapes.set(sum, lower > 0 ? lower : upper);
+  shapes.set(kUpperRows, upper);
+  if (lower > 0) shapes.set(kLowerRows, lower);
+  for (const size_t half : {0, 1}) shapes.set(kFirstWeights + half, kAmxWords);
+  asm volatile("ldtilecfg %0" ::"m"(shapes));
+  PanelJob part = job;
+  const auto run = [&](size_t panels, const auto& product) {
+    for (; num_panels >= panels; num_panels -= panels) {
+      product(part, num_rows);
+      part.weights += panels * part.panel_bytes;
+      part.c += panels * kPanel;
+    }
+  };
+  if (lower == 0) {
+    run(4, multiply_few_rows<4>);
+    run(1, multiply_few_rows<1>);
+  } else {
+    run(2, multiply_many_rows<2>);
+    run(1, multiply_many_rows<1>);
+  }
+  asm volatile("tilerelease");
+}
+
+/// The system saves tiles only of processes that ask for it.
+bool may_use_tiles() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kBf16 = 1U << 22, kTile = 1U << 24;
+  if ((edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+  constexpr int kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return ::syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+}
+
+}  // namespace
+
+MultiplyPanels amx_multiply_panels(Format format) {
+  static const bool kHas = may_use_tiles();
+  return kHas && format == Format::kBf16 ? multiply : nullptr;
+}
+
+}  // namespace pelago::chips::packed
+
+#else
+
+namespace pelago::chips::packed {
+MultiplyPanels amx_multiply_panels(Format) { return nullptr; }
+}  // namespace pelago::chips::packed
+
+#endif
