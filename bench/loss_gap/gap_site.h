@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/lone_model.h"
+#include "model/parts/part.h"
 #include "plan/job.h"
 #include "train/rank/samples.h"
 
@@ -42,7 +43,7 @@ class GapSite {
  public:
   GapSite(const model::ModelConfig& config, int64_t seed, bool is_muon)
       : is_muon_(is_muon),
-        specs_(model::parameter_specs(config)),
+        specs_(model::part_specs(config, model::whole_model(config))),
         model_(config, Rng(static_cast<uint64_t>(seed)).fork("weights")) {}
 
   std::span<float> master() {
@@ -87,18 +88,18 @@ class GapSite {
   void update(chips::AdamWOptions options) {
     int64_t begin = 0, end = 0;
     for (size_t i = 0; i < specs_.size(); ++i) {
-      end += specs_[i].num_values();
+      end += specs_[i].local.num_values();
       const bool is_muon = takes_muon(i);
-      if (i + 1 < specs_.size() && specs_[i + 1].decays == specs_[i].decays && !is_muon &&
+      if (i + 1 < specs_.size() && specs_[i + 1].local.decays == specs_[i].local.decays && !is_muon &&
           !takes_muon(i + 1)) {
         continue;
       }
-      options.weight_decay = specs_[i].decays ? 0.1 : 0.0;
+      options.weight_decay = specs_[i].local.decays ? 0.1 : 0.0;
       const auto range = [&](const Tensor& all) { return all.narrow(0, begin, end - begin); };
       Tensor master = range(model_.master), weights = range(model_.weights);
       Tensor m = range(model_.m), v = range(model_.v);
       if (is_muon) {
-        const auto matrix = [&](const Tensor& all) { return all.view(specs_[i].shape); };
+        const auto matrix = [&](const Tensor& all) { return all.view(specs_[i].local.shape); };
         Tensor master2 = matrix(master), m2 = matrix(m), weights2 = matrix(weights);
         chips::muon_step(master2,
                          matrix(range(model_.gradient)),
@@ -113,14 +114,10 @@ class GapSite {
       begin = end;
     }
   }
-  /// The matrices of blocks; embedding, head and norms stay with AdamW.
-  bool takes_muon(size_t spec_idx) const {
-    const model::ParameterSpec& spec = specs_[spec_idx];
-    return is_muon_ && spec.shape.size() == 2 && spec.name.starts_with("model.layers.");
-  }
+  bool takes_muon(size_t spec_idx) const { return is_muon_ && specs_[spec_idx].is_block_matrix(); }
 
   bool is_muon_;
-  std::vector<model::ParameterSpec> specs_;
+  std::vector<model::PartSpec> specs_;
   LoneModel model_;
   int64_t step_ = 0;
 };
