@@ -129,8 +129,8 @@ checkpoint_every_steps = {}
 snapshot_every_steps = {}
 known_answer = {}
 audit_every_steps = {}
-[sites]
-inner_steps = {}
+{}[sites]
+{}inner_steps = {}
 fragments = {}
 overlap_steps = {}
 grace_s = {}
@@ -145,6 +145,8 @@ heartbeat_s = {}
                     options_.snapshot_every_steps,
                     options_.is_examined,
                     options_.is_examined ? 50 : 0,
+                    options_.in_step ? "pipeline = \"always\"\nexact_batch = true\n" : "",
+                    options_.in_step ? "across = \"pipeline\"\n" : "",
                     options_.inner_steps,
                     options_.fragments,
                     options_.overlap_steps,

@@ -21,6 +21,7 @@ namespace pelago::chaos {
 struct LiveRunOptions {
   int num_sites = 3;
   bool first_has_two = false;  // the first site has two devices, so that they reduce
+  bool in_step = false;        // one pipeline over all sites
   double slowdown = 400;       // of the emulated chips: it sets the pace
   int64_t site_sequences = 2;  // of a step
   int64_t microbatch_sequences = 4;
