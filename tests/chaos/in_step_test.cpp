@@ -13,7 +13,8 @@ namespace pelago::chaos {
 namespace {
 
 constexpr double kStepsS = 120;  // in which sites have started and done some steps
-constexpr double kGiveUpS = 40;  // a line gives its frames up after 10 s, sooner than a worker waits
+constexpr double kGiveUpS =
+    40;  // a line gives its frames up after 10 s, sooner than a worker waits
 
 LiveRunOptions two_in_step() {
   LiveRunOptions options;
@@ -34,15 +35,17 @@ std::optional<std::string> obstacle() {
 class BrokenLine {
  public:
   BrokenLine()
-      : scratch_("in-step"), run_((testing::prepare(scratch_.path()), scratch_.path() / "run"),
-                                  scratch_.path() / "data",
-                                  program_path().parent_path() / "pelago",
-                                  two_in_step()) {
+      : scratch_("in-step"),
+        run_((testing::prepare(scratch_.path()), scratch_.path() / "run"),
+             scratch_.path() / "data",
+             program_path().parent_path() / "pelago",
+             two_in_step()) {
     run_.start(/*steps=*/15, kStepsS);
   }
   LiveRun& run() { return run_; }
   /// Until the line is whole again, until() holds and, before it is mended, `seconds` are over.
-  int64_t cut(double seconds, const std::function<bool()>& until = [] { return true; }) {
+  int64_t cut(
+      double seconds, const std::function<bool()>& until = [] { return true; }) {
     const std::string there = run_.address_of(run_.sites()[1]);
     const Cut cut(run_.space_of(run_.sites()[0]), {.drop_from = {there}, .drop_to = {there}});
     run_.wait_until([] { return false; }, seconds);
