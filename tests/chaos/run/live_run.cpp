@@ -134,6 +134,7 @@ inner_steps = {}
 fragments = {}
 overlap_steps = {}
 grace_s = {}
+behind_s = {}
 heartbeat_s = {}
 )",
                     testing::kSmallModel,
@@ -149,6 +150,7 @@ heartbeat_s = {}
                     options_.fragments,
                     options_.overlap_steps,
                     options_.grace_s,
+                    options_.behind_s,
                     options_.heartbeat_s));
 }
 
