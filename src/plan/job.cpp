@@ -307,6 +307,7 @@ void read_sites(const Section& section, SitesConfig& sites) {
   section.take("activation_bits", sites.activation_bits);
   section.take_positive("grace_s", sites.grace_s);
   section.take_between("share_rounds", sites.share_rounds, 0, 1'000'000);
+  section.take_between("behind_s", sites.behind_s, 0, 1e6);
   section.take_positive("heartbeat_s", sites.heartbeat_s);
   if (section.checks()) check_exchange(section, sites);
 }

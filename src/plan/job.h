@@ -99,6 +99,10 @@ struct SitesConfig {
   // before the sites take them: a checkpoint or a neighbour's build lasts a round or two. 0: the
   // plan's shares for good.
   int64_t share_rounds = 3;
+  // A site that faults have put so many seconds, and at least two steps, behind the others leaves
+  // steps out until it is where they are: else all would wait for it at merges. A second is what
+  // `overlap_steps` hides with ease, and more than a checkpoint costs. 0: it never does.
+  double behind_s = 1;
   double heartbeat_s = 1;  // a site silent for five of these is taken for dead
 };
 

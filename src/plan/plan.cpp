@@ -146,6 +146,7 @@ void each_field(Visitor& visit, P& exchange) {
   visit("share_rounds", exchange.share_rounds);
   visit("heartbeat_s", exchange.heartbeat_s);
   visit.maybe("activation_bits", exchange.activation_bits, 16);
+  visit.maybe("behind_s", exchange.behind_s, 1.0);
 }
 
 template <typename Visitor, Like<Plan> P>

@@ -109,6 +109,7 @@ std::string to_json(const StepReport& report) {
                 {"wait_line_s", microseconds(report.wait_line_s)},
                 {"reduce_s", microseconds(report.reduce_s)},
                 {"skipped", report.skipped},
+                {"left_out", report.left_out},
                 {"ranks", json::array()}};
   for (const RankReport& rank : report.ranks) value["ranks"].push_back(rank_to_json(rank));
   return value.dump();
@@ -137,6 +138,7 @@ StepReport step_report_from_json(const std::string& text) {
     value.at("wait_line_s").get_to(report.wait_line_s);
     value.at("reduce_s").get_to(report.reduce_s);
     value.at("skipped").get_to(report.skipped);
+    report.left_out = value.value("left_out", int64_t{0});
     for (const json& rank : value.at("ranks")) report.ranks.push_back(rank_from_json(rank));
   } catch (const json::exception& error) {
     fail("step report: {}", error.what());

@@ -71,6 +71,7 @@ struct StepReport {
   double wait_line_s = 0;  // of step_s: waiting for a merge that had not come
   double reduce_s = 0;
   bool skipped = false;  // the gradient was not finite and was applied nowhere
+  int64_t left_out = 0;  // steps that this start of the site has left out so far: not trained
   std::vector<RankReport> ranks;
 };
 

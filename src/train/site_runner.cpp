@@ -18,8 +18,10 @@ void SiteRunner::allow_training() { impl_->allow_training(); }
 bool SiteRunner::poll(double timeout_s) { return impl_->poll(timeout_s); }
 std::span<float> SiteRunner::local_weights() { return impl_->shared().local(); }
 std::span<float> SiteRunner::merged_weights() { return impl_->shared().merged(); }
+void SiteRunner::weights_are_here() { impl_->weights_are_here(); }
 void SiteRunner::merged(int64_t exchange_idx) { impl_->merged(exchange_idx); }
 void SiteRunner::take_shares(const BatchShares& shares) { impl_->take_shares(shares); }
+void SiteRunner::others_at(int64_t step) { impl_->others_at(step); }
 void SiteRunner::stop_at(int64_t completed_steps, bool with_checkpoint) {
   impl_->stop_at(completed_steps, with_checkpoint);
 }

@@ -41,6 +41,9 @@ class SiteEvents {
     return ok();
   }
   virtual void on_checkpoint_saved(int64_t /*step*/) {}
+  /// The step that completes so many is not trained here: its samples are those of the next one
+  /// that is. Told before whatever follows from that step.
+  virtual void on_left_out(int64_t /*step*/) {}
   virtual void on_warning(const std::string& /*message*/) {}
   /// A device was lost, or is back, or got another share, or the site goes on after that:
   /// "device_lost", "recovered" (steps_repeated, seconds_lost), "device_returned", "rejoined",
@@ -48,9 +51,9 @@ class SiteEvents {
   virtual void on_recovery(const std::string& /*event*/, const std::string& /*fields_json*/) {}
 };
 
-/// From this step on (0 is the first), the sites take so many sequences of each batch.
+/// From this data step on, the sites take so many sequences of each batch.
 struct BatchShares {
-  int64_t from_step = 0;
+  int64_t from_data_step = 0;
   std::vector<int64_t> sequences;  // by site
 };
 
@@ -62,10 +65,12 @@ struct SiteRunOptions {
   /// Checkpoint to go on from; absent: fresh weights, or local_weights() if start_from_shared is
   /// set.
   std::optional<std::filesystem::path> resume_from;
-  bool start_from_shared =
-      false;  // a joining site: rank 0 takes its weights from local_weights(), Adam starts anew
-  int64_t start_step = 0;  // with start_from_shared: completed steps to count from
+  bool start_from_shared = false;  // a joining site: its ranks take their weights from
+                                   // local_weights() once weights_are_here(), Adam starts anew
+  int64_t start_step = 0;      // with start_from_shared: completed steps to count from
+  int64_t first_exchange = 0;  // merges of earlier ones are in the weights already
   /// Added to a step to find its samples: a site that lost starts reads on where it had got to.
+  /// Each step that is left out takes one off.
   int64_t data_shift = 0;
   std::vector<BatchShares> shares = {};  // after the plan's, in the order of their steps
 };
@@ -98,7 +103,12 @@ class SiteRunner {
 
   /// Of a step that no worker has begun, later than all shares before. The stages stay. Throws
   /// Failure if the site cannot work with so few sequences.
+  /// With start_from_shared: local_weights() hold what to begin with.
+  void weights_are_here();
   void take_shares(const BatchShares& shares);
+  /// The other sites have completed so many steps: this one leaves out what it has not told of yet
+  /// until it is there.
+  void others_at(int64_t step);
 
   /// Every rank stops after this many completed steps (which must be quiet and not yet reached),
   /// with a checkpoint if asked.

@@ -28,6 +28,7 @@ LiveRunOptions live_options(Stage stage, const RunnerOptions& options) {
   live.checkpoint_every_steps = 40;
   if (stage == Stage::kSteady) {
     live.grace_s = 60;
+    live.behind_s = 0;  // nobody leaves a step out
     live.num_sites = std::min(3, options.num_sites);
   }
   if (stage == Stage::kChanging) live.first_has_two = true;

@@ -170,7 +170,7 @@ TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or
   const double begin_s = steady_now_s();
   double virtual_s = 0;
   int64_t num_restarts = 0, num_terms = 0, num_refused = 0, num_lost_commits = 0, num_shares = 0;
-  int64_t num_power_cuts = 0, num_late_writes = 0;
+  int64_t num_power_cuts = 0, num_late_writes = 0, num_left_out = 0;
   const uint64_t first = first_seed();
   for (uint64_t seed = first; seed < first + num_seeds(100); ++seed) {
     CAPTURE(seed);
@@ -184,19 +184,21 @@ TEST_CASE("whatever fails in whatever order, nothing is committed twice, lost or
     num_power_cuts += run.num_power_cuts();
     num_late_writes += run.store().num_refused();
     num_shares += run.num_share_changes();
+    num_left_out += run.num_left_out();
   }
   const double speed = virtual_s / (steady_now_s() - begin_s);
   MESSAGE("restarts of sites " << num_restarts << ", of coordinators " << num_terms
                                << ", refused messages " << num_refused << ", commits taken back "
                                << num_lost_commits << ", new shares " << num_shares
-                               << ", power cuts " << num_power_cuts
-                               << ", writes of deposed coordinators refused " << num_late_writes
-                               << ", times real time " << speed);
+                               << ", steps left out " << num_left_out << ", power cuts "
+                               << num_power_cuts << ", writes of deposed coordinators refused "
+                               << num_late_writes << ", times real time " << speed);
   CHECK(num_restarts > 0);  // the faults have fired
   CHECK(num_terms > 0);
   CHECK(num_refused > 0);
   CHECK(num_power_cuts + num_late_writes > 0);
   CHECK(num_shares > 0);
+  CHECK(num_left_out > 0);
 }
 
 TEST_CASE("seeds that once broke a run stay mended") {

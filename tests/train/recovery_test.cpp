@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <set>
 
 #include "base/rng.h"
 #include "train/health/hang_watch.h"
@@ -199,17 +200,37 @@ TEST_CASE("a chip that was not measured is compared with its own first steps") {
 TEST_CASE("a worker takes shares before the step from which they hold, the later ones last") {
   auto [ours, theirs] = PacketSocket::make_pair();
   Control control(std::move(theirs));
-  ours.send(R"({"type":"new_shares","plan_idx":3,"from_step":20})");
-  ours.send(R"({"type":"new_shares","plan_idx":2,"from_step":10})");
+  ours.send(R"({"type":"new_shares","plan_idx":3,"from_data_step":20})");
+  ours.send(R"({"type":"new_shares","plan_idx":2,"from_data_step":10})");
   ours.send(R"({"type":"go"})");
   while (!control.may_train()) control.listen(1);
   CHECK_FALSE(control.take_new_shares(9));
   CHECK(control.take_new_shares(10) == 2);
   CHECK_FALSE(control.take_new_shares(11));
-  ours.send(R"({"type":"new_shares","plan_idx":4,"from_step":20})");  // made anew
+  ours.send(R"({"type":"new_shares","plan_idx":4,"from_data_step":20})");  // made anew
   ours.send(R"({"type":"stop_at","step":99,"with_checkpoint":true})");
   while (!control.stop_request()) control.listen(1);
   CHECK(control.take_new_shares(25) == 4);
+}
+
+TEST_CASE("where the others are only rises, and a setup keeps which steps were left out") {
+  auto [ours, theirs] = PacketSocket::make_pair();
+  Control control(std::move(theirs));
+  WorkerSetup given;
+  given.first_exchange = 3;
+  given.told_step = 9;
+  given.left_out = {4, 7};
+  ours.send(to_json(given));
+  const WorkerSetup setup = control.wait_for_setup();
+  CHECK(setup.left_out == std::set<int64_t>{4, 7});
+  CHECK(setup.told_step == 9);
+  CHECK(setup.first_exchange == 3);
+  CHECK_FALSE(control.has_weights());
+  ours.send(R"({"type":"others_at","step":12})");
+  ours.send(R"({"type":"others_at","step":10})");
+  ours.send(R"({"type":"weights"})");
+  while (!control.has_weights()) control.listen(1);
+  CHECK(control.others_step() == 12);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ GlobalState::GlobalState(std::vector<float> global,
       momentum_(global_.size(), 0.0F),
       kept_error_(global_.size(), 0.0F),
       applied_(fragments_.size(), -1),
-      sent_steps_(fragments_.size(), 0),
+      sent_data_(fragments_.size(), 0),
       leaf_values_(leaf_values) {}
 
 std::span<const float> GlobalState::part(const std::vector<float>& values, int64_t fragment) const {
@@ -96,11 +96,11 @@ void GlobalState::apply(int64_t fragment, int64_t exchange, const FragmentOutcom
   applied_[static_cast<size_t>(fragment)] = exchange;
 }
 
-void GlobalState::keep_error(int64_t fragment, std::span<const float> error, int64_t sent_step) {
+void GlobalState::keep_error(int64_t fragment, std::span<const float> error, int64_t sent_data) {
   const std::span<float> kept = part(kept_error_, fragment);
   std::fill(kept.begin(), kept.end(), 0.0F);
   std::copy(error.begin(), error.end(), kept.begin());
-  sent_steps_[static_cast<size_t>(fragment)] = sent_step;
+  sent_data_[static_cast<size_t>(fragment)] = sent_data;
 }
 
 std::string GlobalState::to_bytes(int64_t fragment) const {
@@ -158,20 +158,20 @@ void GlobalState::restore(std::span<const float> global,
                           std::span<const float> momentum,
                           std::span<const float> kept_error,
                           std::vector<int64_t> applied,
-                          std::vector<int64_t> sent_steps) {
+                          std::vector<int64_t> sent_data) {
   PELAGO_ASSERT(global.size() == global_.size() && momentum.size() == global_.size() &&
                     kept_error.size() == global_.size() && applied.size() == fragments_.size() &&
-                    sent_steps.size() == fragments_.size(),
+                    sent_data.size() == fragments_.size(),
                 "the caller has compared the shapes");
   global_.assign(global.begin(), global.end());
   momentum_.assign(momentum.begin(), momentum.end());
   kept_error_.assign(kept_error.begin(), kept_error.end());
   applied_ = std::move(applied);
-  sent_steps_ = std::move(sent_steps);
+  sent_data_ = std::move(sent_data);
 }
 
-void GlobalState::set_sent_steps(int64_t step) {
-  std::fill(sent_steps_.begin(), sent_steps_.end(), step);
+void GlobalState::set_sent_data(int64_t data_step) {
+  std::fill(sent_data_.begin(), sent_data_.end(), data_step);
 }
 
 }  // namespace pelago::sites

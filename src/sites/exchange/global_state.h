@@ -50,8 +50,9 @@ class GlobalState {
   const std::vector<train::Fragment>& fragments() const { return fragments_; }
   /// The newest commit each fragment holds; -1: none.
   const std::vector<int64_t>& applied() const { return applied_; }
-  /// Completed steps whose tokens went out with the last exchange this site was a member of.
-  const std::vector<int64_t>& sent_steps() const { return sent_steps_; }
+  /// Of each fragment, one past the last data step of the site's lane that went out with an
+  /// exchange.
+  const std::vector<int64_t>& sent_data() const { return sent_data_; }
   /// Over everything that must be equal at all sites at the same step.
   std::string hash() const;
 
@@ -70,8 +71,8 @@ class GlobalState {
   }
   /// Makes an outcome the fragment's state as of this commit.
   void apply(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
-  /// error: empty if nothing is owed.
-  void keep_error(int64_t fragment, std::span<const float> error, int64_t sent_step);
+  /// error: empty if nothing is owed. sent_data: one past the last data step that went out with it.
+  void keep_error(int64_t fragment, std::span<const float> error, int64_t sent_data);
 
   /// A fragment as bytes for a site that lacks it, and back. kCorrupt if the length or the hash is
   /// wrong or a value is not finite.
@@ -85,13 +86,13 @@ class GlobalState {
                                      const std::string& bytes,
                                      const std::string& hash) const;
 
-  /// Everything, from a checkpoint or for a joining site (sent_step for all fragments).
+  /// Everything, from a checkpoint or for a joining site (one sent_data for all fragments).
   void restore(std::span<const float> global,
                std::span<const float> momentum,
                std::span<const float> kept_error,
                std::vector<int64_t> applied,
-               std::vector<int64_t> sent_steps);
-  void set_sent_steps(int64_t step);
+               std::vector<int64_t> sent_data);
+  void set_sent_data(int64_t data_step);
 
  private:
   std::span<const float> part(const std::vector<float>& values, int64_t fragment) const;
@@ -100,7 +101,7 @@ class GlobalState {
   std::vector<train::Fragment> fragments_;
   std::vector<float> global_, momentum_, kept_error_;  // [N] each
   std::vector<int64_t> applied_;
-  std::vector<int64_t> sent_steps_;
+  std::vector<int64_t> sent_data_;
   int64_t leaf_values_;
 };
 

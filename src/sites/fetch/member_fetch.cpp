@@ -7,6 +7,9 @@ namespace pelago::sites {
 using nlohmann::json;
 
 void Member::begin_join() {
+  act(PrepareWorkers{.step = welcome_->start_step,
+                     .data_step = welcome_->data_step,
+                     .first_exchange = welcome_->first_exchange});
   if (options_.recall) fetcher_.set_older(options_.recall());
   // Of each fragment, the newest exchange before the first that this site takes part in.
   const auto num_fragments = static_cast<int64_t>(state_->fragments().size());
@@ -121,7 +124,7 @@ void Member::take_over(const FetchedFragment& fetched) {
         older->fragment_hash(fetched.fragment) == fetched.outcome.hash;
     if (is_as_it_was) {
       state_->keep_error(
-          fetched.fragment, older->kept_error(fetched.fragment), welcome_->start_step);
+          fetched.fragment, older->kept_error(fetched.fragment), welcome_->data_step);
     }
   }
   settle_all();
@@ -137,10 +140,12 @@ void Member::end_join() {
                                                  {"donors", counts.by_donor}}
                                                 .dump()}});
   fetcher_.set_older(nullptr);
-  state_->set_sent_steps(welcome_->start_step);
+  state_->set_sent_data(welcome_->data_step);
   status_.phase = SitePhase::kStarting;
-  act(StartWorkers{
-      .mode = StartMode::kJoin, .step = welcome_->start_step, .data_step = welcome_->data_step});
+  act(StartWorkers{.mode = StartMode::kJoin,
+                   .step = welcome_->start_step,
+                   .data_step = welcome_->data_step,
+                   .first_exchange = welcome_->first_exchange});
 }
 
 }  // namespace pelago::sites

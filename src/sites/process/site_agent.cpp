@@ -132,7 +132,8 @@ void SiteAgent::beat(const std::stop_token& stop) {
   const std::chrono::duration<double> pause(options_.plan.exchange.heartbeat_s);
   while (!stop.stop_requested()) {
     if (clock_->now_s() - turned_s_ < kHangS) {
-      transport_->send(kCoordinatorName, encode(site_, Heartbeat{options_.hello.incarnation}));
+      transport_->send(kCoordinatorName,
+                       encode(site_, Heartbeat{options_.hello.incarnation, completed_steps_}));
     }
     woken.wait_for(lock, stop, pause, [] { return false; });
   }
@@ -218,8 +219,12 @@ void SiteAgent::carry_out(MemberActions actions) {
       transport_->set_address(known->site, known->address);
     } else if (const auto* start = std::get_if<StartWorkers>(&action)) {
       if (!checkpoints_ || !checkpoints_->begin(*start, clock_->now_s())) start_workers(*start);
+    } else if (const auto* begin = std::get_if<PrepareWorkers>(&action)) {
+      prepare_workers(*begin);
     } else if (std::holds_alternative<LetTrain>(action)) {
       runner_->allow_training();
+    } else if (const auto* others = std::get_if<CatchUp>(&action)) {
+      runner_->others_at(others->step);
     } else if (const auto* shares = std::get_if<TakeShares>(&action)) {
       take_shares(*shares);
     } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
@@ -233,41 +238,61 @@ void SiteAgent::carry_out(MemberActions actions) {
   }
 }
 
-void SiteAgent::start_workers(const StartWorkers& start) {
+train::SiteRunOptions SiteAgent::run_options() const {
   train::SiteRunOptions run;
   run.run_dir = options_.run_dir;
   run.site_dir = site_dir_;
   run.site_idx = options_.site_idx;
-  run.data_shift = start.data_step - start.step;
   run.shares = shares_;
-  if (start.mode == StartMode::kResume) {
-    const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
-    if (!fs::exists(checkpoint)) fetch_checkpoint(start.step);
-    if (options_.relay == nullptr) read_site_checkpoint(checkpoint, *state_);
-    run.resume_from = checkpoint;
-  } else if (start.mode == StartMode::kJoin) {
-    run.start_from_shared = true;
-    run.start_step = start.step;
-  }
+  return run;
+}
+
+// The workers load their libraries and open their chips while the weights are fetched.
+void SiteAgent::prepare_workers(const PrepareWorkers& start) {
+  train::SiteRunOptions run = run_options();
+  run.data_shift = start.data_step - start.step;
+  run.first_exchange = start.first_exchange;
+  run.start_from_shared = true;
+  run.start_step = start.step;
+  launch(run, 0);
+}
+
+void SiteAgent::start_workers(const StartWorkers& start) {
+  log_info("starting workers step={} joining={}", start.step, start.mode == StartMode::kJoin);
   if (options_.copies) {
     CopierOptions copies = *options_.copies;
     copies.start_step = start.step;
     copier_ = std::make_unique<CheckpointCopier>(std::move(copies));
   }
-  log_info("starting workers step={} joining={}", start.step, run.start_from_shared);
-  runner_ = std::make_unique<train::SiteRunner>(run, *this);
-  if (run.start_from_shared) {
+  completed_steps_ = start.step;
+  if (start.mode == StartMode::kJoin) {
     std::copy(state_->global().begin(), state_->global().end(), runner_->local_weights().begin());
+    runner_->weights_are_here();
+    return;
   }
+  train::SiteRunOptions run = run_options();
+  run.data_shift = start.data_step - start.step;
+  run.first_exchange = start.first_exchange;
+  if (start.mode == StartMode::kResume) {
+    const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
+    if (!fs::exists(checkpoint)) fetch_checkpoint(start.step);
+    if (options_.relay == nullptr) read_site_checkpoint(checkpoint, *state_);
+    run.resume_from = checkpoint;
+  }
+  launch(run, start.start_number);
+}
+
+void SiteAgent::launch(const train::SiteRunOptions& run, int64_t start_number) {
+  runner_ = std::make_unique<train::SiteRunner>(run, *this);
   runner_->start();
   if (options_.relay != nullptr) {
-    options_.relay->start(start.start_number, runner_->take_bridges(), *transport_);
+    options_.relay->start(start_number, runner_->take_bridges(), *transport_);
   }
   is_running_ = true;
 }
 
 void SiteAgent::take_shares(const TakeShares& shares) {
-  shares_.push_back({.from_step = shares.step, .sequences = shares.sequences});
+  shares_.push_back({.from_data_step = shares.data_step, .sequences = shares.sequences});
   if (runner_) runner_->take_shares(shares_.back());
 }
 
@@ -308,8 +333,14 @@ void SiteAgent::report(const std::string& name, const std::string& fields) {
 void SiteAgent::on_ready() { carry_out(member_.on_workers_ready(clock_->now_s())); }
 
 void SiteAgent::on_step(const train::StepReport& step) {
+  completed_steps_ = step.step;
   member_.on_step(step.step, step.step_s - step.wait_line_s);
   report("step", train::to_json(step));
+}
+
+void SiteAgent::on_left_out(int64_t step) {
+  completed_steps_ = step;
+  member_.on_left_out(step);
 }
 
 void SiteAgent::on_evaluation(const train::EvaluationReport& evaluation) {

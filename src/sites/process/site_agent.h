@@ -56,12 +56,16 @@ class SiteAgent final : public train::SiteEvents {
   void on_checkpoint_begun(int64_t step) override;
   Status add_to_checkpoint(int64_t step, const std::filesystem::path& dir) override;
   void on_checkpoint_saved(int64_t step) override;
+  void on_left_out(int64_t step) override;
   void on_warning(const std::string& message) override;
   void on_recovery(const std::string& event, const std::string& fields_json) override;
 
  private:
   void carry_out(MemberActions actions);
   void start_workers(const StartWorkers& start);
+  void prepare_workers(const PrepareWorkers& start);
+  void launch(const train::SiteRunOptions& run, int64_t start_number);
+  train::SiteRunOptions run_options() const;
   void give_merged(const GiveMerged& merged);
   void take_shares(const TakeShares& shares);
   void receive(double timeout_s);
@@ -87,8 +91,9 @@ class SiteAgent final : public train::SiteEvents {
   std::unique_ptr<CheckpointCopier> copier_;   // once the run has begun, if copies are wanted
   bool is_running_ = false;                    // the workers have not finished
   std::optional<Leave> leave_;
-  std::atomic<double> turned_s_;  // when the main thread last turned
-  std::jthread heart_;            // last: it uses the members above
+  std::atomic<double> turned_s_;             // when the main thread last turned
+  std::atomic<int64_t> completed_steps_{0};  // for heartbeats
+  std::jthread heart_;                       // last: it uses the members above
 };
 
 /// Sequences of a batch, by site.

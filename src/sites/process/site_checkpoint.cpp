@@ -56,6 +56,22 @@ std::vector<int64_t> numbers_of(const model::SafetensorsFile& file,
        num_numbers);
 }
 
+/// One of an earlier version tells steps instead, all of one start of the site.
+std::vector<int64_t> sent_data_of(const model::SafetensorsFile& file,
+                                  const fs::path& dir,
+                                  size_t num_fragments) {
+  const fs::path path = dir / kFile;
+  if (file.metadata().contains("sent_data")) {
+    return numbers_of(file, path, "sent_data", num_fragments);
+  }
+  const fs::path state = dir / "state.json";
+  const train::TrainState counters =
+      train::train_state_from_json(read_text_file(state), state.string());
+  std::vector<int64_t> sent = numbers_of(file, path, "sent_steps", num_fragments);
+  for (int64_t& step : sent) step += counters.data_step - counters.step;
+  return sent;
+}
+
 }  // namespace
 
 Status try_write_site_checkpoint(const fs::path& dir, const GlobalState& state) {
@@ -64,7 +80,7 @@ Status try_write_site_checkpoint(const fs::path& dir, const GlobalState& state) 
                                        {"outer_momentum", as_tensor(state.momentum())},
                                        {"kept_error", as_tensor(state.kept_error())}},
                                       {{"applied", nlohmann::json(state.applied()).dump()},
-                                       {"sent_steps", nlohmann::json(state.sent_steps()).dump()},
+                                       {"sent_data", nlohmann::json(state.sent_data()).dump()},
                                        {"hash", state.hash()}});
 }
 
@@ -77,7 +93,7 @@ void read_site_checkpoint(const fs::path& dir, GlobalState& state) {
                 values_of(file, path, "outer_momentum", num_values),
                 values_of(file, path, "kept_error", num_values),
                 numbers_of(file, path, "applied", num_fragments),
-                numbers_of(file, path, "sent_steps", num_fragments));
+                sent_data_of(file, dir, num_fragments));
 }
 
 std::vector<float> read_global_weights(const fs::path& dir) {

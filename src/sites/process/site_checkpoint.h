@@ -1,7 +1,7 @@
 // A site's part of a checkpoint: sites.safetensors with "global", "outer_momentum" and
 // "kept_error", f32 [N] each. Its metadata hold what belongs to them: the newest exchange in each
 // fragment
-// ("applied"), the steps whose tokens were sent with it ("sent_steps"), and the hash by which sites
+// ("applied"), the data steps that were sent with it ("sent_data"), and the hash by which sites
 // find a step that all of them can go back to ("hash").
 #pragma once
 

@@ -125,6 +125,7 @@ void Member::take(const std::string& from, const Welcome& welcome) {
     act(StartWorkers{.mode = welcome.mode,
                      .step = welcome.start_step,
                      .data_step = welcome.data_step,
+                     .first_exchange = welcome.first_exchange,
                      .start_number = welcome.start_number,
                      .hash = welcome.checkpoint_hash,
                      .donors = welcome.donors});
@@ -141,7 +142,7 @@ void Member::take_shares(const std::vector<ShareChange>& changes) {
     if (!added) return refuse(kCoordinatorName, added.error().message);
     status_.shares_from = change.data_step;
     status_changed_ = true;
-    act(TakeShares{.step = change.data_step - data_shift(), .sequences = change.sequences});
+    act(TakeShares{.data_step = change.data_step, .sequences = change.sequences});
   }
 }
 
@@ -149,6 +150,19 @@ void Member::on_step(int64_t completed_steps, double step_s) {
   status_.completed_steps = completed_steps;
   const int64_t data_step = completed_steps - 1 + data_shift();
   pace_.note(shares_.at(data_step).sequences[options_.lane], step_s);
+}
+
+void Member::on_left_out(int64_t completed_steps) {
+  status_.completed_steps = completed_steps;
+  ++status_.left_out_steps;
+}
+
+void Member::take(const std::string& from, const OthersAt& others) {
+  if (from != kCoordinatorName || others.incarnation != status_.incarnation) {
+    refuse(from, "where the others are, for another start");
+    return;
+  }
+  if (status_.phase == SitePhase::kTraining) act(CatchUp{others.step});
 }
 
 void Member::take(const std::string& from, const Refused& refused) {

@@ -57,6 +57,8 @@ class Member {
   void on_saved(int64_t step) { status_.saved_step = std::max(status_.saved_step, step); }
   /// step_s: of the last step, without waiting for the line.
   void on_step(int64_t completed_steps, double step_s);
+  /// The step that completes so many is not trained: its samples are those of the next one that is.
+  void on_left_out(int64_t completed_steps);
   /// Parts of an exchange are still to be quantised: call work() between messages.
   bool has_work() const;
   MemberActions work(double now_s);
@@ -96,6 +98,7 @@ class Member {
   void take(const std::string& from, const StopAt& stop);
   void take(const std::string& from, const Release& release);
   void take(const std::string& from, const Alive& alive);
+  void take(const std::string& from, const OthersAt& others);
   void take(const std::string& from, const Slice& slice);
   void take(const std::string& from, const Want& want);
   void take(const std::string& from, const Fetch& fetch);
@@ -129,7 +132,10 @@ class Member {
   void keep_unsent(int64_t fragment, int64_t exchange_max);
   std::vector<float> merge_of(int64_t exchange, const Record& record) const;
   void take_shares(const std::vector<ShareChange>& changes);
-  int64_t data_shift() const { return welcome_->data_step - welcome_->start_step; }
+  /// Of the next step: its data step less its number.
+  int64_t data_shift() const {
+    return welcome_->data_step - welcome_->start_step - status_.left_out_steps;
+  }
   void settle_all();
   const Commit* newest_commit(int64_t fragment) const;
   void forget_lost(int64_t fragment, int64_t exchange, int64_t epoch);

@@ -27,11 +27,10 @@ MemberActions Member::on_snapshot(int64_t exchange, std::span<const float> local
   now_s_ = now_s;
   PELAGO_ASSERT(is_possible(exchange), "the workers follow the schedule");
   const int64_t fragment = fragment_of(exchange);
-  const int64_t sent_step = state_->sent_steps()[static_cast<size_t>(fragment)];
   PELAGO_ASSERT(welcome_.has_value(), "workers start after the welcome");
   Record& record = records_[exchange];
   record.local = local;
-  record.data_begin = sent_step + data_shift();
+  record.data_begin = state_->sent_data()[static_cast<size_t>(fragment)];
   record.data_end = snapshot_step(exchange) + data_shift();
   record.tokens =
       shares_.count(options_.lane, StepRange{.begin = record.data_begin, .end = record.data_end}) *
@@ -176,7 +175,7 @@ void Member::note_taken(const Commit& commit) {
   begin_parts_of(fragment_of(commit.taken_exchange));
   state_->keep_error(fragment_of(commit.taken_exchange),
                      is_thin() ? std::span<const float>() : std::span<const float>(error),
-                     snapshot_step(commit.taken_exchange));
+                     record.data_end);
 }
 
 // Nobody has taken my delta of an exchange that was committed without me: all of it stays in the

@@ -33,7 +33,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Hello,
                                                 weights_hash,
                                                 address,
                                                 checkpoints)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Heartbeat, incarnation)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Heartbeat, incarnation, completed_steps)
 
 namespace {
 
@@ -79,6 +79,7 @@ PELAGO_DEFINE_CHANGED_ONLY(SiteStatus,
                            sequence,
                            phase,
                            completed_steps,
+                           left_out_steps,
                            step_us,
                            shares_from,
                            exchanges,
@@ -125,6 +126,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FetchLeaf, fragment, hash, leaf, address)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FragmentLeaf, fragment, hash, leaf)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(FetchPiece, step, hash, file, offset)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointPiece, step, hash, file, offset)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(OthersAt, incarnation, step)
 void to_json(nlohmann::json& json, const Release&) { json = nlohmann::json::object(); }
 void from_json(const nlohmann::json&, Release&) {}
 
@@ -135,7 +137,8 @@ constexpr std::array<std::string_view, std::variant_size_v<Message>> kNames = {
     "welcome",    "refused",       "allow_training", "begin",
     "commit",     "stop_at",       "release",        "alive",
     "slice",      "want",          "fetch",          "fragment_manifest",
-    "fetch_leaf", "fragment_leaf", "fetch_piece",    "checkpoint_piece"};
+    "fetch_leaf", "fragment_leaf", "fetch_piece",    "checkpoint_piece",
+    "others_at"};
 
 // JSON heads are small; anything larger is not one of ours.
 constexpr size_t kHeadBytesMax = 4 << 20;

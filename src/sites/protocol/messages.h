@@ -14,12 +14,13 @@
 #include "base/error.h"
 #include "sites/fetch/fetch_messages.h"
 #include "sites/leases/lane_shares.h"
+#include "sites/protocol/member/site_status.h"
 #include "sites/transport/transport.h"
 
 namespace pelago::sites {
 
 /// Changes when a message or its meaning does: sites of different versions refuse each other.
-inline constexpr int64_t kWireVersion = 7;
+inline constexpr int64_t kWireVersion = 8;
 
 struct SiteAddress {
   std::string site;
@@ -50,41 +51,12 @@ struct Hello {
   std::string address;                                 // where other sites reach this one
   std::vector<CheckpointOffer> checkpoints;
 };
-/// "I am here", from a thread of its own, so that a long save is not taken for death.
+/// "I am here, and so far", from a thread of its own, so that a long save is not taken for death.
 struct Heartbeat {
   uint64_t incarnation = 0;
+  int64_t completed_steps = 0;
 };
 
-enum class SitePhase { kCatchingUp, kStarting, kReady, kTraining, kFinished };
-struct ReadyExchange {
-  int64_t exchange = 0;
-  int64_t tokens = 0;
-  int64_t data_begin = 0, data_end = 0;  // data steps in the delta
-  int64_t begun_epoch = -1;              // the newest Begin it knows for this exchange
-  std::string hash;                      // of the outcome, once the whole mean is here; else empty
-  std::vector<std::string> missing;      // members whose pieces have not come
-  std::vector<std::string> suspects = {};  // members whose delta looks wrong in my slice
-  std::vector<std::string> faults = {};    // of each suspect, what: "norm", "direction", ...
-};
-/// Everything the coordinator needs to know of a site, whenever it changes and every heartbeat.
-struct SiteStatus {
-  uint64_t incarnation = 0;
-  int64_t sequence = 0;  // an older status than the last is dropped
-  SitePhase phase = SitePhase::kCatchingUp;
-  int64_t completed_steps = 0;
-  int64_t step_us = 0;      // median of the last round's steps, the line not counted; 0: not known
-  int64_t shares_from = 0;  // the newest shares that it knows: they hold from this data step on
-  std::vector<ReadyExchange> exchanges;  // snapshot taken, outcome not yet applied
-  std::vector<int64_t> applied;          // the newest commit it holds, of each fragment; -1: none
-  int64_t stop_step = -1;                // it will stop there
-  bool wants_stop = false;               // it was told to leave (SIGTERM)
-  // Of a site in step: what a line to another lost for good, and which step's checkpoint is safe on
-  // its disk; -1: none of this start yet.
-  std::string lost_line = {};
-  int64_t saved_step = -1;
-  int64_t num_commits = 0, num_missed = 0, num_refused = 0;  // of an old epoch, or malformed
-  int64_t sent_bytes = 0, exchange_payload_bytes = 0, exchanged_values = 0;
-};
 /// A step, an evaluation or an event, for the run folder and the progress line.
 struct Report {
   std::string name;  // "step", "evaluation", or the event's name
@@ -153,6 +125,11 @@ struct Alive {
   int64_t term = 0;
   std::string address;  // "HOST:PORT"; empty: where it was
 };
+/// The others have completed so many steps: a site that lags leaves steps out until it is there.
+struct OthersAt {
+  uint64_t incarnation = 0;
+  int64_t step = 0;
+};
 
 // Between sites.
 
@@ -187,7 +164,8 @@ using Message = std::variant<Hello,
                              FetchLeaf,
                              FragmentLeaf,
                              FetchPiece,
-                             CheckpointPiece>;
+                             CheckpointPiece,
+                             OthersAt>;
 
 /// "hello", "slice", ...: for logs.
 std::string_view name_of(const Message& message);

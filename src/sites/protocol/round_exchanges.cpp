@@ -27,9 +27,11 @@ bool RoundMachine::is_good_delta(const Site& site, const ReadyExchange& held) {
       held.exchange >= 0 &&
       held.exchange < options_.schedule.num_regular() + options_.schedule.num_fragments;
   if (is_possible && commits_.contains(held.exchange)) return true;  // it waits for the commit
+  // Steps that it left out before the snapshot, of those that it left out at all, read nothing.
+  const int64_t end_max = is_possible ? snapshot_step(held.exchange) + data_shift(site) : 0;
   const bool is_of_lease = is_possible && held.tokens >= 0 && held.data_begin >= 0 &&
-                           held.data_begin <= held.data_end &&
-                           held.data_end == snapshot_step(held.exchange) + data_shift(site);
+                           held.data_begin <= held.data_end && held.data_end <= end_max &&
+                           held.data_end >= end_max - site.status->left_out_steps;
   if (!is_of_lease) {
     ++num_refused_;
     return false;
@@ -137,52 +139,6 @@ void RoundMachine::begin(int64_t exchange, Exchange& state) {
   state.begin = next;
   send_live(next);
   note_late(exchange);
-}
-
-// Sites all go at one pace, so one that a pause has put behind by more than the others wait for
-// stays behind, and nothing that it learns is ever heard. If a whole round begins without it and it
-// does not catch up, it is told to start anew: it joins where the others are, and what it had in
-// hand returns to its lane. If that does not help (it takes long to start), it is told so less
-// often.
-void RoundMachine::note_late(int64_t exchange) {
-  int64_t furthest = 0;
-  for (const Site& site : sites_) {
-    if (trains(site)) furthest = std::max(furthest, site.status->completed_steps);
-  }
-  for (Site& site : sites_) {
-    const bool is_heard = now_s_ - site.heard_s < 2 * options_.heartbeat_s;
-    const bool is_late = is_awaited(site, exchange) && site.status && is_heard &&
-                         ready(site, exchange) == nullptr && site.late.exchange != exchange;
-    if (!is_late) continue;
-    const int64_t behind = furthest - site.status->completed_steps;
-    const bool catches_up = behind + 1 < site.late.behind_steps;
-    site.late.exchange = exchange;
-    site.late.behind_steps = behind;
-    site.late.num_times = catches_up ? 0 : site.late.num_times + 1;
-    const int64_t bound = 2 * std::max<int64_t>(options_.schedule.num_fragments, 2)
-                          << std::min<int64_t>(site.late.num_anew, 6);
-    if (site.late.num_times < bound || stop_requested_ || is_needed(site)) continue;
-    record("site_behind", json{{"site", site.name}, {"steps", behind}}.dump());
-    out_.messages.emplace_back(site.name,
-                               Refused{.incarnation = site.incarnation,
-                                       .reason = start_anew_reason(site.name),
-                                       .exit_code = kExitTryAgain});
-    expel(site);
-    site.late = {.num_anew = site.late.num_anew + 1};
-  }
-}
-
-// Nobody else can give away what it holds.
-bool RoundMachine::is_needed(const Site& site) const {
-  for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
-    const Made* newest = newest_commit(fragment);
-    const bool is_elsewhere =
-        newest == nullptr || std::any_of(sites_.begin(), sites_.end(), [&](const Site& other) {
-          return &other != &site && is_live(other) && may_hold(other, newest->commit);
-        });
-    if (!is_elsewhere) return true;
-  }
-  return false;
 }
 
 // Somebody's pieces do not get through. If some hold the result, those that do not are late; if

@@ -195,19 +195,6 @@ void RoundMachine::allow_if_ready() {
   }
 }
 
-// Its workers are at work, or have just been told to be.
-bool RoundMachine::trains(const Site& site) const {
-  if (!is_live(site) || !site.status) return false;
-  return site.status->phase == SitePhase::kTraining ||
-         (site.status->phase == SitePhase::kReady && site.welcome->mode != StartMode::kJoin);
-}
-
-// It was told to start where the run began, and is not there yet.
-bool RoundMachine::begins(const Site& site) const {
-  return is_live(site) && site.welcome->mode != StartMode::kJoin &&
-         (!site.status || site.status->phase < SitePhase::kTraining);
-}
-
 void RoundMachine::finish_if_done() {
   const bool all_heard = std::none_of(sites_.begin(), sites_.end(), [&](const Site& site) {
     return is_live(site) && site.is_unheard;

@@ -40,10 +40,6 @@ const std::optional<SiteStatus>& RoundMachine::status(const std::string& site) c
   return const_cast<RoundMachine*>(this)->find(site)->status;
 }
 
-bool RoundMachine::is_live(const Site& site) const {
-  return site.incarnation != 0 && !site.dead && site.welcome.has_value();
-}
-
 void RoundMachine::send(Site& site, const Message& message) {
   site.sent_s = now_s_;
   out_.messages.emplace_back(site.name, message);
@@ -76,6 +72,8 @@ RoundOutput RoundMachine::on_message(const std::string& from,
   } else if (const auto* heartbeat = std::get_if<Heartbeat>(&message)) {
     if (heartbeat->incarnation == site->incarnation) {
       hear(*site);
+      site->heard_steps = std::max(site->heard_steps, heartbeat->completed_steps);
+      tell_if_behind(*site);
     } else if (site->incarnation != 0) {
       ++num_refused_;  // of an earlier start
     }
@@ -201,6 +199,7 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   site.hello = hello;
   site.status.reset();
   site.held.clear();
+  site.heard_steps = 0;
   site.late = {.num_anew = site.late.num_anew};
   site.welcome.reset();
   site.is_unheard = false;
@@ -210,53 +209,6 @@ void RoundMachine::take_hello(Site& site, const Hello& hello) {
   answer_hello(site);
   // Once the run is over nobody is taken in: the state keeps who was.
   if (phase_ == RunPhase::kStarting || phase_ == RunPhase::kTraining) keep_site(site);
-}
-
-void RoundMachine::answer_hello(Site& site) {
-  const bool was_welcome = site.welcome.has_value();
-  if (failure_) {
-    dismiss(site, *failure_, kExitFailed);
-  } else if (phase_ == RunPhase::kOver) {
-    dismiss(site, "the run is over", kExitDone);
-  } else if (site.welcome) {
-    send(site, *site.welcome);
-  } else if (phase_ == RunPhase::kStarting && can_start(site)) {
-    site.welcome = first_welcome(site);
-    send(site, *site.welcome);
-  } else if (phase_ == RunPhase::kTraining) {
-    welcome_joiner(site);
-  }
-  if (!was_welcome && site.welcome) keep_site(site);
-}
-
-Welcome RoundMachine::first_welcome(const Site& site) const {
-  Welcome welcome{.incarnation = site.incarnation,
-                  .mode = start_mode_,
-                  .start_step = start_step_,
-                  .data_step = start_step_,
-                  .first_exchange = first_logged_,
-                  .first_logged = first_logged_,
-                  .donors = {},
-                  .shares = {shares().changes().begin(), shares().changes().end()}};
-  if (is_lockstep()) {
-    welcome.start_number = in_step_.start_number;
-    for (const Site& peer : sites_) welcome.peers.push_back({peer.name, peer.hello.address});
-  }
-  for (const CheckpointOffer& offer : site.hello.checkpoints) {
-    const bool is_it = start_mode_ == StartMode::kResume && offer.step == start_step_;
-    if (is_it) welcome.data_step = offer.data_step;
-  }
-  if (is_lockstep() && !has_start(site)) name_donors(welcome);
-  return welcome;
-}
-
-// Whether it can begin where the run began.
-bool RoundMachine::has_start(const Site& site) const {
-  const auto& offers = site.hello.checkpoints;
-  return start_mode_ == StartMode::kFresh ||
-         std::any_of(offers.begin(), offers.end(), [&](const CheckpointOffer& offer) {
-           return offer.step == start_step_;
-         });
 }
 
 bool RoundMachine::refuse_mismatch(Site& site, const Hello& hello) {
@@ -283,60 +235,6 @@ bool RoundMachine::refuse_mismatch(Site& site, const Hello& hello) {
 
 void RoundMachine::dismiss(Site& site, const std::string& reason, int exit_code) {
   send(site, Refused{.incarnation = site.incarnation, .reason = reason, .exit_code = exit_code});
-}
-
-void RoundMachine::welcome_joiner(Site& site) {
-  // The first exchange that nobody has come to yet: the others would wait for one that they have.
-  int64_t first = next_exchange_;
-  const auto is_begun = [&](int64_t exchange) {
-    const auto found = exchanges_.find(exchange);
-    const auto fragment = static_cast<size_t>(fragment_of(exchange));
-    const bool is_reached = std::any_of(sites_.begin(), sites_.end(), [&](const Site& holder) {
-      return ready(holder, exchange) != nullptr ||
-             (is_live(holder) && holder.status && holder.status->applied[fragment] >= exchange);
-    });
-    return commits_.contains(exchange) || is_reached ||
-           (found != exchanges_.end() && found->second.begin.has_value());
-  };
-  const int64_t num_regular = options_.schedule.num_regular();
-  while (first <= num_regular && is_begun(first)) ++first;
-  if (first > num_regular || stop_requested_) {
-    dismiss(site, "the run is about to end without this site", kExitDone);
-    return;
-  }
-  Welcome welcome{
-      .incarnation = site.incarnation,
-      .mode = StartMode::kJoin,
-      .start_step = std::max(start_step_, options_.schedule.first_step_after(first - 1)),
-      .data_step = ledger_.next_data_step(lane_of(site)),
-      .first_exchange = first,
-      .first_logged = first_logged_,
-      .donors = {},
-      .shares = {shares().changes().begin(), shares().changes().end()}};
-  for (const Site& donor : sites_) {
-    const bool has_state =
-        is_live(donor) && (donor.is_unheard || trains(donor) || is_finished(donor));
-    if (has_state) welcome.donors.push_back({.site = donor.name, .address = donor.hello.address});
-  }
-  if (welcome.donors.empty()) {
-    // As long as nothing is committed, what the others held is what anybody can start with.
-    if (commits_.empty() && has_start(site)) send(site, *(site.welcome = first_welcome(site)));
-    return;  // else advance() finds that no site is left
-  }
-  site.welcome = welcome;
-  send(site, welcome);
-  for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
-    if (const Made* newest = newest_commit(fragment)) send(site, for_site(*newest, site));
-  }
-}
-
-void RoundMachine::allow(Site& site) {
-  // Its start may lie behind the step at which the others stop: it has nothing to add to that.
-  if (stop_requested_ && site.welcome->mode == StartMode::kJoin) {
-    send(site, Release{});
-  } else {
-    send(site, AllowTraining{site.incarnation});
-  }
 }
 
 /// A start that counts no more while no other has taken its place: it may not know that.

@@ -86,9 +86,6 @@ class RoundMachine {
 
   Site* find(const std::string& name);
   const ReadyExchange* ready(const Site& site, int64_t exchange) const;
-  bool is_live(const Site& site) const;
-  bool trains(const Site& site) const;
-  bool begins(const Site& site) const;
   Welcome first_welcome(const Site& site) const;
   bool has_start(const Site& site) const;
   bool can_start(const Site& site) const { return is_lockstep() || has_start(site); }
@@ -108,6 +105,8 @@ class RoundMachine {
   void mark_dead(Site& site, const std::string& why);
   bool refuse_mismatch(Site& site, const Hello& hello);
   void answer_hello(Site& site);
+  int64_t first_untouched() const;
+  int64_t joining_step(const Site& site, int64_t first) const;
   void welcome_joiner(Site& site);
   void allow(Site& site);
   void dismiss(Site& site, const std::string& reason, int exit_code);
@@ -115,7 +114,8 @@ class RoundMachine {
   void note_times(int64_t exchange, const Exchange& state);
   void share_anew(int64_t exchange);
   double pace_s(const Site& site) const;
-  int64_t data_shift(const Site& site) const;
+  int64_t others_step(const Site& site) const;
+  void tell_if_behind(const Site& site);
   std::vector<ShareChange> unknown_shares(const Site& site) const;
   // round_state.cpp
   void restore(const DurableState& known);

@@ -19,6 +19,7 @@ struct RoundOptions {
   std::vector<int64_t> shares_least;  // that a site can work with, by site; empty: one each
   ShareOptions share_watch;
   double grace_s = 10;      // how long ready sites wait for a late one, at most
+  double behind_s = 1;      // a site so far behind is told where the others are; 0: none is
   double heartbeat_s = 1;   // a site silent for five of these is dead
   double exchange_s = 60;   // longest time from Begin to the last Held; then somebody is left out
   double absence_s = 60;    // a site silent for so long is not waited for by what only it may hold

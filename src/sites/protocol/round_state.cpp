@@ -264,7 +264,8 @@ LaneAccount RoundMachine::account(const std::string& name) const {
   int64_t begin = ledger_.next_data_step(lane_of(site)), read_end = 0;
   if (site.welcome) {
     begin = site.welcome->data_step;
-    const int64_t steps = site.status ? site.status->completed_steps : 0;
+    const int64_t steps =
+        site.status ? site.status->completed_steps - site.status->left_out_steps : 0;
     read_end = begin + steps - site.welcome->start_step;
   }
   LaneAccount account = ledger_.account(lane_of(site), begin, read_end);

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "chips/torch.h"
+#include "train/grid/copies_out.h"
 
 namespace pelago::train {
 
@@ -191,16 +192,19 @@ void Shards::write_gradient(std::span<float> out) const {
 }
 
 void Shards::write(const HostState& state, const Fragment& range) const {
-  write_own(kept_, state, range, [](const Tensor& values) { return values.to(torch::kCPU); });
+  write_own(
+      kept_, state, range, [](const Tensor& values, Take take) { take(values.to(torch::kCPU)); });
 }
 
 void Shards::write_behind(const HostState& state,
                           chips::Device& device,
                           const chips::WorkMark& after) const {
   const Fragment whole{0, static_cast<int64_t>(state.master.size())};
-  write_own(kept_, state, whole, [&](const Tensor& values) -> Tensor {
-    return device.start_copy_to_host(values, after)->wait();
+  CopiesOut out(device, after);
+  write_own(kept_, state, whole, [&](const Tensor& values, Take take) {
+    out.add(values, std::move(take));
   });
+  out.finish();
 }
 
 struct Shards::Copies {
@@ -236,9 +240,11 @@ void Shards::write_copies(const Copies& copies,
                           chips::Device& device,
                           const chips::WorkMark& after) const {
   const Fragment whole{0, static_cast<int64_t>(state.master.size())};
-  write_own(copies.kept, state, whole, [&](const Tensor& values) -> Tensor {
-    return device.start_copy_to_host(values, after)->wait();
+  CopiesOut out(device, after);
+  write_own(copies.kept, state, whole, [&](const Tensor& values, Take take) {
+    out.add(values, std::move(take));
   });
+  out.finish();
 }
 
 void Shards::write_own(const std::vector<Kept>& all_kept,
@@ -252,11 +258,13 @@ void Shards::write_own(const std::vector<Kept>& all_kept,
     for (const Range& part : ranges_in(buckets_[i], own)) {
       const auto give = [&](const Tensor& from, std::span<float> to) {
         if (to.empty()) return;
-        const Tensor host = to_host(from.narrow(0, part.begin - kept.begin, part.end - part.begin));
-        for_each_value_run(
-            buckets_[i], own, part, host, [&](std::span<const float> values, int64_t global) {
-              std::copy(values.begin(), values.end(), to.begin() + global);
-            });
+        const Tensor piece = from.narrow(0, part.begin - kept.begin, part.end - part.begin);
+        to_host(piece, [this, i, own, part, to](const Tensor& host) {
+          for_each_value_run(
+              buckets_[i], own, part, host, [&](std::span<const float> values, int64_t global) {
+                std::copy(values.begin(), values.end(), to.begin() + global);
+              });
+        });
       };
       give(kept.master, state.master);
       give(kept.m, state.m);

@@ -112,7 +112,9 @@ class Shards {
     Tensor master, m, v;         // [end - begin] f32 on the device
     Tensor weights;  // [num_values] where the bucket's weights are made: a view or apart
   };
-  using ToHost = std::function<Tensor(const Tensor&)>;
+  /// What is done with a piece once it is on the host, and what brings it there, now or later.
+  using Take = std::function<void(const Tensor& host)>;
+  using ToHost = std::function<void(const Tensor& piece, Take take)>;
   void write_own(const std::vector<Kept>& from,
                  const HostState& state,
                  const Fragment& range,

@@ -1,5 +1,6 @@
 #include "train/process/control.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <iterator>
 
@@ -26,6 +27,7 @@ std::string to_json(const WorkerSetup& setup) {
                {"resume_from", setup.resume_from},
                {"start_from_shared", setup.start_from_shared},
                {"start_step", setup.start_step},
+               {"first_exchange", setup.first_exchange},
                {"data_shift", setup.data_shift},
                {"plan_idx", setup.plan_idx},
                {"slot_idx", setup.slot_idx},
@@ -33,7 +35,9 @@ std::string to_json(const WorkerSetup& setup) {
                {"check_data", setup.check_data},
                {"sent_exchange", setup.sent_exchange},
                {"saved_step", setup.saved_step},
-               {"evaluated_step", setup.evaluated_step}})
+               {"evaluated_step", setup.evaluated_step},
+               {"told_step", setup.told_step},
+               {"left_out", setup.left_out}})
       .dump();
 }
 
@@ -79,6 +83,7 @@ WorkerSetup Control::wait_for_setup() {
           .resume_from = message.at("resume_from"),
           .start_from_shared = message.at("start_from_shared"),
           .start_step = message.at("start_step"),
+          .first_exchange = message.at("first_exchange"),
           .data_shift = message.at("data_shift"),
           .plan_idx = message.at("plan_idx"),
           .slot_idx = message.at("slot_idx"),
@@ -86,7 +91,9 @@ WorkerSetup Control::wait_for_setup() {
           .check_data = message.at("check_data"),
           .sent_exchange = message.at("sent_exchange"),
           .saved_step = message.at("saved_step"),
-          .evaluated_step = message.at("evaluated_step")};
+          .evaluated_step = message.at("evaluated_step"),
+          .told_step = message.at("told_step"),
+          .left_out = message.at("left_out")};
 }
 
 void Control::listen(double timeout_s) {
@@ -97,8 +104,8 @@ void Control::listen(double timeout_s) {
   }
 }
 
-std::optional<int> Control::take_new_shares(int64_t completed_steps) {
-  const auto end = new_shares_.upper_bound(completed_steps);
+std::optional<int> Control::take_new_shares(int64_t data_step) {
+  const auto end = new_shares_.upper_bound(data_step);
   if (end == new_shares_.begin()) return std::nullopt;
   const int plan_idx = std::prev(end)->second;
   new_shares_.erase(new_shares_.begin(), end);
@@ -110,15 +117,19 @@ void Control::handle(const std::string& packet) {
   const std::string type = message.at("type");
   if (type == "go") {
     may_train_ = true;
+  } else if (type == "weights") {
+    has_weights_ = true;
   } else if (type == "merged") {
     merged_.insert(message.at("exchange").get<int64_t>());
   } else if (type == "stop_at") {
     stop_request_ =
         StopRequest{.step = message.at("step"), .with_checkpoint = message.at("with_checkpoint")};
+  } else if (type == "others_at") {
+    others_step_ = std::max(others_step_, message.at("step").get<int64_t>());
   } else if (type == "pause") {
     should_pause_ = true;
   } else if (type == "new_shares") {
-    new_shares_[message.value("from_step", int64_t{0})] = message.at("plan_idx").get<int>();
+    new_shares_[message.value("from_data_step", int64_t{0})] = message.at("plan_idx").get<int>();
   } else {
     fail("a worker does not know the message \"{}\"", type);
   }

@@ -176,6 +176,7 @@ void RankRun::load_weights(const WorkerSetup& setup) {
     saved_step_ = found.step;
     is_fresh_ = false;
   } else if (setup.start_from_shared) {
+    wait_together([this] { return control_->has_weights(); });
     trainer_->load({.master = shared_.local(), .m = {}, .v = {}}, {});
     is_fresh_ = false;
   } else {
@@ -195,9 +196,13 @@ void RankRun::run() {
     orders = share_orders();
     carry_out(orders);
     if (orders.order != Order::kGoOn) break;
-    const int64_t audit_every = job_.train.audit_every_steps;
-    if (audit_every > 0 && state_.step > 0 && state_.step % audit_every == 0) audit();
-    train_step();
+    if (orders.leaves_out) {
+      leave_out_step();
+    } else {
+      const int64_t audit_every = job_.train.audit_every_steps;
+      if (audit_every > 0 && state_.step > 0 && state_.step % audit_every == 0) audit();
+      train_step();
+    }
     const int64_t eval_every = job_.train.eval_every_steps;
     if (eval_every > 0 && state_.step % eval_every == 0 && state_.step < plan_.steps &&
         state_.step > setup_.evaluated_step) {
@@ -276,9 +281,10 @@ RankRun::Orders RankRun::share_orders() {
     } else if (control_->should_pause()) {
       orders.order = Order::kPause;
     } else {
-      orders.begins_snapshot =
-          !saving_.is_busy() && !saves_soon() && snapshots_->is_due(state_.step, steady_now_s());
-      orders.plan_idx = control_->take_new_shares(state_.step).value_or(0);
+      orders.leaves_out = leaves_out_next();
+      orders.begins_snapshot = !orders.leaves_out && !saving_.is_busy() && !saves_soon() &&
+                               snapshots_->is_due(state_.step, steady_now_s());
+      orders.plan_idx = control_->take_new_shares(state_.step + setup_.data_shift).value_or(0);
     }
   }
   collective_->broadcast(std::as_writable_bytes(std::span(&orders, 1)), 0);
@@ -301,15 +307,7 @@ void RankRun::train_step() {
   state_.step = report.step;
   state_.tokens += report.tokens;
   num_skipped_ = report.skipped ? num_skipped_ + 1 : 0;
-  const int64_t leaving = schedule_.snapshot_after(state_.step);
-  if (leaving >= 0) snapshot(leaving);
-  const int64_t coming = schedule_.merge_after(state_.step);
-  if (coming >= 0) {
-    // Given by how much the weights differ from the snapshot, if training went on since.
-    const double alpha = plan_.exchange.merge_alpha;
-    const double keep = schedule_.overlap_steps > 0 ? 1 : alpha;
-    report.wait_line_s = merge(coming, {.keep = keep, .take = 1 - alpha});
-  }
+  report.wait_line_s = exchange_after_step();
   report.step_s = steady_now_s() - begin_s;
   if (speaks_for_site()) control_->send(typed("step", to_json(own_part(report))));
   // fp16 alone skips a step now and then; more in a row may be a broken chip.
@@ -326,40 +324,6 @@ StepReport RankRun::own_part(StepReport report) const {
   report.tokens = 0;
   for (const RankReport& rank : report.ranks) report.tokens += rank.tokens;
   return report;
-}
-
-const Fragment& RankRun::fragment_of(int64_t exchange_idx) const {
-  return fragments_[static_cast<size_t>(train::fragment_of(schedule_, exchange_idx))];
-}
-
-void RankRun::snapshot(int64_t exchange_idx) {
-  if (exchange_idx <= setup_.sent_exchange) return;  // a step that is repeated: it has left already
-  trainer_->store({.master = shared_.local(), .m = {}, .v = {}}, fragment_of(exchange_idx));
-  collective_->barrier();
-  if (!is_first_rank()) return;
-  control_->send(json({{"type", "snapshot"}, {"exchange", exchange_idx}}).dump());
-}
-
-/// Returns the seconds spent waiting for the merged fragment.
-double RankRun::merge(int64_t exchange_idx, const MergeFactors& factors) {
-  const double begin_s = steady_now_s();
-  wait_together([&] { return control_->is_merged(exchange_idx); });
-  const double wait_s = steady_now_s() - begin_s;
-  trainer_->merge(fragment_of(exchange_idx),
-                  shared_.merged(),
-                  factors,
-                  {.master = shared_.local(), .m = {}, .v = {}});
-  control_->forget_merged(exchange_idx);
-  return wait_s;
-}
-
-void RankRun::take_last_merges() {
-  const auto num_fragments = static_cast<int64_t>(fragments_.size());
-  for (int64_t i = 0; i < num_fragments; ++i) {
-    const int64_t exchange_idx = schedule_.num_regular() + i;
-    snapshot(exchange_idx);
-    merge(exchange_idx, {.keep = 0, .take = 1});
-  }
 }
 
 void RankRun::evaluate() {

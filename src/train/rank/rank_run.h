@@ -50,7 +50,8 @@ class RankRun {
   struct Orders {
     Order order = Order::kGoOn;
     bool begins_snapshot = false;
-    int32_t plan_idx = 0;  // whose shares are to be taken; 0: none
+    bool leaves_out = false;  // the next step
+    int32_t plan_idx = 0;     // whose shares are to be taken; 0: none
   };
 
   void load_weights(const WorkerSetup& setup);
@@ -61,6 +62,9 @@ class RankRun {
   void leave();
   void store_at_once();
   void train_step();
+  void leave_out_step();
+  bool leaves_out_next() const;
+  double exchange_after_step();
   void snapshot(int64_t exchange_idx);
   double merge(int64_t exchange_idx, const MergeFactors& factors);
   void take_last_merges();

@@ -100,6 +100,8 @@ class Trainer {
 
   /// The same stages with other shares of the batch, from the next step on. All ranks together.
   void take_shares(const plan::SitePlan& site);
+  /// From the next step on; all ranks together.
+  void set_data_shift(int64_t shift) { options_.data_shift = shift; }
 
   /// The optimizer step after step_idx completed ones. All ranks call it together; the report is
   /// whole on each. Of a rank's times, update and waiting are those of the step before: a second
@@ -169,7 +171,7 @@ class Trainer {
   GradientWatch gradient_watch_;
   bool has_room_for_copies();
   double storing_s_ = 0;
-  double gathering_s_ = 0;  // of the last step: sliced weights
+  double gathering_s_ = 0;              // of the last step: sliced weights
   bool storing_reads_masters_ = false;  // the storer: so nobody may change them
   int64_t copies_bytes_ = 0;            // most that copies on the device ever took
   RankReport previous_;                 // update and waiting of the step before

@@ -171,20 +171,23 @@ void Supervisor::announce(const BatchShares& shares) {
   ++num_plans_;
   write_file(plan_path(options_.run_dir, own_plan_, options_.site_idx, num_plans_),
              plan::to_json(next.plan()));
-  workers_.tell_first(
-      json({{"type", "new_shares"}, {"plan_idx", num_plans_}, {"from_step", shares.from_step}})
-          .dump());
+  workers_.tell_first(json({{"type", "new_shares"},
+                            {"plan_idx", num_plans_},
+                            {"from_data_step", shares.from_data_step}})
+                          .dump());
 }
 
 bool Supervisor::are_shares_due() const {
   return num_shares_taken_ < shares_.size() &&
-         shares_[num_shares_taken_].from_step <= completed_steps_;
+         shares_[num_shares_taken_].from_data_step <=
+             completed_steps_ + data_shift_at(completed_steps_);
 }
 
 /// The roster of those who go on after so many steps: with the shares that hold in the next one.
-void Supervisor::settle_shares(int64_t step) {
+void Supervisor::settle_shares(int64_t completed_steps) {
+  const int64_t data_step = completed_steps + data_shift_at(completed_steps);
   size_t num_taken = 0;
-  while (num_taken < shares_.size() && shares_[num_taken].from_step <= step) ++num_taken;
+  while (num_taken < shares_.size() && shares_[num_taken].from_data_step <= data_step) ++num_taken;
   if (num_taken == num_shares_taken_) return;
   num_shares_taken_ = num_taken;
   std::vector<int64_t> sequences;
@@ -209,6 +212,7 @@ void Supervisor::restart(Loss loss) {
   for (const int64_t exchange_idx : merges_after(schedule_, exchanges_, loss.from_step)) {
     tell_first("merged", "exchange", exchange_idx);
   }
+  others_at(others_step_);
   if (stop_request_) stop_at(stop_request_->step, stop_request_->with_checkpoint);
 }
 

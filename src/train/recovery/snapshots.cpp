@@ -8,6 +8,7 @@ namespace {
 
 constexpr double kCostMax = 0.005;  // of the time; beyond it, snapshots become rarer
 constexpr int64_t kRarestFactor = 8;
+constexpr int kJudged = 8;  // snapshots together
 
 }  // namespace
 
@@ -31,13 +32,16 @@ bool Snapshots::is_due(int64_t step, double now_s) {
   if (last_step_ >= 0) {
     // Until all have written the last one, the one before it is all there is.
     if (!shared_->board().whole_slot(1 - next_slot_, num_ranks_)) return false;
+    // Not of one alone: a host that was busy for some milliseconds would make them rare for good.
+    if (++num_judged_ < kJudged) return true;
     const double cost_s = trainer_->storing_s() - storing_s_;
-    if (last_s_ > 0 && cost_s > kCostMax * (now_s - last_s_)) {
+    if (cost_s > kCostMax * (now_s - begun_s_)) {
       period_steps_ = std::min(2 * period_steps_, kRarestFactor * every_steps_);
     }
   }
+  num_judged_ = 0;
   storing_s_ = trainer_->storing_s();
-  last_s_ = now_s;
+  begun_s_ = now_s;
   return true;
 }
 

@@ -43,7 +43,8 @@ class Snapshots {
   int64_t every_steps_, period_steps_;
   size_t next_slot_ = 0;
   int64_t last_step_ = -1;  // of the newest begun; -1: none
-  double last_s_ = 0;       // when it was begun
+  int num_judged_ = 0;      // since what they cost was last looked at
+  double begun_s_ = 0;      // when that was
   double storing_s_ = 0;    // what all had cost until then
 };
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <iterator>
 #include <system_error>
 
 #include "base/clock.h"
@@ -93,7 +94,10 @@ void Supervisor::start_workers(const WorkerSetup& setup) {
   full.rendezvous_dir = rendezvous_dir_.string();
   full.plan_idx = plan_idx_;
   full.check_data = num_starts_ == 1;
-  full.data_shift = options_.data_shift;
+  full.first_exchange = options_.first_exchange;
+  full.told_step = completed_steps_;
+  full.left_out = left_out_;
+  full.data_shift = data_shift_at(setup.start_step);
   saving_.wait();  // a step that is repeated is not saved while it is still being saved
   take_saved();
   full.sent_exchange = exchanges_.sent;
@@ -118,6 +122,7 @@ void Supervisor::start_workers(const WorkerSetup& setup) {
                   .weights_descriptor = shared_.descriptor(),
                   .bridge_descriptors = bridge_descriptors},
                  roster_.site());
+  if (has_weights_) weights_are_here();
 }
 
 void Supervisor::tell_first(const std::string& type, const std::string& key, int64_t value) {
@@ -129,6 +134,11 @@ void Supervisor::allow_training() {
   workers_.tell_first(json({{"type", "go"}}).dump());
 }
 
+void Supervisor::weights_are_here() {
+  has_weights_ = true;
+  workers_.tell_first(json({{"type", "weights"}}).dump());
+}
+
 void Supervisor::merged(int64_t exchange_idx) {
   exchanges_.merged.insert(exchange_idx);
   tell_first("merged", "exchange", exchange_idx);
@@ -137,6 +147,17 @@ void Supervisor::merged(int64_t exchange_idx) {
 void Supervisor::take_shares(const BatchShares& shares) {
   shares_.push_back(shares);
   if (num_starts_ > 0) announce(shares);
+}
+
+void Supervisor::others_at(int64_t step) {
+  others_step_ = std::max(others_step_, step);
+  tell_first("others_at", "step", others_step_);
+}
+
+/// Data step less step, after so many completed steps.
+int64_t Supervisor::data_shift_at(int64_t completed_steps) const {
+  return options_.data_shift -
+         std::distance(left_out_.begin(), left_out_.upper_bound(completed_steps));
 }
 
 void Supervisor::stop_at(int64_t completed_steps, bool with_checkpoint) {
@@ -210,6 +231,8 @@ void Supervisor::handle(size_t rank, const std::string& packet) {
     check_ready();
   } else if (type == "step") {
     take_step(step_report_from_json(packet));
+  } else if (type == "left_out") {
+    leave_out(message.at("step").get<int64_t>());
   } else if (type == "evaluation") {
     const EvaluationReport report = evaluation_report_from_json(packet);
     // The final evaluation may be of a step that was evaluated before the last merges.
@@ -251,6 +274,7 @@ void Supervisor::take_step(StepReport report) {
   }
   report.ranks = std::move(ranks);
   completed_steps_ = report.step;
+  report.left_out = static_cast<int64_t>(left_out_.size());
   num_vain_starts_ = 0;
   if (are_shares_due()) {
     settle_shares(completed_steps_);
@@ -265,7 +289,23 @@ void Supervisor::take_step(StepReport report) {
                .dump());
     loss_.reset();
   }
+  if (left_out_.size() > num_left_out_told_) {
+    record("steps_left_out",
+           json({{"step", report.step}, {"steps", left_out_.size() - num_left_out_told_}}).dump());
+    num_left_out_told_ = left_out_.size();
+  }
   events_->on_step(report);
+}
+
+void Supervisor::leave_out(int64_t step) {
+  if (step <= completed_steps_) return;
+  completed_steps_ = step;
+  left_out_.insert(step);
+  if (are_shares_due()) {
+    settle_shares(completed_steps_);
+    pace_watch_.reset();
+  }
+  events_->on_left_out(step);
 }
 
 void Supervisor::take_snapshot(int64_t exchange_idx) {

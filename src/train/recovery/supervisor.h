@@ -14,6 +14,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "train/across/bridge_socket.h"
@@ -38,9 +39,11 @@ class Supervisor {
 
   void start();
   void allow_training();
+  void weights_are_here();
   bool poll(double timeout_s);
   void merged(int64_t exchange_idx);
   void take_shares(const BatchShares& shares);
+  void others_at(int64_t step);
   void stop_at(int64_t completed_steps, bool with_checkpoint);
   int64_t next_quiet_step() const;
   std::vector<BridgeSocket> take_bridges() { return std::move(bridges_); }
@@ -64,6 +67,8 @@ class Supervisor {
   void start_workers(const WorkerSetup& setup);
   void handle(size_t rank, const std::string& packet);
   void take_step(StepReport report);
+  void leave_out(int64_t step);
+  int64_t data_shift_at(int64_t step) const;
   void take_snapshot(int64_t exchange_idx);
   void check_ready();
   void begin_saving(int64_t step, const std::filesystem::path& dir);
@@ -84,7 +89,7 @@ class Supervisor {
   void end_pause();
   void adopt(Roster next);
   void announce(const BatchShares& shares);
-  void settle_shares(int64_t step);
+  void settle_shares(int64_t completed_steps);
   bool are_shares_due() const;
   void record(const std::string& event, const std::string& fields_json);
   std::string site_prefix() const;
@@ -110,9 +115,13 @@ class Supervisor {
 
   bool was_ready_ = false;  // once; it is told once
   bool may_train_ = false;
+  bool has_weights_ = false;  // of a start from shared weights
   std::optional<StopRequest> stop_request_;
   ExchangeLog exchanges_;
   int64_t completed_steps_ = 0;  // the most ever
+  std::set<int64_t> left_out_;   // of these, those that were not trained: steps, 1 is the first
+  size_t num_left_out_told_ = 0;
+  int64_t others_step_ = 0;  // that the other sites have completed, as far as was heard
   int64_t saved_step_ = -1;
   int64_t evaluated_step_ = -1;
   std::optional<Loss> loss_;             // until the next new step

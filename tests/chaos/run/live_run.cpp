@@ -134,6 +134,7 @@ audit_every_steps = {}
 fragments = {}
 overlap_steps = {}
 grace_s = {}
+behind_s = {}
 heartbeat_s = {}
 )",
                     testing::kSmallModel,
@@ -151,6 +152,7 @@ heartbeat_s = {}
                     options_.fragments,
                     options_.overlap_steps,
                     options_.grace_s,
+                    options_.behind_s,
                     options_.heartbeat_s));
 }
 

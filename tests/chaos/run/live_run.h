@@ -28,6 +28,7 @@ struct LiveRunOptions {
   int64_t inner_steps = 8, fragments = 2, overlap_steps = 2;
   int64_t checkpoint_every_steps = 0, eval_every_steps = 0;
   double grace_s = 10, heartbeat_s = 1;
+  double behind_s = 1;
   double rate_mbit_s = 200, rtt_ms = 20;  // of every line
   int64_t snapshot_every_steps = 2;       // to the agent's memory: 0: never
   bool is_examined = true;                // known answers and audits of the chips

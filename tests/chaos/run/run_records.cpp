@@ -36,6 +36,7 @@ void RunRecords::read_on() {
                     .step = line.value("step", int64_t{0}),
                     .tokens = line.value("tokens", int64_t{0}),
                     .step_s = line.value("step_s", 0.0),
+                    .left_out = line.value("left_out", int64_t{0}),
                     .loss = line.contains("loss") ? line["loss"].dump() : ""};
       newest_[step.site] = step;
       steps_.push_back(std::move(step));

@@ -18,7 +18,8 @@ struct StepLine {
   int64_t step = 0;
   int64_t tokens = 0;
   double step_s = 0;
-  std::string loss;  // exactly as written
+  int64_t left_out = 0;  // steps of this start so far that were not trained
+  std::string loss;      // exactly as written
 };
 
 struct EvaluationLine {

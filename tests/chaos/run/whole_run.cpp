@@ -149,7 +149,7 @@ WholeRun judge_whole_run(LiveRun& run, const std::string& program) {
 int64_t tokens_between(const RunRecords& records, double begin_s, double end_s) {
   struct Site {
     std::set<int64_t> steps;
-    int64_t last = -1;
+    int64_t last = -1, left_out = 0;
   };
   // A start of a site counts on from its own first step: what it skipped was not trained.
   std::map<std::string, std::vector<double>> joined_s;
@@ -166,8 +166,13 @@ int64_t tokens_between(const RunRecords& records, double begin_s, double end_s) 
     const bool is_new_start = std::any_of(joins.begin(), joins.end(), [&](double joined) {
       return joined > last_s && joined <= step.time_s;
     });
-    const int64_t first = is_new_start || site.last < 0 ? step.step : site.last + 1;
+    const bool is_first = is_new_start || site.last < 0;
+    // Of the steps since the last line, those that were left out come first: trained ones have
+    // lines of their own, but for the few that a lost line hides.
+    const int64_t left_out = step.left_out - (is_first ? step.left_out : site.left_out);
+    const int64_t first = is_first ? step.step : site.last + 1 + left_out;
     site.last = step.step;
+    site.left_out = step.left_out;
     const bool is_inside = step.time_s > begin_s && step.time_s <= end_s;
     for (int64_t done = std::min(first, step.step); done <= step.step; ++done) {
       if (site.steps.insert(done).second && is_inside) tokens += step.tokens;

@@ -25,6 +25,7 @@ struct FaultyCode {
   bool store_forgets_numbers = false;  // takes a write as often as it arrives
   bool says_before_written = false;    // the coordinator does not wait for the store
   int64_t merge_late = 0;              // steps by which workers go past a merge that has not come
+  bool skips_data = false;             // a step that is left out takes its samples with it
   int64_t data_ahead = 0;              // added to the data step that a lease begins at
   bool merges_other_bits = false;      // the last bit of an outcome hangs on the site
 };

@@ -267,9 +267,9 @@ std::vector<PlantedBug> bugs_of_the_coordinator() {
        [](FaultyCode& code) {
          changes_welcome(code, [](Welcome& welcome) { welcome.data_step = 0; });
        }},
-      {"a joiner starts a step too early",
+      {"a joiner starts before the snapshot of what it has",
        [](FaultyCode& code) {
-         changes_welcome(code, [](Welcome& welcome) { --welcome.start_step; });
+         changes_welcome(code, [](Welcome& welcome) { welcome.start_step -= 2; });
        }},
       {"workers read one data step on", [](FaultyCode& code) { code.data_ahead = 1; }},
   };
@@ -331,6 +331,24 @@ std::vector<PlantedBug> bugs_of_sites_and_journal() {
       {"a delta hides where it begins",
        [](FaultyCode& code) {
          changes_status(code, [](ReadyExchange& held) { held.data_begin = held.data_end; });
+       }},
+      {"a step that is left out takes its samples with it",
+       [](FaultyCode& code) { code.skips_data = true; }},
+      {"a delta claims the samples of steps that were left out",
+       [](FaultyCode& code) {
+         code.site_says = [](const std::string&, const std::string&, Message& message) {
+           auto* status = as<SiteStatus>(message);
+           if (status == nullptr) return true;
+           for (ReadyExchange& held : status->exchanges) held.data_end += status->left_out_steps;
+           return true;
+         };
+       }},
+      {"a site leaves out more steps than it is behind",
+       [](FaultyCode& code) {
+         code.coordinator_says = [](const std::string&, Message& message) {
+           if (auto* others = as<OthersAt>(message)) others->step += 3;
+           return true;
+         };
        }},
       {"the journal forgets commits", [](FaultyCode& code) { forgets(code, "commit/"); }},
       {"the journal forgets sites", [](FaultyCode& code) { forgets(code, "site/"); }},

@@ -187,6 +187,7 @@ void SimulatedRun::cut_power() {
   ++num_power_cuts_;
   ghosts_.clear();
   truth_.go_back();
+  furthest_step_ = 0;
   for (const auto& coordinator : coordinators_) coordinator->lose_power(0.2 + rng_.next_uniform());
   for (Site& site : sites_) crash(site);
   if (!options_.loses_disk) return;

@@ -18,7 +18,8 @@
 #include "sites/protocol/round_machine.h"
 #include "sites/simulation/faulty_code.h"
 #include "sites/simulation/simulated_coordinator.h"
-#include "sites/simulation/simulated_disk.h"
+#include "sites/simulation/site/simulated_disk.h"
+#include "sites/simulation/site/simulated_workers.h"
 #include "sites/simulation/truth.h"
 #include "sites/transport/loopback.h"
 
@@ -59,21 +60,6 @@ struct SimulatedRunOptions {
 /// Draws everything that can go wrong from the seed.
 SimulatedRunOptions any_run(uint64_t seed);
 
-/// Moves as workers do: steps, snapshots, waits for merges, takes them half and half.
-struct SimulatedWorkers {
-  std::vector<float> local, snapshot;
-  std::map<int64_t, std::vector<int64_t>> shares;  // by the step from which they hold
-  int64_t completed_steps = 0;
-  int64_t saved_step = -1;      // of the newest checkpoint
-  int64_t data_shift = 0;       // data step less step
-  int64_t final_fragment = -1;  // the last exchanges, one after another
-  std::optional<int64_t> waits_for;
-  std::optional<int64_t> stop_step;
-  double next_step_s = 0;
-  bool trains = false;
-  bool has_finished = false;
-};
-
 class SimulatedRun {
  public:
   explicit SimulatedRun(const SimulatedRunOptions& options);
@@ -102,6 +88,7 @@ class SimulatedRun {
   int64_t num_leaves_kept() const { return num_leaves_kept_; }
   double virtual_s() const { return clock_.now_s(); }
   int64_t num_share_changes() const;
+  int64_t num_left_out() const { return num_left_out_; }
 
  private:
   struct Site {
@@ -168,6 +155,8 @@ class SimulatedRun {
   void start_workers(Site& site, const StartWorkers& begin);
   void leave(Site& site, const Leave& leave);
   void train(Site& site);
+  void leave_out(Site& site);
+  void exchange_after_step(Site& site);
   void save_checkpoint(Site& site);
   void take_snapshot(Site& site, int64_t exchange);
   void take_merge(Site& site, const GiveMerged& merged);
@@ -191,8 +180,9 @@ class SimulatedRun {
   uint64_t num_starts_ = 0;
   int64_t num_restarts_ = 0, num_power_cuts_ = 0, num_lost_disks_ = 0, num_refused_ = 0;
   int64_t num_lies_ = 0, num_leaves_fetched_ = 0, num_leaves_kept_ = 0;
-  std::set<std::string> finished_;  // sites; some died before they were released
-  std::string struck_;              // for a complaint: what failed when
+  int64_t num_left_out_ = 0, furthest_step_ = 0;  // steps; the latter was trained by any site
+  std::set<std::string> finished_;                // sites; some died before they were released
+  std::string struck_;                            // for a complaint: what failed when
   std::vector<int64_t> last_steps_;
   std::vector<std::string> last_hashes_;
 };

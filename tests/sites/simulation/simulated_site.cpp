@@ -113,7 +113,10 @@ void SimulatedRun::turn(Site& site) {
   if (!site.member || site.has_left) return;
   if (now_s - site.heartbeat_s >= 0.5) {
     site.heartbeat_s = now_s;
-    site.transport->send(kCoordinatorName, encode(site.name, Heartbeat{site.incarnation}));
+    site.transport->send(kCoordinatorName,
+                         encode(site.name,
+                                Heartbeat{.incarnation = site.incarnation,
+                                          .completed_steps = site.workers.completed_steps}));
   }
   carry_out(site, site.member->on_tick(now_s));
   if (site.member && !site.has_left && site.member->has_work()) {
@@ -156,10 +159,12 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
     workers.trains = true;
     workers.next_step_s = clock_.now_s() + step_s(site);
   } else if (const auto* taken = std::get_if<TakeShares>(&action)) {
-    if (taken->step < workers.completed_steps && workers.trains) {
+    if (taken->data_step < workers.completed_steps + workers.data_shift && workers.trains) {
       complain(site.name + " is told of new shares too late");
     }
-    workers.shares[taken->step] = taken->sequences;
+    workers.shares[taken->data_step] = taken->sequences;
+  } else if (const auto* others = std::get_if<CatchUp>(&action)) {
+    workers.others_step = std::max(workers.others_step, others->step);
   } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
     if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
     take_merge(site, *merged);
@@ -207,14 +212,17 @@ void SimulatedRun::start_workers(Site& site, const StartWorkers& begin) {
     *site.state = checkpoint->state;
   }
   workers.completed_steps = workers.saved_step = begin.step;
+  workers.first_exchange = begin.first_exchange;
   workers.data_shift = begin.data_step + faulty_.data_ahead - begin.step;
   workers.local.assign(site.state->global().begin(), site.state->global().end());
   if (begin.mode == StartMode::kResume) workers.local = site.disk.find(begin.step)->local;
   workers.snapshot = workers.local;
   site.workers_ready_s = clock_.now_s() + 0.5 + rng_.next_uniform();
   if (begin.mode == StartMode::kResume) {
-    truth_.on_resume(
-        site.name, site.incarnation, site.disk.find(begin.step)->incarnation, begin.data_step);
+    truth_.on_resume(site.name,
+                     site.incarnation,
+                     site.disk.find(begin.step)->incarnation,
+                     {.step = begin.step, .data = begin.data_step});
   } else {
     truth_.on_start(site.name, site.incarnation, begin.step, begin.step + workers.data_shift);
   }
@@ -277,15 +285,16 @@ void SimulatedRun::save_checkpoint(Site& site) {
 /// The samples of the next step.
 StepRange SimulatedRun::lane_of(const Site& site) const {
   const SimulatedWorkers& workers = site.workers;
-  const auto later = workers.shares.upper_bound(workers.completed_steps);
+  const int64_t data_step = workers.completed_steps + workers.data_shift;
+  const auto later = workers.shares.upper_bound(data_step);
   const std::vector<int64_t>& shares =
       later == workers.shares.begin() ? shares_ : std::prev(later)->second;
   const auto lane = static_cast<size_t>(site.name.back() - '0');
   const int64_t batch = std::accumulate(shares.begin(), shares.end(), int64_t{0});
   const int64_t begin =
-      (workers.completed_steps + workers.data_shift) * batch +
-      std::accumulate(
-          shares.begin(), shares.begin() + static_cast<std::ptrdiff_t>(lane), int64_t{0});
+      data_step * batch + std::accumulate(shares.begin(),
+                                          shares.begin() + static_cast<std::ptrdiff_t>(lane),
+                                          int64_t{0});
   return {.begin = begin, .end = begin + shares[lane]};
 }
 
@@ -318,6 +327,7 @@ void SimulatedRun::train(Site& site) {
     workers.waits_for = exchange;
     return take_snapshot(site, exchange);
   }
+  if (workers.completed_steps < workers.others_step) return leave_out(site);
   if (clock_.now_s() < workers.next_step_s) return;
   if (!site.is_ghost) {
     truth_.on_read(site.name, workers.completed_steps + workers.data_shift, lane_of(site));
@@ -328,7 +338,29 @@ void SimulatedRun::train(Site& site) {
   Rng noise = Rng(static_cast<uint64_t>(workers.completed_steps)).fork(site.name);
   for (float& value : workers.local)
     value += static_cast<float>(0.03 * (noise.next_uniform() - 0.5));
+  furthest_step_ = std::max(furthest_step_, workers.completed_steps);
   site.member->on_step(workers.completed_steps, took_s);
+  exchange_after_step(site);
+}
+
+// Takes no time, and leaves its samples to the next step.
+void SimulatedRun::leave_out(Site& site) {
+  SimulatedWorkers& workers = site.workers;
+  ++workers.completed_steps;
+  workers.data_shift -= faulty_.skips_data ? 0 : 1;
+  workers.next_step_s = clock_.now_s() + step_s(site);
+  ++num_left_out_;
+  truth_.on_left_out(site.name, site.incarnation, workers.completed_steps);
+  if (workers.completed_steps > furthest_step_) {
+    complain(fmt::format(
+        "{} leaves out step {}, which nobody has come to", site.name, workers.completed_steps));
+  }
+  site.member->on_left_out(workers.completed_steps);
+  exchange_after_step(site);
+}
+
+void SimulatedRun::exchange_after_step(Site& site) {
+  SimulatedWorkers& workers = site.workers;
   const int64_t coming = options_.schedule.merge_after(workers.completed_steps);
   const int64_t leaving = options_.schedule.snapshot_after(workers.completed_steps);
   if (leaving >= 0) take_snapshot(site, leaving);
@@ -336,7 +368,7 @@ void SimulatedRun::train(Site& site) {
   const auto& open = site.member->status().exchanges;
   const bool is_open = std::any_of(
       open.begin(), open.end(), [&](const ReadyExchange& held) { return held.exchange == coming; });
-  if (coming >= 0 && is_open) workers.waits_for = coming;
+  if (coming >= workers.first_exchange && is_open) workers.waits_for = coming;
 }
 
 }  // namespace pelago::sites

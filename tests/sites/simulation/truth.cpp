@@ -53,17 +53,20 @@ void Truth::on_start(const std::string& site,
   });
 }
 
-void Truth::on_resume(const std::string& site,
-                      uint64_t incarnation,
-                      uint64_t saver,
-                      int64_t first_data) {
+void Truth::on_resume(const std::string& site, uint64_t incarnation, uint64_t saver, Start from) {
   // What was read since is read again, perhaps with other shares.
   std::erase_if(sequences_, [&](const auto& read) {
-    return read.first.first == site && read.first.second >= first_data;
+    return read.first.first == site && read.first.second >= from.data;
   });
   std::erase_if(readers_, [&](const auto& reader) { return reader.second.site == site; });
   savers_[incarnation] = origin(saver);
   starts_[{site, incarnation}] = starts_[{site, saver}];
+  std::set<int64_t>& left_out = left_out_[{site, incarnation}] = left_out_[{site, saver}];
+  left_out.erase(left_out.upper_bound(from.step), left_out.end());
+}
+
+void Truth::on_left_out(const std::string& site, uint64_t incarnation, int64_t completed_steps) {
+  left_out_[{site, incarnation}].insert(completed_steps);
 }
 
 uint64_t Truth::origin(uint64_t incarnation) const {
@@ -148,7 +151,10 @@ void Truth::on_commit(Made made) {
         if (share.site == member.site) begin = std::max(begin, share.data_end);
       }
     }
-    const int64_t end = start->second.data + snapshot_step(exchange) - start->second.step;
+    const int64_t last = snapshot_step(exchange);
+    const std::set<int64_t>& left_out = left_out_[{member.site, incarnation}];
+    const int64_t end = start->second.data + last - start->second.step -
+                        std::distance(left_out.begin(), left_out.upper_bound(last));
     if (member.data_begin != begin || member.data_end != end) {
       complain(fmt::format("exchange {}: {} gives data steps {}-{}, its delta has {}-{}",
                            exchange,

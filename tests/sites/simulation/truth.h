@@ -28,10 +28,16 @@ class Truth {
       : schedule_(schedule), sequence_tokens_(sequence_tokens) {}
   virtual ~Truth() = default;
 
+  struct Start {
+    int64_t step = 0;
+    int64_t data = 0;
+  };
   // What happened at a site. first_data: the data step that this start's first step reads.
   void on_start(const std::string& site, uint64_t incarnation, int64_t step, int64_t first_data);
   /// From a checkpoint of an earlier start: what that one had learned is in this one.
-  void on_resume(const std::string& site, uint64_t incarnation, uint64_t saver, int64_t first_data);
+  void on_resume(const std::string& site, uint64_t incarnation, uint64_t saver, Start from);
+  /// The step that completes so many reads nothing, and takes no data step.
+  void on_left_out(const std::string& site, uint64_t incarnation, int64_t completed_steps);
   /// samples: [begin, end) of the run's, those of this data step in the site's lane.
   void on_read(const std::string& site, int64_t data_step, StepRange samples);
   // What became durable.
@@ -57,10 +63,6 @@ class Truth {
   void on_site(const std::string& site, const std::string& value);
 
  private:
-  struct Start {
-    int64_t step = 0;
-    int64_t data = 0;
-  };
   struct Made {
     Commit commit;
     std::map<std::string, uint64_t> incarnations;
@@ -88,6 +90,7 @@ class Truth {
   std::map<std::pair<std::string, int64_t>, Read> sequences_;  // by site and data step
   std::map<std::string, uint64_t> newest_starts_;              // incarnations
   std::map<std::pair<std::string, uint64_t>, Start> starts_;
+  std::map<std::pair<std::string, uint64_t>, std::set<int64_t>> left_out_;  // steps, by start
   std::map<uint64_t, uint64_t>
       savers_;  // of starts that went on from a checkpoint: the first start
   std::set<uint64_t> expelled_;

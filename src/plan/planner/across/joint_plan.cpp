@@ -75,6 +75,7 @@ void warn_of_rounds_settings(const JobConfig& job, Plan& plan) {
   look("combine", given.combine == usual.combine);
   look("error_decay", given.error_decay == usual.error_decay);
   look("grace_s", given.grace_s == usual.grace_s);
+  look("behind_s", given.behind_s == usual.behind_s);
   if (unused.empty()) return;
   plan.warnings.push_back(
       fmt::format("sites in step exchange no deltas: without meaning here: {}", unused));

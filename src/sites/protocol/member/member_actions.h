@@ -45,18 +45,30 @@ struct KnowAddress {
 struct StartWorkers {
   StartMode mode = StartMode::kFresh;
   int64_t step = 0;
-  int64_t data_step = 0;     // of the lane, that the first step reads
-  int64_t start_number = 0;  // of sites that train in step
+  int64_t data_step = 0;       // of the lane, that the first step reads
+  int64_t first_exchange = 0;  // what earlier ones gave is in the weights
+  int64_t start_number = 0;    // of sites that train in step
   // Of these, if this one lacks the checkpoint of that step: what it must be, and who has it.
   std::string hash = {};
   std::vector<SiteAddress> donors = {};
 };
-/// From this step on, the sites take so many sequences of a batch.
+/// From this data step on, the sites take so many sequences of a batch.
 struct TakeShares {
-  int64_t step = 0;
+  int64_t data_step = 0;
   std::vector<int64_t> sequences;  // by lane
 };
+/// As StartWorkers with kJoin is going to say; only the weights are not here yet. Whoever does not
+/// start them now does so then.
+struct PrepareWorkers {
+  int64_t step = 0;
+  int64_t data_step = 0;
+  int64_t first_exchange = 0;
+};
 struct LetTrain {};
+/// The others have completed so many steps: leave out those between.
+struct CatchUp {
+  int64_t step = 0;
+};
 /// What the workers wait for. given: f32 [N] of the fragment: its weights, or, if the exchange is
 /// overlapped, by how much they differ from the snapshot.
 struct GiveMerged {
@@ -75,8 +87,10 @@ struct Leave {
 };
 using MemberAction = std::variant<SendMessage,
                                   KnowAddress,
+                                  PrepareWorkers,
                                   StartWorkers,
                                   LetTrain,
+                                  CatchUp,
                                   TakeShares,
                                   GiveMerged,
                                   StopTraining,

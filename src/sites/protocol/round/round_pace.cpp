@@ -1,11 +1,12 @@
-// How fast the sites are, and what follows from it: how long an exchange waits for a late one, and
-// when they share the batch anew.
+// How fast the sites are, and what follows from it: how long an exchange waits for a late one, who
+// is told to leave steps out or to start anew, and when they share the batch anew.
 //
 // New shares hold from a data step on. They are decided together with the commit of a round's last
 // exchange: no site can pass the merge of an exchange before it has heard of its commit, so no site
 // has read beyond that merge yet, and each hears of the new shares with the commit that lets it go
 // on, or with a later one. Sites whose data steps lie behind their steps come to them later.
 #include <algorithm>
+#include <vector>
 
 #include "base/error.h"
 #include "base/text/json.h"
@@ -15,8 +16,82 @@ namespace pelago::sites {
 
 using nlohmann::json;
 
-int64_t RoundMachine::data_shift(const Site& site) const {
-  return site.welcome->data_step - site.welcome->start_step;
+// What half of the others have done: one that errs leads nobody astray. 0: there are none.
+int64_t RoundMachine::others_step(const Site& site) const {
+  std::vector<int64_t> steps;
+  for (const Site& other : sites_) {
+    if (&other != &site && trains(other)) steps.push_back(completed_steps(other));
+  }
+  if (steps.empty()) return 0;
+  const auto middle = steps.begin() + static_cast<std::ptrdiff_t>(steps.size() / 2);
+  std::nth_element(steps.begin(), middle, steps.end());
+  return *middle;
+}
+
+// All would wait at merges for a site that a fault has put behind. It goes on where the others are
+// instead; what it leaves out stays in its lane. What was heard of the others is a little old, so
+// it never comes to lie before them.
+void RoundMachine::tell_if_behind(const Site& site) {
+  constexpr int64_t kStepsMin = 2;  // one is within what the sites' steps differ anyway
+  if (options_.behind_s <= 0 || phase_ != RunPhase::kTraining || is_lockstep()) return;
+  if (!trains(site)) return;
+  const int64_t others = others_step(site);
+  const int64_t behind = others - completed_steps(site);
+  if (behind < kStepsMin) return;
+  double fastest_s = 0;
+  for (const Site& each : sites_) {
+    const double step_s = pace_s(each);
+    if (step_s > 0 && (fastest_s == 0 || step_s < fastest_s)) fastest_s = step_s;
+  }
+  if (static_cast<double>(behind) * fastest_s < options_.behind_s) return;
+  // Not as an answer: a site that also lacks a commit is to be sent that.
+  out_.messages.emplace_back(site.name, OthersAt{.incarnation = site.incarnation, .step = others});
+}
+
+// Sites all go at one pace, so one that a pause has put behind by more than the others wait for
+// stays behind, and nothing that it learns is ever heard. If a whole round begins without it and it
+// does not catch up, it is told to start anew: it joins where the others are, and what it had in
+// hand returns to its lane. If that does not help (it takes long to start), it is told so less
+// often.
+void RoundMachine::note_late(int64_t exchange) {
+  int64_t furthest = 0;
+  for (const Site& site : sites_) {
+    if (trains(site)) furthest = std::max(furthest, site.status->completed_steps);
+  }
+  for (Site& site : sites_) {
+    const bool is_heard = now_s_ - site.heard_s < 2 * options_.heartbeat_s;
+    const bool is_late = is_awaited(site, exchange) && site.status && is_heard &&
+                         ready(site, exchange) == nullptr && site.late.exchange != exchange;
+    if (!is_late) continue;
+    const int64_t behind = furthest - site.status->completed_steps;
+    const bool catches_up = behind + 1 < site.late.behind_steps;
+    site.late.exchange = exchange;
+    site.late.behind_steps = behind;
+    site.late.num_times = catches_up ? 0 : site.late.num_times + 1;
+    const int64_t bound = 2 * std::max<int64_t>(options_.schedule.num_fragments, 2)
+                          << std::min<int64_t>(site.late.num_anew, 6);
+    if (site.late.num_times < bound || stop_requested_ || is_needed(site)) continue;
+    record("site_behind", json{{"site", site.name}, {"steps", behind}}.dump());
+    out_.messages.emplace_back(site.name,
+                               Refused{.incarnation = site.incarnation,
+                                       .reason = start_anew_reason(site.name),
+                                       .exit_code = kExitTryAgain});
+    expel(site);
+    site.late = {.num_anew = site.late.num_anew + 1};
+  }
+}
+
+// Nobody else can give away what it holds.
+bool RoundMachine::is_needed(const Site& site) const {
+  for (int64_t fragment = 0; fragment < options_.schedule.num_fragments; ++fragment) {
+    const Made* newest = newest_commit(fragment);
+    const bool is_elsewhere =
+        newest == nullptr || std::any_of(sites_.begin(), sites_.end(), [&](const Site& other) {
+          return &other != &site && is_live(other) && may_hold(other, newest->commit);
+        });
+    if (!is_elsewhere) return true;
+  }
+  return false;
 }
 
 /// Of a step; 0: not known.
@@ -73,7 +148,9 @@ void RoundMachine::share_anew(int64_t exchange) {
     const int64_t waits_for = std::max(exchange, site.welcome->first_exchange);
     from = std::max(from, schedule.first_step_after(waits_for) + data_shift(site));
     // It has not come to the newest shares yet.
-    if (site.status && site.status->completed_steps + data_shift(site) < now.data_step) return;
+    const int64_t trained =
+        site.status ? site.status->completed_steps - site.status->left_out_steps : 0;
+    if (site.status && trained + data_shift(site) < now.data_step) return;
   }
   const std::optional<std::vector<int64_t>> sequences = share_watch_.observe(paces);
   if (!sequences) return;

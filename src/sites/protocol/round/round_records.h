@@ -1,6 +1,7 @@
 // What a RoundMachine knows of the sites, the exchanges under way and the commits made.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -28,8 +29,9 @@ struct KnownSite {
   std::optional<SiteStatus> status;
   // Known from an earlier coordinator, or back from silence: it has not yet said where it stands.
   bool is_unheard = false;
-  int64_t returned = 0;    // sequences read by starts that died, and given back
-  std::set<int64_t> held;  // commits that this start of the site held when they were made
+  int64_t returned = 0;     // sequences read by starts that died, and given back
+  std::set<int64_t> held;   // commits that this start of the site held when they were made
+  int64_t heard_steps = 0;  // that its heartbeats told it has completed
   bool dead = false;
   double died_s = 0;
   double heard_s = 0;
@@ -41,6 +43,33 @@ struct KnownSite {
 
 inline bool is_finished(const KnownSite& site) {
   return site.status && site.status->phase == SitePhase::kFinished;
+}
+
+inline bool is_live(const KnownSite& site) {
+  return site.incarnation != 0 && !site.dead && site.welcome.has_value();
+}
+
+/// Its workers are at work, or have just been told to be.
+inline bool trains(const KnownSite& site) {
+  if (!is_live(site) || !site.status) return false;
+  return site.status->phase == SitePhase::kTraining ||
+         (site.status->phase == SitePhase::kReady && site.welcome->mode != StartMode::kJoin);
+}
+
+/// It was told to start where the run began, and is not there yet.
+inline bool begins(const KnownSite& site) {
+  return is_live(site) && site.welcome->mode != StartMode::kJoin &&
+         (!site.status || site.status->phase < SitePhase::kTraining);
+}
+
+/// Data step less step, of its first step; each that it leaves out takes one off.
+inline int64_t data_shift(const KnownSite& site) {
+  return site.welcome->data_step - site.welcome->start_step;
+}
+
+/// Of a site that trains.
+inline int64_t completed_steps(const KnownSite& site) {
+  return std::max(site.status->completed_steps, site.heard_steps);
 }
 
 struct OpenExchange {

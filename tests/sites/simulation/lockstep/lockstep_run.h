@@ -25,7 +25,7 @@
 #include "sites/simulation/lockstep/lockstep_truth.h"
 #include "sites/simulation/lockstep/simulated_lines.h"
 #include "sites/simulation/simulated_coordinator.h"
-#include "sites/simulation/simulated_disk.h"
+#include "sites/simulation/site/simulated_disk.h"
 #include "sites/transport/loopback.h"
 
 namespace pelago::sites {
