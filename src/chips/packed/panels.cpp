@@ -53,19 +53,19 @@ HWY_INLINE cpu::HWY_NAMESPACE::Wide float_sums(const PanelJob& job,
   return sum;
 }
 
-/// The same for levels; row: of the tile.
+/// The same for levels, added to sum; row: of the tile.
 template <Format kFormat>
 HWY_INLINE cpu::HWY_NAMESPACE::Wide level_sums(const PanelJob& job,
                                                const std::byte* weights,
                                                const uint16_t* scales,
                                                size_t row,
                                                size_t num_rows,
-                                               size_t lane) {
+                                               size_t lane,
+                                               cpu::HWY_NAMESPACE::Wide sum) {
   constexpr bool kNibbles = kFormat == Format::kInt4;
   const WideTag d;
   const LevelTag integers;
   const WordTag words;
-  auto sum = hn::Zero(d);
   const auto mask = hn::Set(words, kNibbles ? 15U : 255U);
   const auto* from = reinterpret_cast<const uint32_t*>(weights) + lane;
   const uint32_t* x = job.x + row;
@@ -100,13 +100,14 @@ void multiply(const PanelJob& job, size_t num_rows, size_t num_panels) {
     for (size_t row = 0; row < num_rows; ++row) {
       float* c = job.c + row * job.c_stride + panel * kPanel;
       for (size_t lane = 0; lane < kPanel; lane += lanes) {
-        auto sum = hn::Zero(WideTag());
+        const auto before = job.adds ? load_wide(c + lane) : hn::Zero(WideTag());
         if constexpr (is_quantised(kFormat)) {
-          sum = level_sums<kFormat>(job, weights, scales, row, num_rows, lane);
+          store_wide(level_sums<kFormat>(job, weights, scales, row, num_rows, lane, before),
+                     c + lane);
         } else {
-          sum = float_sums<kFormat>(job, weights, job.x + row, num_rows, lane);
+          const auto sum = float_sums<kFormat>(job, weights, job.x + row, num_rows, lane);
+          store_wide(hn::Add(before, sum), c + lane);
         }
-        store_wide(job.adds ? hn::Add(sum, load_wide(c + lane)) : sum, c + lane);
       }
     }
   }

@@ -31,14 +31,15 @@ inline void add_product(__m512i& sums, __m512i unsigned_bytes, __m512i signed_by
 }
 
 template <int kRows, int kPanels>
-inline void store(const PanelJob& job, const __m512 (&sums)[kRows][kPanels]) {
+inline void store(const PanelJob& job, bool adds, const __m512 (&sums)[kRows][kPanels]) {
   PELAGO_UNROLL
   for (int row = 0; row < kRows; ++row) {
     float* c = job.c + static_cast<size_t>(row) * job.c_stride;
     PELAGO_UNROLL
     for (int panel = 0; panel < kPanels; ++panel) {
-      const __m512 before = job.adds ? _mm512_loadu_ps(c + panel * 16) : _mm512_setzero_ps();
-      _mm512_storeu_ps(c + panel * 16, _mm512_add_ps(before, sums[row][panel]));
+      float* to = c + panel * 16;
+      const __m512 sum = sums[row][panel];
+      _mm512_storeu_ps(to, adds ? _mm512_add_ps(_mm512_loadu_ps(to), sum) : sum);
     }
   }
 }
@@ -78,7 +79,7 @@ void multiply_floats(const PanelJob& job) {
       }
     }
   }
-  store<kRows, kPanels>(job, sums);
+  store<kRows, kPanels>(job, job.adds, sums);
 }
 
 /// sums += levels * weights' scales * activations' scales, of one group.
@@ -122,14 +123,18 @@ inline void fetch(const std::byte* from, size_t panel_bytes) {
   }
 }
 
-/// 8 and 4 bits: a group's products are summed as integers, then scaled.
+/// 8 and 4 bits: a group's products are summed as integers, then scaled. A sum that adds goes on
+/// where the one before it ended, so that how the words are cut does not change its bits.
 template <bool kNibbles, int kRows, int kPanels>
 void multiply_levels(const PanelJob& job) {
   __m512 sums[kRows][kPanels];
   PELAGO_UNROLL
   for (int row = 0; row < kRows; ++row) {
     PELAGO_UNROLL
-    for (int panel = 0; panel < kPanels; ++panel) sums[row][panel] = _mm512_setzero_ps();
+    for (int panel = 0; panel < kPanels; ++panel) {
+      const float* before = job.c + static_cast<size_t>(row) * job.c_stride + panel * 16;
+      sums[row][panel] = job.adds ? _mm512_loadu_ps(before) : _mm512_setzero_ps();
+    }
   }
   const __m512i low = _mm512_set1_epi8(15);
   const uint32_t* x = job.x;
@@ -174,7 +179,7 @@ void multiply_levels(const PanelJob& job) {
     }
     add_scaled<kRows, kPanels>(job, group, levels, sums);
   }
-  store<kRows, kPanels>(job, sums);
+  store<kRows, kPanels>(job, /*adds=*/false, sums);
 }
 
 template <Format kFormat, int kRows, int kPanels>

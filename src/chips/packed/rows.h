@@ -55,6 +55,9 @@ class PackedRows {
   void point(PanelJob& job, size_t tile, size_t first_word) const;
 
  private:
+  /// The product by AMX of so many rows; null where there is none, or another is faster.
+  MultiplyPanels amx_product(size_t num_rows) const;
+
   Format format_ = Format::kF32;
   size_t num_inputs_ = 0, num_words_ = 0, group_words_ = 0;
   Tiling tiling_;

@@ -1,0 +1,47 @@
+// What tests of packed products share.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/rng.h"
+#include "chips/packed/packed_matrix.h"
+
+namespace pelago::chips::packed {
+
+/// Normal, of mean 0 and variance 1.
+inline std::vector<float> random_values(size_t num_values, uint64_t seed) {
+  Rng rng(seed);
+  std::vector<float> values(num_values);
+  for (float& value : values) value = static_cast<float>(rng.next_normal());
+  return values;
+}
+
+/// Largest difference of c [num_rows][c_stride] from x times the matrix, plus added, over the
+/// largest value.
+inline double product_error(const PackedMatrix& matrix,
+                            const std::vector<float>& x,
+                            const std::vector<float>& c,
+                            size_t num_rows,
+                            size_t c_stride,
+                            double added) {
+  const auto inputs = static_cast<size_t>(matrix.num_inputs());
+  std::vector<float> weights(inputs);
+  double difference = 0, largest = 0;
+  for (int64_t output = 0; output < matrix.num_outputs(); ++output) {
+    matrix.read_row(output, weights);
+    for (size_t row = 0; row < num_rows; ++row) {
+      double sum = added;
+      for (size_t i = 0; i < inputs; ++i) sum += double{x[row * inputs + i]} * double{weights[i]};
+      const double actual = double{c[row * c_stride + static_cast<size_t>(output)]};
+      difference = std::max(difference, std::isfinite(actual) ? std::abs(actual - sum) : INFINITY);
+      largest = std::max(largest, std::abs(sum));
+    }
+  }
+  return difference / largest;
+}
+
+}  // namespace pelago::chips::packed
