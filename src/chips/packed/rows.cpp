@@ -6,6 +6,8 @@
 
 #include "base/error.h"
 #include "chips/cpu_kernels/simd.h"
+#include "chips/packed/tiled/block_product.h"
+#include "chips/packed/tiled/tile_steps.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "chips/packed/rows.cpp"
@@ -152,8 +154,8 @@ HWY_EXPORT(scatter_words);
 // Of panels that several tiles pass over: a pair of them stays in the second cache, half of it in
 // the first. 256 and 1024 are a twentieth slower.
 constexpr size_t kBlockWords = 512;
-// AMX takes a pair of panels from the first cache, and rows from the second.
-constexpr size_t kAmxBlockWords = 1024;
+// Of AMX all rows' words and the sums of a group of panels share the second cache.
+constexpr size_t kAmxBlockWords = 256;
 
 /// Calls put(panel, num_panels) for runs of panels after their products with all rows are in
 /// c + panel columns, where begin is c's first.
@@ -176,7 +178,7 @@ void multiply_range(const PackedRows& x,
     return;
   }
   const size_t group = std::max<size_t>(1, weights.group_words());
-  const size_t words_at_once = x.is_for_amx() ? kAmxBlockWords : kBlockWords;
+  const size_t words_at_once = x.is_for_amx() ? x.block_words() : kBlockWords;
   const size_t block = std::max(group, words_at_once / group * group);
   for (size_t panel = begin; panel < end; panel += 2) {
     const size_t num_panels = std::min<size_t>(2, end - panel);
@@ -239,10 +241,13 @@ void PackedRows::begin(size_t num_rows, const PackedMatrix& weights) {
   num_words_ = weights.num_words();
   group_words_ = weights.group_words();
   const MultiplyPanels by_amx =
-      num_words_ % kAmxWords == 0 ? amx_multiply_panels(format_) : nullptr;
+      num_inputs_ % kPieceValues == 0 ? amx_multiply_panels(format_) : nullptr;
   is_for_amx_ = by_amx != nullptr;
   product_ = is_for_amx_ ? by_amx : multiply_panels(format_);
   tiling_ = Tiling(num_rows, is_for_amx_ ? kAmxRows : tile_rows(format_));
+  const size_t num_blocks = is_for_amx_ ? (num_words_ + kAmxBlockWords - 1) / kAmxBlockWords : 1;
+  const size_t lines = num_words_ / kAmxWords;
+  block_words_ = is_for_amx_ ? (lines + num_blocks - 1) / num_blocks * kAmxWords : num_words_;
   PELAGO_ASSERT(num_rows * num_words_ * sizeof(uint32_t) <= words_.num_bytes(),
                 "the room is that of the largest product");
 }
@@ -252,6 +257,17 @@ void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
   while (tiling_.first_row(tile + 1) <= row_idx) ++tile;
   const size_t first = tiling_.first_row(tile);
   const size_t rows = tiling_.rows_of(tile);
+  if (is_for_amx_) {
+    for (size_t word = 0; word < num_words_; word += block_words_) {
+      round_to_pieces(
+          values + 2 * word,
+          1.0F,
+          2 * std::min(block_words_, num_words_ - word),
+          reinterpret_cast<uint16_t*>(tile_words(tile, word) + (row_idx - first) * kAmxWords),
+          2 * rows * kAmxWords);
+    }
+    return;
+  }
   uint32_t* to = words() + first * num_words_ + (row_idx - first);
   if (format_ == Format::kF32) {
     HWY_DYNAMIC_DISPATCH(scatter_words)
@@ -261,14 +277,6 @@ void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
   if (format_ == Format::kBf16) {
     round_to_bf16(values, num_inputs_, scratch);
     if (num_inputs_ % 2 != 0) scratch[num_inputs_] = 0;
-    if (is_for_amx_) {
-      const auto* from = reinterpret_cast<const uint32_t*>(scratch);
-      to = words() + first * num_words_ + (row_idx - first) * kAmxWords;
-      for (size_t word = 0; word < num_words_; word += kAmxWords, to += rows * kAmxWords) {
-        std::memcpy(to, from + word, kAmxWords * 4);
-      }
-      return;
-    }
   } else {
     auto* levels = reinterpret_cast<int8_t*>(scratch);
     const size_t group_values = group_words_ * 4;
@@ -287,10 +295,18 @@ void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
   (reinterpret_cast<const uint32_t*>(scratch), num_words_, rows, to);
 }
 
+size_t PackedRows::place(size_t tile, size_t word) const {
+  const size_t begin = word / block_words_ * block_words_;
+  const size_t length = std::min(block_words_, num_words_ - begin);
+  return begin * tiling_.num_rows + tiling_.first_row(tile) * length +
+         (word - begin) / kAmxWords * kAmxWords * tiling_.rows_of(tile) +
+         (is_for_amx_ ? word % kAmxWords : word % kAmxWords * tiling_.rows_of(tile));
+}
+
 void PackedRows::point(PanelJob& job, size_t tile, size_t first_word) const {
   const size_t first = tiling_.first_row(tile);
   const size_t rows = tiling_.rows_of(tile);
-  job.x = words() + first * num_words_ + first_word * rows;
+  job.x = tile_words(tile, first_word);
   if (!is_quantised(format_)) return;
   const size_t side = first * (num_words_ / group_words_) + first_word / group_words_ * rows;
   job.x_scales = scales_.data() + side;
@@ -315,6 +331,7 @@ void multiply(CoreTeam::Member& member,
               float* c,
               size_t c_stride,
               bool adds) {
+  if (x.is_in_blocks()) return multiply_blocks(member, x, weights, c, c_stride, adds);
   member.share(weights.num_panels(), kPanelGrain, [&](size_t begin, size_t end) {
     multiply_range(x, weights, begin, end, c + begin * kPanel, c_stride, adds);
   });
@@ -323,8 +340,13 @@ void multiply(CoreTeam::Member& member,
 void multiply_swiglu(CoreTeam::Member& member,
                      const PackedRows& x,
                      const PackedMatrix& gate_up,
+                     PackedRows& to,
                      float* h,
-                     size_t h_stride) {
+                     size_t h_stride,
+                     uint16_t* scratch) {
+  if (x.is_in_blocks() && to.is_in_blocks()) {
+    return multiply_swiglu_blocks(member, x, gate_up, to);
+  }
   const size_t num_rows = x.tiling().num_rows;
   std::vector<float> columns(num_rows * 4 * kPanel);  // two pairs at a time
   member.share(gate_up.num_panels() / 2, kPanelGrain / 2, [&](size_t begin, size_t end) {
@@ -335,6 +357,9 @@ void multiply_swiglu(CoreTeam::Member& member,
       HWY_DYNAMIC_DISPATCH(swiglu_pairs)
       (columns.data(), 4 * kPanel, num_rows, num_pairs, h + pair * kPanel, h_stride);
     }
+  });
+  member.share(num_rows, 4, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) to.put(row, h + row * h_stride, scratch);
   });
 }
 

@@ -8,22 +8,15 @@
 #include <thread>
 #include <vector>
 
-#include "base/rng.h"
 #include "base/threads.h"
 #include "chips/packed/core_team.h"
 #include "chips/packed/packed_matrix.h"
+#include "chips/packed/packed_support.h"
 #include "chips/packed/paged_attention.h"
 #include "chips/packed/rows.h"
 
 namespace pelago::chips::packed {
 namespace {
-
-std::vector<float> random_values(size_t num_values, uint64_t seed) {
-  Rng rng(seed);
-  std::vector<float> values(num_values);
-  for (float& value : values) value = static_cast<float>(rng.next_normal());
-  return values;
-}
 
 struct Case {
   Format format;
@@ -37,29 +30,6 @@ constexpr Case kCases[] = {{Format::kF32, 2e-6, "f32"},
                            {Format::kBf16, 6e-3, "bf16"},
                            {Format::kInt8, 1.3e-2, "int8"},
                            {Format::kInt4, 1.3e-2, "int4"}};
-
-/// Largest difference from the plain product, over the largest value.
-double product_error(const PackedMatrix& matrix,
-                     const std::vector<float>& x,
-                     const std::vector<float>& c,
-                     size_t num_rows,
-                     size_t c_stride,
-                     double added) {
-  const auto inputs = static_cast<size_t>(matrix.num_inputs());
-  std::vector<float> weights(inputs);
-  double difference = 0, largest = 0;
-  for (int64_t output = 0; output < matrix.num_outputs(); ++output) {
-    matrix.read_row(output, weights);
-    for (size_t row = 0; row < num_rows; ++row) {
-      double sum = added;
-      for (size_t i = 0; i < inputs; ++i) sum += double{x[row * inputs + i]} * double{weights[i]};
-      const double actual = double{c[row * c_stride + static_cast<size_t>(output)]};
-      difference = std::max(difference, std::isfinite(actual) ? std::abs(actual - sum) : INFINITY);
-      largest = std::max(largest, std::abs(sum));
-    }
-  }
-  return difference / largest;
-}
 
 TEST_CASE("products of packed weights are the plain ones, in every format and for any rows") {
   CoreTeam team(2, {});
@@ -123,36 +93,6 @@ TEST_CASE("the portable products are those of AVX-512") {
       }
       CHECK(difference < 1e-4);  // of values around 11: other orders of the same sums
     }
-  }
-}
-
-TEST_CASE("by AMX a row's product has the same bits alone and among others, however it is cut") {
-  if (amx_multiply_panels(Format::kBf16) == nullptr) return;       // not on this processor
-  constexpr size_t kInputs = 4224, kOutputs = 7 * 16, kRows = 70;  // more words than a block
-  CoreTeam team(2, {});
-  PackedMatrix matrix(Format::kBf16, kOutputs, kInputs, 64);
-  const std::vector<float> weights = random_values(kOutputs * kInputs, 1);
-  matrix.fill({.data = weights.data(), .num_rows = kOutputs}, 0, 1, team);
-  const std::vector<float> x = random_values(kRows * kInputs, 2);
-  const auto products = [&](size_t first, size_t num_rows) {
-    PackedRows rows(num_rows, kInputs);
-    rows.begin(num_rows, matrix);
-    REQUIRE(rows.is_for_amx());
-    std::vector<uint16_t> scratch(kInputs + 16);
-    for (size_t row = 0; row < num_rows; ++row) {
-      rows.put(row, x.data() + (first + row) * kInputs, scratch.data());
-    }
-    std::vector<float> c(num_rows * kOutputs, 3.0F);
-    team.run([&](CoreTeam::Member& member) {
-      multiply(member, rows, matrix, c.data(), kOutputs, /*adds=*/true);
-    });
-    return c;
-  };
-  const std::vector<float> all = products(0, kRows);
-  CHECK(product_error(matrix, x, all, kRows, kOutputs, 3.0) < 1e-2);
-  for (const size_t num_rows : {1, 3, 16, 17, 32}) {
-    const std::vector<float> some = products(5, num_rows);
-    CHECK(std::equal(some.begin(), some.end(), all.begin() + 5 * kOutputs));
   }
 }
 
@@ -288,30 +228,6 @@ TEST_CASE("each thread's first piece is where it was told, and so is what it fet
     CHECK(num_wrong == 0);
     for (const auto& count : counts) REQUIRE(count == 1);
   }
-}
-
-/// One query's attention in f64.
-std::vector<double> plain_attention(const std::vector<float>& keys,
-                                    const std::vector<float>& values,
-                                    const float* query,
-                                    size_t num_keys,
-                                    size_t head_dim) {
-  std::vector<double> weights(num_keys), out(head_dim, 0.0);
-  double largest = -1e300, total = 0;
-  for (size_t key = 0; key < num_keys; ++key) {
-    for (size_t i = 0; i < head_dim; ++i) {
-      weights[key] += double{query[i]} * double{keys[key * head_dim + i]};
-    }
-    weights[key] /= std::sqrt(static_cast<double>(head_dim));
-    largest = std::max(largest, weights[key]);
-  }
-  for (double& weight : weights) total += weight = std::exp(weight - largest);
-  for (size_t key = 0; key < num_keys; ++key) {
-    for (size_t i = 0; i < head_dim; ++i) {
-      out[i] += weights[key] / total * double{values[key * head_dim + i]};
-    }
-  }
-  return out;
 }
 
 TEST_CASE("paged attention is the plain one, in every format, for one query and for many") {
