@@ -47,7 +47,9 @@ void wait_past(const std::atomic<int32_t>& value,
 }  // namespace
 
 CoreTeam::CoreTeam(int num_threads, std::vector<int> cores)
-    : num_threads_(num_threads), cores_(std::move(cores)) {
+    : num_threads_(num_threads),
+      cores_(std::move(cores)),
+      rooms_(static_cast<size_t>(std::max(num_threads, 0))) {
   PELAGO_ASSERT(num_threads >= 1, "a team has its caller");
   PELAGO_ASSERT(cores_.empty() || cores_.size() >= static_cast<size_t>(num_threads),
                 "every thread has a core");
@@ -116,6 +118,14 @@ void CoreTeam::meet(Member& member) {
 size_t CoreTeam::Member::own_piece(size_t num_items, size_t grain) const {
   const size_t grains = num_items / (4 * static_cast<size_t>(team_->num_threads_)) / grain;
   return team_->num_threads_ == 1 ? 0 : grains * grain;
+}
+
+std::byte* CoreTeam::Member::room(size_t num_bytes) {
+  constexpr size_t kLine = 64;
+  std::vector<std::byte>& bytes = team_->rooms_[static_cast<size_t>(thread_idx_)];
+  if (bytes.size() < num_bytes + kLine) bytes.resize(num_bytes + kLine);
+  const auto begin = reinterpret_cast<uintptr_t>(bytes.data());
+  return bytes.data() + (kLine - begin % kLine) % kLine;
 }
 
 size_t CoreTeam::Member::first_item(size_t num_items, size_t grain) const {

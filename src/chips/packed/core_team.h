@@ -37,6 +37,10 @@ class CoreTeam {
   class Member {
    public:
     int thread_idx() const { return thread_idx_; }
+    int num_threads() const { return team_->num_threads_; }
+    /// Memory of this thread's own, from a line of the cache on; holds nothing in particular, and
+    /// is another's at the next call.
+    std::byte* room(size_t num_bytes);
     /// Every member calls this with the same num_items: each item is in one [begin, end) of one
     /// member's call of work. Returns when all are done. grain: items are handed out in multiples.
     void share(size_t num_items,
@@ -53,7 +57,7 @@ class CoreTeam {
     size_t own_piece(size_t num_items, size_t grain) const;
     CoreTeam* team_;  // outlives me
     int thread_idx_;
-    size_t part_ = 0;  // how many were shared in this run
+    size_t part_ = 0;                   // how many were shared in this run
     std::span<const std::byte> ahead_;  // not fetched yet
   };
 
@@ -82,7 +86,8 @@ class CoreTeam {
     std::atomic<size_t> next{0};
   };
   std::array<Counter, kCounters> counters_;
-  std::vector<std::jthread> threads_;  // last: they end before what they use
+  std::vector<std::vector<std::byte>> rooms_;  // a thread's, as large as it ever asked for
+  std::vector<std::jthread> threads_;          // last: they end before what they use
 };
 
 }  // namespace pelago::chips::packed

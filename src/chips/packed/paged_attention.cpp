@@ -7,6 +7,7 @@
 
 #include "chips/cpu_kernels/simd.h"
 #include "chips/packed/rows.h"
+#include "chips/packed/tiled/tile_attention.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "chips/packed/paged_attention.cpp"
@@ -96,7 +97,8 @@ HWY_EXPORT(scale_row);
 HWY_EXPORT(multiply_row);
 HWY_EXPORT(widen_levels);
 
-constexpr size_t kBlockKeys = 128;  // of scores, 48 rows of them 24 KB
+constexpr size_t kAttentionRows = 48;  // 4 tiles
+constexpr size_t kBlockKeys = 128;     // of scores, 48 rows of them 24 KB
 constexpr float kLog2E = 1.44269504088896341F;
 
 /// Rows of numbers to words, in one tile of a product: word w of row r at w * num_rows + r.
@@ -347,8 +349,13 @@ void attend_block(const Block& block, size_t first_key, size_t num_pages, bool p
 
 }  // namespace
 
+size_t attention_rows_max(const PageLayout& layout) {
+  return attends_by_tiles(layout) ? kTiledAttentionRows : kAttentionRows;
+}
+
 void attend_rows(const AttentionJob& job, size_t begin, size_t end, AttentionScratch& scratch) {
   const PageLayout& layout = *job.layout;
+  if (attends_by_tiles(layout)) return attend_rows_by_tiles(job, begin, end, scratch);
   const bool pairs = layout.format != PageFormat::kF32;
   const Format format = pairs ? Format::kBf16 : Format::kF32;
   const size_t pages_a_block = std::max<size_t>(1, kBlockKeys / layout.page_tokens);

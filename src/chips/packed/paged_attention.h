@@ -70,11 +70,13 @@ struct AttentionScratch {
   std::vector<uint32_t> queries, weights, page_words;
   std::vector<float> scores, sums, row;
   std::vector<float> largest, totals;
+  std::vector<std::byte> tiles;  // all of it where tiles are AMX's
 };
 
-inline constexpr size_t kAttentionRows = 48;  // rows of a call: 4 tiles share a block of keys
+/// Rows of a call at most: some tiles of them share a block of keys.
+size_t attention_rows_max(const PageLayout& layout);
 
-/// Rows [begin, end) of the job, at most kAttentionRows of them.
+/// Rows [begin, end) of the job, at most attention_rows_max() of them.
 void attend_rows(const AttentionJob& job, size_t begin, size_t end, AttentionScratch& scratch);
 
 }  // namespace pelago::chips::packed

@@ -10,73 +10,31 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <type_traits>
-#include <utility>
+
+#include "chips/packed/tiled/tile_registers.h"
 
 namespace pelago::chips::packed {
 namespace {
 
-constexpr size_t kTileRows = 16, kTileBytes = 64;
 constexpr size_t kWeightTileBytes = kAmxWords * kTileBytes;
 // Sums are tiles 0 to 3.
 constexpr int kUpperRows = 4, kLowerRows = 5, kFirstWeights = 6;
 
-/// As LDTILECFG reads it (Intel's manual of the instruction set, volume 1, chapter 18).
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-  void set(size_t tile, size_t num_rows) {
-    row_bytes[tile] = kTileBytes;
-    rows[tile] = static_cast<uint8_t>(num_rows);
-  }
-};
-
-// By hand, since the intrinsics of gcc 12 do not tell the compiler which memory they read and
-// write.
-template <int kTile>
-inline void load(const void* from, size_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTile>
-inline void store(void* to, size_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTile>
-inline void clear() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
-}
-/// sums += rows * weights, pairs of bf16 in f32.
-template <int kSums, int kRows, int kWeights>
-inline void add_product() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
-}
-
 template <int kTile>
 inline void begin_sum(const PanelJob& job, const float* c) {
   if (job.adds) {
-    load<kTile>(c, job.c_stride * sizeof(float));
+    load_tile<kTile>(c, job.c_stride * sizeof(float));
   } else {
-    clear<kTile>();
+    clear_tile<kTile>();
   }
 }
 template <int kTile>
 inline void end_sum(const PanelJob& job, float* c) {
-  store<kTile>(c, job.c_stride * sizeof(float));
+  store_tile<kTile>(c, job.c_stride * sizeof(float));
 }
 
 inline void fetch(const std::byte* from) {
   for (size_t line = 0; line < kWeightTileBytes; line += 64) __builtin_prefetch(from + line, 0, 2);
-}
-
-/// Calls visit with each index as a constant.
-template <int kCount, typename Visit>
-inline void for_each_constant(const Visit& visit) {
-  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    (visit(std::integral_constant<int, kIndex>()), ...);
-  }
-  (std::make_integer_sequence<int, kCount>());
 }
 
 /// Up to 16 rows: a weight that is read is used once, so memory sets the pace.
@@ -88,13 +46,13 @@ void multiply_few_rows(const PanelJob& job, size_t num_rows) {
   const uint32_t* x = job.x;
   const std::byte* weights = job.weights;
   for (size_t word = 0; word < job.num_words; word += kAmxWords) {
-    load<kUpperRows>(x, kTileBytes);
+    load_tile<kUpperRows>(x, kTileBytes);
     for_each_constant<kPanels>([&](auto panel) {
       constexpr int kWeights = kFirstWeights + panel() % 2;
       const std::byte* from = weights + static_cast<size_t>(panel) * job.panel_bytes;
       fetch(from + kAhead);
-      load<kWeights>(from, kTileBytes);
-      add_product<panel(), kUpperRows, kWeights>();
+      load_tile<kWeights>(from, kTileBytes);
+      add_tile_product<panel(), kUpperRows, kWeights>();
     });
     x += num_rows * kAmxWords;
     weights += kWeightTileBytes;
@@ -121,13 +79,13 @@ void multiply_many_rows(const PanelJob& job, size_t num_rows) {
     }
     const uint32_t* const next_x = x + num_rows * kAmxWords;
     for (size_t row = 0; row < num_rows; ++row) __builtin_prefetch(next_x + row * kAmxWords, 0, 3);
-    load<kUpperRows>(x, kTileBytes);
-    load<kLowerRows>(x + kTileRows * kAmxWords, kTileBytes);
+    load_tile<kUpperRows>(x, kTileBytes);
+    load_tile<kLowerRows>(x + kTileRows * kAmxWords, kTileBytes);
     for_each_constant<kPanels>([&](auto panel) {
       constexpr int kWeights = kFirstWeights + panel();
-      load<kWeights>(weights + static_cast<size_t>(panel) * job.panel_bytes, kTileBytes);
-      add_product<panel(), kUpperRows, kWeights>();
-      add_product<2 + panel(), kLowerRows, kWeights>();
+      load_tile<kWeights>(weights + static_cast<size_t>(panel) * job.panel_bytes, kTileBytes);
+      add_tile_product<panel(), kUpperRows, kWeights>();
+      add_tile_product<2 + panel(), kLowerRows, kWeights>();
     });
     x += num_rows * kAmxWords;
     weights += kWeightTileBytes;
@@ -146,7 +104,7 @@ void multiply(const PanelJob& job, size_t num_rows, size_t num_panels) {
   shapes.set(kUpperRows, upper);
   if (lower > 0) shapes.set(kLowerRows, lower);
   for (const size_t half : {0, 1}) shapes.set(kFirstWeights + half, kAmxWords);
-  asm volatile("ldtilecfg %0" ::"m"(shapes));
+  shape_tiles(shapes);
   PanelJob part = job;
   const auto run = [&](size_t panels, const auto& product) {
     for (; num_panels >= panels; num_panels -= panels) {
@@ -162,7 +120,7 @@ void multiply(const PanelJob& job, size_t num_rows, size_t num_panels) {
     run(2, multiply_many_rows<2>);
     run(1, multiply_many_rows<1>);
   }
-  asm volatile("tilerelease");
+  release_tiles();
 }
 
 /// The system saves tiles only of processes that ask for it.

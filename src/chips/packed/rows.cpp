@@ -8,6 +8,8 @@
 #include "base/error.h"
 #include "chips/cpu_kernels/simd.h"
 #include "chips/packed/amx/levels.h"
+#include "chips/packed/tiled/block_product.h"
+#include "chips/packed/tiled/tile_steps.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "chips/packed/rows.cpp"
@@ -155,8 +157,8 @@ HWY_EXPORT(scatter_words);
 // the first. 256 and 1024 are a twentieth slower.
 constexpr size_t kBlockWords = 512;
 constexpr size_t kBlockPanels = 2;
-// AMX takes a pair of panels from the first cache, and rows from the second.
-constexpr size_t kAmxBlockWords = 1024;
+// Of AMX all rows' words and the sums of a group of panels share the second cache.
+constexpr size_t kAmxBlockWords = 256;
 // Levels it multiplies so fast that it would wait for rows, read anew for each pair of panels. Two
 // pairs at a time are 8 to 24 % faster than one; four are between 3 % slower and 8 % faster.
 constexpr size_t kAmxLevelPanels = 4;
@@ -191,7 +193,7 @@ void multiply_range(const PackedRows& x,
   }
   const bool is_levels_by_amx = x.is_for_amx() && is_quantised(weights.format());
   const size_t panels_at_once = is_levels_by_amx ? kAmxLevelPanels : kBlockPanels;
-  const size_t words_at_once = x.is_for_amx() && !is_levels_by_amx ? kAmxBlockWords : kBlockWords;
+  const size_t words_at_once = x.is_for_amx() && !is_levels_by_amx ? x.block_words() : kBlockWords;
   // By AMX nibbles are made bytes once for all tiles.
   const bool widens = is_levels_by_amx && weights.format() == Format::kInt4;
   const MultiplyPanels product = widens ? amx_multiply_levels(Format::kInt8) : x.product();
@@ -256,9 +258,11 @@ PackedRows::PackedRows(size_t rows_max, size_t inputs_max)
       sums_(rows_max * (inputs_max / 32 + 1)) {}
 
 MultiplyPanels PackedRows::amx_product(size_t num_rows) const {
-  if (num_words_ % kAmxWords != 0) return nullptr;
-  if (!is_quantised(format_)) return amx_multiply_panels(format_);
-  return num_rows < kAmxLevelRowsMin ? nullptr : amx_multiply_levels(format_);
+  if (!is_quantised(format_)) {
+    return num_inputs_ % kPieceValues == 0 ? amx_multiply_panels(format_) : nullptr;
+  }
+  const bool is_faster = num_words_ % kAmxWords == 0 && num_rows >= kAmxLevelRowsMin;
+  return is_faster ? amx_multiply_levels(format_) : nullptr;
 }
 
 void PackedRows::begin(size_t num_rows, const PackedMatrix& weights) {
@@ -270,6 +274,11 @@ void PackedRows::begin(size_t num_rows, const PackedMatrix& weights) {
   is_for_amx_ = by_amx != nullptr;
   product_ = is_for_amx_ ? by_amx : multiply_panels(format_);
   tiling_ = Tiling(num_rows, is_for_amx_ ? kAmxRows : tile_rows(format_));
+  block_words_ = num_words_;
+  if (is_for_amx_ && !is_quantised(format_)) {
+    const size_t num_blocks = (num_words_ + kAmxBlockWords - 1) / kAmxBlockWords;
+    block_words_ = (num_words_ / kAmxWords + num_blocks - 1) / num_blocks * kAmxWords;
+  }
   PELAGO_ASSERT(num_rows * num_words_ * sizeof(uint32_t) <= words_.num_bytes(),
                 "the room is that of the largest product");
 }
@@ -279,6 +288,17 @@ void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
   while (tiling_.first_row(tile + 1) <= row_idx) ++tile;
   const size_t first = tiling_.first_row(tile);
   const size_t rows = tiling_.rows_of(tile);
+  if (is_for_amx_ && !is_quantised(format_)) {
+    for (size_t word = 0; word < num_words_; word += block_words_) {
+      round_to_pieces(
+          values + 2 * word,
+          1.0F,
+          2 * std::min(block_words_, num_words_ - word),
+          reinterpret_cast<uint16_t*>(tile_words(tile, word) + (row_idx - first) * kAmxWords),
+          2 * rows * kAmxWords);
+    }
+    return;
+  }
   uint32_t* to = words() + first * num_words_ + (row_idx - first);
   if (format_ == Format::kF32) {
     HWY_DYNAMIC_DISPATCH(scatter_words)
@@ -313,10 +333,18 @@ void PackedRows::put(size_t row_idx, const float* values, uint16_t* scratch) {
   }
 }
 
+size_t PackedRows::place(size_t tile, size_t word) const {
+  const size_t begin = word / block_words_ * block_words_;
+  const size_t length = std::min(block_words_, num_words_ - begin);
+  return begin * tiling_.num_rows + tiling_.first_row(tile) * length +
+         (word - begin) / kAmxWords * kAmxWords * tiling_.rows_of(tile) +
+         (is_for_amx_ ? word % kAmxWords : word % kAmxWords * tiling_.rows_of(tile));
+}
+
 void PackedRows::point(PanelJob& job, size_t tile, size_t first_word) const {
   const size_t first = tiling_.first_row(tile);
   const size_t rows = tiling_.rows_of(tile);
-  job.x = words() + first * num_words_ + first_word * rows;
+  job.x = tile_words(tile, first_word);
   if (!is_quantised(format_)) return;
   const size_t side = first * (num_words_ / group_words_) + first_word / group_words_ * rows;
   job.x_scales = scales_.data() + side;
@@ -341,6 +369,7 @@ void multiply(CoreTeam::Member& member,
               float* c,
               size_t c_stride,
               bool adds) {
+  if (x.is_in_blocks()) return multiply_blocks(member, x, weights, c, c_stride, adds);
   member.share(weights.num_panels(), kPanelGrain, [&](size_t begin, size_t end) {
     multiply_range(x, weights, begin, end, c + begin * kPanel, c_stride, adds);
   });
@@ -349,8 +378,13 @@ void multiply(CoreTeam::Member& member,
 void multiply_swiglu(CoreTeam::Member& member,
                      const PackedRows& x,
                      const PackedMatrix& gate_up,
+                     PackedRows& to,
                      float* h,
-                     size_t h_stride) {
+                     size_t h_stride,
+                     uint16_t* scratch) {
+  if (x.is_in_blocks() && to.is_in_blocks()) {
+    return multiply_swiglu_blocks(member, x, gate_up, to);
+  }
   const size_t num_rows = x.tiling().num_rows;
   std::vector<float> columns(num_rows * 4 * kPanel);  // two pairs at a time
   member.share(gate_up.num_panels() / 2, kPanelGrain / 2, [&](size_t begin, size_t end) {
@@ -361,6 +395,9 @@ void multiply_swiglu(CoreTeam::Member& member,
       HWY_DYNAMIC_DISPATCH(swiglu_pairs)
       (columns.data(), 4 * kPanel, num_rows, num_pairs, h + pair * kPanel, h_stride);
     }
+  });
+  member.share(num_rows, 4, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) to.put(row, h + row * h_stride, scratch);
   });
 }
 

@@ -51,22 +51,34 @@ class PackedRows {
   /// The fastest that takes these rows.
   MultiplyPanels product() const { return product_; }
   bool is_for_amx() const { return is_for_amx_; }
+  /// Whether their products are those of tiled/block_product.h: bf16 for AMX, several whole tiles.
+  bool is_in_blocks() const {
+    return is_for_amx_ && !is_quantised(format_) && tiling_.num_tiles > 1 &&
+           tiling_.rows_of(0) > kAmxRows / 2;
+  }
+  /// Words [i, i + 1) * block_words() of all tiles lie together.
+  size_t block_words() const { return block_words_; }
+  /// Where a tile's rows are from a word on; of AMX a multiple of kAmxWords, or within its line.
+  const uint32_t* tile_words(size_t tile, size_t word) const { return words() + place(tile, word); }
+  uint32_t* tile_words(size_t tile, size_t word) { return words() + place(tile, word); }
   /// Fills in the activations' part of a job: a tile, from a word on that begins a group.
   void point(PanelJob& job, size_t tile, size_t first_word) const;
 
  private:
   /// The product by AMX of so many rows; null where there is none, or another is faster.
   MultiplyPanels amx_product(size_t num_rows) const;
+  size_t place(size_t tile, size_t word) const;
 
   Format format_ = Format::kF32;
-  size_t num_inputs_ = 0, num_words_ = 0, group_words_ = 0;
+  size_t num_inputs_ = 0, num_words_ = 0, group_words_ = 0, block_words_ = 0;
   Tiling tiling_;
   MultiplyPanels product_ = nullptr;
   bool is_for_amx_ = false;
   uint32_t* words() { return reinterpret_cast<uint32_t*>(words_.data()); }
   const uint32_t* words() const { return reinterpret_cast<const uint32_t*>(words_.data()); }
 
-  LargeMemory words_;          // tile by tile [words][rows]; for AMX [words / 16][rows][16]
+  // Tile by tile [words][rows]; for AMX [words / 16][rows][16], of bf16 block by block.
+  LargeMemory words_;
   std::vector<float> scales_;  // [groups][rows]
   std::vector<int32_t> sums_;  // the same
 };
@@ -83,11 +95,14 @@ void multiply(CoreTeam::Member& member,
               float* c,
               size_t c_stride,
               bool adds);
-/// h [rows][h_stride] = swiglu of panels 2i (gate) and 2i + 1 (up), 16 outputs a pair.
+/// Puts swiglu of panels 2i (gate) and 2i + 1 (up), 16 outputs a pair, into the rows of `to`, which
+/// has begun. h: room for [rows][h_stride]; scratch as put() takes it.
 void multiply_swiglu(CoreTeam::Member& member,
                      const PackedRows& x,
                      const PackedMatrix& gate_up,
+                     PackedRows& to,
                      float* h,
-                     size_t h_stride);
+                     size_t h_stride,
+                     uint16_t* scratch);
 
 }  // namespace pelago::chips::packed

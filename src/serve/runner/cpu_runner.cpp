@@ -198,13 +198,14 @@ void CpuRunner::take(std::span<const SequenceChunk> chunks) {
       all_rows_.push_back(row);
       row_infos_.push_back({.chunk_idx = chunk_idx, .position = first_position + i});
     }
+    const size_t rows_at_once = packed::attention_rows_max(layout_);
     for (size_t key_head = 0; key_head < layout_.key_heads; ++key_head) {
-      for (size_t begin = 0; begin < num_tokens * group; begin += packed::kAttentionRows) {
+      for (size_t begin = 0; begin < num_tokens * group; begin += rows_at_once) {
         pieces_.push_back({chunk_idx,
                            key_head,
                            first_row,
                            begin,
-                           std::min(num_tokens * group, begin + packed::kAttentionRows)});
+                           std::min(num_tokens * group, begin + rows_at_once)});
       }
     }
   }
@@ -344,8 +345,13 @@ void CpuRunner::run_layer(Member& member, size_t layer_idx) {
   packed::multiply(member, mixed_in_, layer.output, stream_.data(), stream_stride(), true);
   put_normed(member, layer.post_attention_norm, all_rows_);
   packed::expect(member, layer.down);
-  packed::multiply_swiglu(member, hidden_in_, layer.gate_up, fed_.data(), fed_stride());
-  put_rows(member, fed_, fed_stride(), fed_in_);
+  packed::multiply_swiglu(member,
+                          hidden_in_,
+                          layer.gate_up,
+                          fed_in_,
+                          fed_.data(),
+                          fed_stride(),
+                          threads_[static_cast<size_t>(member.thread_idx())].narrow.data());
   packed::expect(member, is_last ? weights_.head : weights_.layers[layer_idx + 1].qkv);
   packed::multiply(member, fed_in_, layer.down, stream_.data(), stream_stride(), true);
 }

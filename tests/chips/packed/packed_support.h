@@ -1,4 +1,4 @@
-// What tests of packed products share.
+// What tests of packed products and paged attention compare with: plain sums in f64.
 #pragma once
 
 #include <algorithm>
@@ -42,6 +42,30 @@ inline double product_error(const PackedMatrix& matrix,
     }
   }
   return difference / largest;
+}
+
+/// One query's attention in f64.
+inline std::vector<double> plain_attention(const std::vector<float>& keys,
+                                           const std::vector<float>& values,
+                                           const float* query,
+                                           size_t num_keys,
+                                           size_t head_dim) {
+  std::vector<double> weights(num_keys), out(head_dim, 0.0);
+  double largest = -1e300, total = 0;
+  for (size_t key = 0; key < num_keys; ++key) {
+    for (size_t i = 0; i < head_dim; ++i) {
+      weights[key] += double{query[i]} * double{keys[key * head_dim + i]};
+    }
+    weights[key] /= std::sqrt(static_cast<double>(head_dim));
+    largest = std::max(largest, weights[key]);
+  }
+  for (double& weight : weights) total += weight = std::exp(weight - largest);
+  for (size_t key = 0; key < num_keys; ++key) {
+    for (size_t i = 0; i < head_dim; ++i) {
+      out[i] += weights[key] / total * double{values[key * head_dim + i]};
+    }
+  }
+  return out;
 }
 
 }  // namespace pelago::chips::packed

@@ -98,36 +98,6 @@ TEST_CASE("the portable products are those of AVX-512") {
   }
 }
 
-TEST_CASE("by AMX a row's product has the same bits alone and among others, however it is cut") {
-  if (amx_multiply_panels(Format::kBf16) == nullptr) return;       // not on this processor
-  constexpr size_t kInputs = 4224, kOutputs = 7 * 16, kRows = 70;  // more words than a block
-  CoreTeam team(2, {});
-  PackedMatrix matrix(Format::kBf16, kOutputs, kInputs, 64);
-  const std::vector<float> weights = random_values(kOutputs * kInputs, 1);
-  matrix.fill({.data = weights.data(), .num_rows = kOutputs}, 0, 1, team);
-  const std::vector<float> x = random_values(kRows * kInputs, 2);
-  const auto products = [&](size_t first, size_t num_rows) {
-    PackedRows rows(num_rows, kInputs);
-    rows.begin(num_rows, matrix);
-    REQUIRE(rows.is_for_amx());
-    std::vector<uint16_t> scratch(kInputs + 16);
-    for (size_t row = 0; row < num_rows; ++row) {
-      rows.put(row, x.data() + (first + row) * kInputs, scratch.data());
-    }
-    std::vector<float> c(num_rows * kOutputs, 3.0F);
-    team.run([&](CoreTeam::Member& member) {
-      multiply(member, rows, matrix, c.data(), kOutputs, /*adds=*/true);
-    });
-    return c;
-  };
-  const std::vector<float> all = products(0, kRows);
-  CHECK(product_error(matrix, x, all, kRows, kOutputs, 3.0) < 1e-2);
-  for (const size_t num_rows : {1, 3, 16, 17, 32}) {
-    const std::vector<float> some = products(5, num_rows);
-    CHECK(std::equal(some.begin(), some.end(), all.begin() + 5 * kOutputs));
-  }
-}
-
 TEST_CASE("levels that were stored are multiplied as they are, gate and up side by side") {
   CoreTeam team(2, {});
   for (const Format format : {Format::kInt8, Format::kInt4}) {
@@ -260,30 +230,6 @@ TEST_CASE("each thread's first piece is where it was told, and so is what it fet
     CHECK(num_wrong == 0);
     for (const auto& count : counts) REQUIRE(count == 1);
   }
-}
-
-/// One query's attention in f64.
-std::vector<double> plain_attention(const std::vector<float>& keys,
-                                    const std::vector<float>& values,
-                                    const float* query,
-                                    size_t num_keys,
-                                    size_t head_dim) {
-  std::vector<double> weights(num_keys), out(head_dim, 0.0);
-  double largest = -1e300, total = 0;
-  for (size_t key = 0; key < num_keys; ++key) {
-    for (size_t i = 0; i < head_dim; ++i) {
-      weights[key] += double{query[i]} * double{keys[key * head_dim + i]};
-    }
-    weights[key] /= std::sqrt(static_cast<double>(head_dim));
-    largest = std::max(largest, weights[key]);
-  }
-  for (double& weight : weights) total += weight = std::exp(weight - largest);
-  for (size_t key = 0; key < num_keys; ++key) {
-    for (size_t i = 0; i < head_dim; ++i) {
-      out[i] += weights[key] / total * double{values[key * head_dim + i]};
-    }
-  }
-  return out;
 }
 
 TEST_CASE("paged attention is the plain one, in every format, for one query and for many") {
