@@ -5,10 +5,6 @@
 #include "chips/packed/panels.h"
 
 #if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 
 #include "chips/packed/tiled/tile_registers.h"
@@ -123,20 +119,10 @@ void multiply(const PanelJob& job, size_t num_rows, size_t num_panels) {
   release_tiles();
 }
 
-/// The system saves tiles only of processes that ask for it.
-bool may_use_tiles() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  constexpr unsigned kBf16 = 1U << 22, kTile = 1U << 24;
-  if ((edx & kBf16) == 0 || (edx & kTile) == 0) return false;
-  constexpr int kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return ::syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
-}
-
 }  // namespace
 
 MultiplyPanels amx_multiply_panels(Format format) {
-  static const bool kHas = may_use_tiles();
+  static const bool kHas = may_use_tiles(TileProducts::kBf16);
   return kHas && format == Format::kBf16 ? multiply : nullptr;
 }
 

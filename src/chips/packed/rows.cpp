@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "chips/cpu_kernels/simd.h"
-#include "chips/packed/amx/levels.h"
+#include "chips/packed/tiled/tile_levels.h"
 #include "chips/packed/tiled/block_product.h"
 #include "chips/packed/tiled/tile_steps.h"
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "chips/packed/amx/levels.h"
+#include "chips/packed/tiled/tile_levels.h"
 #include "chips/packed/core_team.h"
 #include "chips/packed/packed_matrix.h"
 #include "chips/packed/packed_support.h"

@@ -2,6 +2,12 @@
 // intrinsics of gcc 12 do not tell the compiler which memory they read and write.
 #pragma once
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -19,8 +25,8 @@ struct alignas(64) TileShapes {
   uint8_t reserved[14] = {};
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
-  void set(size_t tile, size_t num_rows) {
-    row_bytes[tile] = kTileBytes;
+  void set(size_t tile, size_t num_rows, size_t num_bytes = kTileBytes) {
+    row_bytes[tile] = static_cast<uint16_t>(num_bytes);
     rows[tile] = static_cast<uint8_t>(num_rows);
   }
 };
@@ -44,6 +50,24 @@ inline void clear_tile() {
 template <int kSums, int kRows, int kWeights>
 inline void add_tile_product() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
+}
+/// sums += rows * weights, four signed bytes by four unsigned ones in int32.
+template <int kSums, int kRows, int kWeights>
+inline void add_byte_product() {
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
+}
+
+/// What products need of the processor beside tiles: a bit of CPUID's leaf 7, EDX.
+enum class TileProducts : uint32_t { kBf16 = 1U << 22, kBytes = 1U << 25 };
+
+/// Whether the processor multiplies so, and the system saves tiles: of processes that ask for it.
+inline bool may_use_tiles(TileProducts products) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  const unsigned needed = static_cast<uint32_t>(products) | 1U << 24;  // tiles as such
+  if ((edx & needed) != needed) return false;
+  constexpr int kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return ::syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
 }
 
 #endif

@@ -2,14 +2,14 @@
 // in f32 as panels_avx512.cpp does it, so that a row's sums have the same bits by either. Tiles
 // have no arithmetic but products, so their sums go through the first cache: some groups of four
 // tiles, so that the f32 sums stay in registers meanwhile.
-#include "chips/packed/amx/levels.h"
+#include "chips/packed/tiled/tile_levels.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
 
 #include <algorithm>
 
-#include "chips/packed/amx/tiles.h"
+#include "chips/packed/tiled/tile_registers.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,f16c"))), apply_to = function)
@@ -166,14 +166,14 @@ class Product {
   /// Integer sums of one group, of all rows and panels.
   void sum_group(size_t group, Buffer& buffer, int32_t (&sums)[kSumTiles][kTileValues]) const {
     for_each_constant<kPanels>([&](auto panel) {
-      clear<panel()>();
-      if (kHasLower) clear<2 + panel() % 2>();
+      clear_tile<panel()>();
+      if (kHasLower) clear_tile<2 + panel() % 2>();
     });
     const size_t end = (group + 1) * job_.group_words;
     for (size_t word = group * job_.group_words; word < end; word += step_) {
       const uint32_t* x = job_.x + word / kAmxWords * num_rows_ * kAmxWords + word % kAmxWords;
-      load<kUpperRows>(x, kTileBytes);
-      if (kHasLower) load<kLowerRows>(x + kTileRows * kAmxWords, kTileBytes);
+      load_tile<kUpperRows>(x, kTileBytes);
+      if (kHasLower) load_tile<kLowerRows>(x + kTileRows * kAmxWords, kTileBytes);
       fetch_ahead(x, word);
       for_each_constant<kPanels>([&](auto panel) {
         constexpr int kIndex = panel(), kWeights = kFirstWeights + kIndex % 2;
@@ -183,14 +183,14 @@ class Product {
           widen(from, step_, buffer.weights[kIndex]);
           from = buffer.weights[kIndex];
         }
-        load<kWeights>(from, kTileBytes);
-        add_bytes<kIndex, kUpperRows, kWeights>();
-        if constexpr (kHasLower) add_bytes<2 + kIndex, kLowerRows, kWeights>();
+        load_tile<kWeights>(from, kTileBytes);
+        add_byte_product<kIndex, kUpperRows, kWeights>();
+        if constexpr (kHasLower) add_byte_product<2 + kIndex, kLowerRows, kWeights>();
       });
     }
     for_each_constant<kPanels>([&](auto panel) {
-      store<panel()>(sums[panel()], kTileBytes);
-      if constexpr (kHasLower) store<2 + panel()>(sums[2 + panel()], kTileBytes);
+      store_tile<panel()>(sums[panel()], kTileBytes);
+      if constexpr (kHasLower) store_tile<2 + panel()>(sums[2 + panel()], kTileBytes);
     });
   }
 
@@ -226,7 +226,7 @@ void multiply(const PanelJob& job, size_t num_rows, size_t num_panels) {
   shapes.set(kUpperRows, upper, step * 4);
   if (lower > 0) shapes.set(kLowerRows, lower, step * 4);
   for (const size_t half : {0, 1}) shapes.set(kFirstWeights + half, step);
-  set_shapes(shapes);
+  shape_tiles(shapes);
   PanelJob part = job;
   const auto run = [&](size_t panels, auto&& product) {
     for (; num_panels >= panels; num_panels -= panels) {
@@ -243,7 +243,7 @@ void multiply(const PanelJob& job, size_t num_rows, size_t num_panels) {
     run(2, [&] { Product<kNibbles, true, 2>(part, num_rows, step).run(); });
     run(1, [&] { Product<kNibbles, true, 1>(part, num_rows, step).run(); });
   }
-  release();
+  release_tiles();
 }
 
 }  // namespace
@@ -258,8 +258,8 @@ void multiply(const PanelJob& job, size_t num_rows, size_t num_panels) {
 namespace pelago::chips::packed {
 
 MultiplyPanels amx_multiply_levels(Format format) {
-  static const bool kHas = avx512_multiply_panels(Format::kInt8) != nullptr &&
-                           amx::may_use_tiles(amx::TileProducts::kBytes);
+  static const bool kHas =
+      avx512_multiply_panels(Format::kInt8) != nullptr && may_use_tiles(TileProducts::kBytes);
   if (!kHas || !is_quantised(format)) return nullptr;
   return format == Format::kInt8 ? amx::multiply<false> : amx::multiply<true>;
 }
