@@ -63,9 +63,9 @@ MultiplyPanels portable_multiply_panels(Format format);
 /// AVX-512 with BF16 and VNNI; null on processors without them.
 MultiplyPanels avx512_multiply_panels(Format format);
 /// Products by AMX, of bf16 alone (of levels: tiled/tile_levels.h); null where the processor or the
-/// system has none. Its rows lie otherwise: x is [num_words / kAmxWords][num_rows][kAmxWords], num_rows
-/// 1..kAmxRows, num_words a multiple of kAmxWords. A sum that adds continues the one before, in
-/// whatever pieces it comes.
+/// system has none. Its rows lie otherwise: x is [num_words / kAmxWords][num_rows][kAmxWords],
+/// num_rows 1..kAmxRows, num_words a multiple of kAmxWords. A sum that adds continues the one
+/// before, in whatever pieces it comes.
 MultiplyPanels amx_multiply_panels(Format format);
 inline constexpr size_t kAmxWords = 16, kAmxRows = 32;
 
