@@ -229,6 +229,7 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("snapshot_every_steps", train.snapshot_every_steps, 0, kCountMax);
   section.take_between("audit_every_steps", train.audit_every_steps, 0, kCountMax);
   section.take("known_answer", train.known_answer);
+  section.take("spare_workers", train.spare_workers);
 }
 
 void check_exchange(const Section& section, const SitesConfig& sites) {

@@ -62,6 +62,7 @@ struct TrainConfig {
                                      // repeat; 0: none, a lost device goes back to a checkpoint
   int64_t audit_every_steps = 200;   // one microbatch, by another chip again; 0: never
   bool known_answer = true;          // ask chips what they must know when they join and are idle
+  bool spare_workers = true;         // of each device one that has loaded its libraries, and waits
   bool has_muon() const { return optimizer == "muon"; }
   double learning_rate(int64_t step, int64_t num_steps) const;  // step: 0 for the first
 };

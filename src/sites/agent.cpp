@@ -7,6 +7,8 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <memory>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -161,9 +163,17 @@ GrpcTransportOptions line_of(const AgentOptions& options,
   return line;
 }
 
+train::SitePlace place_of(const AgentOptions& options, const plan::Plan& plan) {
+  return {.run_dir = options.run_dir,
+          .site_dir = options.run_dir / "sites" / options.site,
+          .site_idx = site_index(plan, options.site)};
+}
+
 /// One start of the site, from its greeting to its end. Throws Failure as run_agent() does, but for
 /// a site that is to return.
-Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
+Leave run_once(const AgentOptions& options,
+               const plan::Plan& plan,
+               std::unique_ptr<train::SiteRunner> runner) {
   const plan::JobConfig job = train::read_run_job(options.run_dir);
   const int site_idx = site_index(plan, options.site);
   schedule_of(plan);
@@ -199,6 +209,7 @@ Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
                      .keep_checkpoints = job.train.keep_checkpoints,
                      .coordinators = options.coordinators,
                      .copies = copies},
+                    std::move(runner),
                     transport,
                     state,
                     clock);
@@ -222,13 +233,17 @@ Leave run_once(const AgentOptions& options, const plan::Plan& plan) {
 }  // namespace
 
 int run_agent(const AgentOptions& options) {
-  refuse_bad_identity(options);
   listen_to_signals();
   keep_freed_memory();
   const plan::Plan plan = train::read_run_plan(options.run_dir);
+  const train::SitePlace place = place_of(options, plan);
+  auto runner = std::make_unique<train::SiteRunner>(place);
+  runner->prepare();  // while this process finds the others
+  refuse_bad_identity(options);
   // Sites in step start again together whenever one of them is lost: with new workers, from the
   // newest checkpoint.
-  while (run_once(options, plan).exit_code != kExitDone) {
+  while (run_once(options, plan, std::move(runner)).exit_code != kExitDone) {
+    runner = std::make_unique<train::SiteRunner>(place);
   }
   return kExitDone;
 }

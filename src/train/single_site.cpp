@@ -112,18 +112,17 @@ SingleSiteSummary run_single_site(const RunFolder& run_folder,
   run_folder.write_plan(plan);
   const std::string& site = plan.sites.at(0).name;
   Recorder recorder(run_folder, site, callbacks);
-  SiteRunOptions options;
-  options.run_dir = run_folder.path();
-  options.site_dir = run_folder.site_dir(site);
+  const SitePlace place{.run_dir = run_folder.path(), .site_dir = run_folder.site_dir(site)};
+  SiteStart start;
   plan::JobConfig full_job = job;
   take_vocabulary(full_job);
-  if (resume) options.resume_from = newest_checkpoint(options.site_dir, identity_of(full_job));
+  if (resume) start.resume_from = newest_checkpoint(place.site_dir, identity_of(full_job));
   recorder.record(resume ? "resumed" : "started",
-                  {{"from", resume ? options.resume_from->filename().string() : ""}});
+                  {{"from", resume ? start.resume_from->filename().string() : ""}});
   SingleSiteSummary summary;
   try {
-    SiteRunner runner(options, recorder);
-    runner.start();
+    SiteRunner runner(place);
+    runner.start(start, recorder);
     runner.allow_training();
     summary.stopped = train_to_end(runner, recorder, stop_requests);
     summary.completed_steps = runner.completed_steps();

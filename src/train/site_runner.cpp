@@ -8,12 +8,14 @@ struct SiteRunner::Impl : Supervisor {
   using Supervisor::Supervisor;
 };
 
-SiteRunner::SiteRunner(const SiteRunOptions& options, SiteEvents& events)
-    : impl_(std::make_unique<Impl>(options, events)) {}
+SiteRunner::SiteRunner(const SitePlace& place) : impl_(std::make_unique<Impl>(place)) {}
 
 SiteRunner::~SiteRunner() = default;
 
-void SiteRunner::start() { impl_->start(); }
+void SiteRunner::prepare() { impl_->prepare(); }
+void SiteRunner::start(const SiteStart& start, SiteEvents& events) {
+  impl_->start(start, events);
+}
 void SiteRunner::allow_training() { impl_->allow_training(); }
 bool SiteRunner::poll(double timeout_s) { return impl_->poll(timeout_s); }
 std::span<float> SiteRunner::local_weights() { return impl_->shared().local(); }

@@ -57,11 +57,15 @@ struct BatchShares {
   std::vector<int64_t> sequences;  // by site
 };
 
-struct SiteRunOptions {
+struct SitePlace {
   std::filesystem::path
       run_dir;  // holds job.toml and plan.json; checkpoints go to site_dir/checkpoints
   std::filesystem::path site_dir;  // run_dir/sites/NAME
   int site_idx = 0;
+};
+
+/// Where a site begins.
+struct SiteStart {
   /// Checkpoint to go on from; absent: fresh weights, or local_weights() if start_from_shared is
   /// set.
   std::optional<std::filesystem::path> resume_from;
@@ -72,20 +76,22 @@ struct SiteRunOptions {
   /// Added to a step to find its samples: a site that lost starts reads on where it had got to.
   /// Each step that is left out takes one off.
   int64_t data_shift = 0;
-  std::vector<BatchShares> shares = {};  // after the plan's, in the order of their steps
 };
 
 class SiteRunner {
  public:
-  /// events outlives the runner. Reads run_dir/job.toml and plan.json. Throws Failure if workers
-  /// cannot be started.
-  SiteRunner(const SiteRunOptions& options, SiteEvents& events);
+  /// Reads run_dir/job.toml and plan.json. Throws Failure.
+  explicit SiteRunner(const SitePlace& place);
   /// Ends every worker (SIGKILL after a grace of 5 s) and removes shared memory.
   ~SiteRunner();
 
+  /// Has workers load their libraries, open their devices and examine them while it is not yet
+  /// known where the site begins. They die with the thread that calls this.
+  void prepare();
   /// Starts the workers. They wait at their start step until allow_training() is called. They die
-  /// with the thread that calls this.
-  void start();
+  /// with the thread that calls this. events outlives the runner. Throws Failure if workers cannot
+  /// be started.
+  void start(const SiteStart& start, SiteEvents& events);
   void allow_training();
   /// Handles what came within timeout_s. Returns false once every worker has finished its run. A
   /// device that is lost while the site trains is done without; steps that are repeated then are
@@ -101,10 +107,11 @@ class SiteRunner {
   std::span<float> merged_weights();
   void merged(int64_t exchange_idx);
 
-  /// Of a step that no worker has begun, later than all shares before. The stages stay. Throws
-  /// Failure if the site cannot work with so few sequences.
   /// With start_from_shared: local_weights() hold what to begin with.
   void weights_are_here();
+  /// After the plan's, in the order of their steps, also before start(): of a step that no worker
+  /// has begun, later than all shares before. The stages stay. Throws Failure if the site cannot
+  /// work with so few sequences.
   void take_shares(const BatchShares& shares);
   /// The other sites have completed so many steps: this one leaves out what it has not told of yet
   /// until it is there.

@@ -37,9 +37,14 @@ std::vector<int> first_steps(int count) {
   return steps;
 }
 
-pid_t worker(const fs::path& folder, const std::string& site, int rank) {
+/// name: what the process calls itself, pelago-worker or pelago-spare.
+pid_t process_of(const fs::path& folder,
+                 const std::string& site,
+                 int rank,
+                 const std::string& name) {
   const std::string text = fmt::format("/{} --site-idx", site);
   for (const pid_t pid : processes_in(folder)) {
+    if (read_all(fmt::format("/proc/{}/comm", pid)) != name + "\n") continue;
     std::string line = read_all(fmt::format("/proc/{}/cmdline", pid));
     for (char& c : line) {
       if (c == '\0') c = ' ';
@@ -47,6 +52,14 @@ pid_t worker(const fs::path& folder, const std::string& site, int rank) {
     if (contains(line, text) && contains(line, fmt::format("--rank {}", rank))) return pid;
   }
   return -1;
+}
+
+pid_t worker(const fs::path& folder, const std::string& site, int rank) {
+  return process_of(folder, site, rank, "pelago-worker");
+}
+
+pid_t spare(const fs::path& folder, const std::string& site, int rank) {
+  return process_of(folder, site, rank, "pelago-spare");
 }
 
 void set(const fs::path& file, const std::string& from, const std::string& to) {
@@ -96,7 +109,17 @@ TEST_CASE("one of two sites loses a worker, and the other hears nothing of it") 
   REQUIRE(program.wait_for([&] { return reached(run_dir, "guizhou", 15); }, 120));
   const pid_t victim = worker(scratch.path(), "guizhou", 0);
   REQUIRE(victim > 0);
+  pid_t successor = -1;
+  REQUIRE(program.wait_for(
+      [&] {
+        successor = spare(scratch.path(), "guizhou", 0);
+        return successor > 0;
+      },
+      60));
   ::kill(victim, SIGKILL);
+  // Who has loaded its libraries already takes over, and another one gets ready.
+  const auto has_taken_over = [&] { return worker(scratch.path(), "guizhou", 0) == successor; };
+  CHECK(program.wait_for(has_taken_over, 60));
   const Ended ended = program.wait();
   INFO(ended.err);
   REQUIRE(ended.exit_code == 0);

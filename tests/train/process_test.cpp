@@ -54,8 +54,11 @@ TEST_CASE("the end of a child is seen at the socket, after all that it sent") {
   options.descriptors = {{theirs.descriptor(), 3}};
   ChildProcess child = shell("echo one >&3; echo two >&3", options);
   theirs.close();
+  REQUIRE(child.wait(5));
   CHECK(ours.receive() == "one\n");
+  CHECK_FALSE(ours.is_at_end());
   CHECK(ours.receive() == "two\n");
+  CHECK(ours.is_at_end());
   CHECK_FALSE(ours.receive());
   CHECK_FALSE(ours.send("anyone there?"));
 }

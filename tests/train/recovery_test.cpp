@@ -220,8 +220,11 @@ TEST_CASE("where the others are only rises, and a setup keeps which steps were l
   given.first_exchange = 3;
   given.told_step = 9;
   given.left_out = {4, 7};
+  ours.send(R"({"type":"open_device"})");  // as a spare is asked to
   ours.send(to_json(given));
-  const WorkerSetup setup = control.wait_for_setup();
+  int num_opened = 0;
+  const WorkerSetup setup = control.wait_for_setup([&] { ++num_opened; });
+  CHECK(num_opened == 1);
   CHECK(setup.left_out == std::set<int64_t>{4, 7});
   CHECK(setup.told_step == 9);
   CHECK(setup.first_exchange == 3);

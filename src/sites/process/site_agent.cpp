@@ -102,6 +102,7 @@ train::ExchangeSchedule schedule_of(const plan::Plan& plan) {
 }
 
 SiteAgent::SiteAgent(const SiteAgentOptions& options,
+                     std::unique_ptr<train::SiteRunner> runner,
                      Transport& transport,
                      GlobalState& state,
                      const Clock& clock)
@@ -112,6 +113,7 @@ SiteAgent::SiteAgent(const SiteAgentOptions& options,
       state_(&state),
       clock_(&clock),
       member_(member_options(options, site_dir_, state), state),
+      runner_(std::move(runner)),
       turned_s_(clock.now_s()),
       heart_([this](const std::stop_token& stop) { beat(stop); }) {
   if (options_.relay == nullptr) return;
@@ -160,7 +162,7 @@ Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
     }
     receive(member_.has_work() ? 0 : kPollS);
     if (!leave_ && member_.has_work()) carry_out(member_.work(clock_->now_s()));
-    if (runner_ && is_running_ && !leave_ && !runner_->poll(member_.has_work() ? 0 : kPollS)) {
+    if (is_running_ && !leave_ && !runner_->poll(member_.has_work() ? 0 : kPollS)) {
       is_running_ = false;
       carry_out(member_.on_finished(clock_->now_s()));
     }
@@ -238,23 +240,14 @@ void SiteAgent::carry_out(MemberActions actions) {
   }
 }
 
-train::SiteRunOptions SiteAgent::run_options() const {
-  train::SiteRunOptions run;
-  run.run_dir = options_.run_dir;
-  run.site_dir = site_dir_;
-  run.site_idx = options_.site_idx;
-  run.shares = shares_;
-  return run;
-}
-
 // The workers load their libraries and open their chips while the weights are fetched.
 void SiteAgent::prepare_workers(const PrepareWorkers& start) {
-  train::SiteRunOptions run = run_options();
-  run.data_shift = start.data_step - start.step;
-  run.first_exchange = start.first_exchange;
-  run.start_from_shared = true;
-  run.start_step = start.step;
-  launch(run, 0);
+  train::SiteStart site;
+  site.data_shift = start.data_step - start.step;
+  site.first_exchange = start.first_exchange;
+  site.start_from_shared = true;
+  site.start_step = start.step;
+  launch(site, 0);
 }
 
 void SiteAgent::start_workers(const StartWorkers& start) {
@@ -270,21 +263,20 @@ void SiteAgent::start_workers(const StartWorkers& start) {
     runner_->weights_are_here();
     return;
   }
-  train::SiteRunOptions run = run_options();
-  run.data_shift = start.data_step - start.step;
-  run.first_exchange = start.first_exchange;
+  train::SiteStart site;
+  site.data_shift = start.data_step - start.step;
+  site.first_exchange = start.first_exchange;
   if (start.mode == StartMode::kResume) {
     const fs::path checkpoint = train::checkpoint_path(site_dir_ / "checkpoints", start.step);
     if (!fs::exists(checkpoint)) fetch_checkpoint(start.step);
     if (options_.relay == nullptr) read_site_checkpoint(checkpoint, *state_);
-    run.resume_from = checkpoint;
+    site.resume_from = checkpoint;
   }
-  launch(run, start.start_number);
+  launch(site, start.start_number);
 }
 
-void SiteAgent::launch(const train::SiteRunOptions& run, int64_t start_number) {
-  runner_ = std::make_unique<train::SiteRunner>(run, *this);
-  runner_->start();
+void SiteAgent::launch(const train::SiteStart& start, int64_t start_number) {
+  runner_->start(start, *this);
   if (options_.relay != nullptr) {
     options_.relay->start(start_number, runner_->take_bridges(), *transport_);
   }
@@ -292,8 +284,7 @@ void SiteAgent::launch(const train::SiteRunOptions& run, int64_t start_number) {
 }
 
 void SiteAgent::take_shares(const TakeShares& shares) {
-  shares_.push_back({.from_data_step = shares.data_step, .sequences = shares.sequences});
-  if (runner_) runner_->take_shares(shares_.back());
+  runner_->take_shares({.from_data_step = shares.data_step, .sequences = shares.sequences});
 }
 
 // The machine has none of the run's checkpoints, and offered what the store has.

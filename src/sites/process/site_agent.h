@@ -40,6 +40,7 @@ class SiteAgent final : public train::SiteEvents {
  public:
   /// transport, state and clock outlive the agent.
   SiteAgent(const SiteAgentOptions& options,
+            std::unique_ptr<train::SiteRunner> runner,
             Transport& transport,
             GlobalState& state,
             const Clock& clock);
@@ -64,8 +65,7 @@ class SiteAgent final : public train::SiteEvents {
   void carry_out(MemberActions actions);
   void start_workers(const StartWorkers& start);
   void prepare_workers(const PrepareWorkers& start);
-  void launch(const train::SiteRunOptions& run, int64_t start_number);
-  train::SiteRunOptions run_options() const;
+  void launch(const train::SiteStart& start, int64_t start_number);
   void give_merged(const GiveMerged& merged);
   void take_shares(const TakeShares& shares);
   void receive(double timeout_s);
@@ -85,9 +85,8 @@ class SiteAgent final : public train::SiteEvents {
   Member member_;
   std::mutex copies_mutex_;                                       // guards copies_
   std::map<int64_t, std::unique_ptr<const GlobalState>> copies_;  // by step, until they are saved
-  std::vector<train::BatchShares> shares_;                        // told before the workers start
   std::optional<CheckpointExchange> checkpoints_;                 // of sites that train in step
-  std::unique_ptr<train::SiteRunner> runner_;  // once the run has begun for this site
+  std::unique_ptr<train::SiteRunner> runner_;
   std::unique_ptr<CheckpointCopier> copier_;   // once the run has begun, if copies are wanted
   bool is_running_ = false;                    // the workers have not finished
   std::optional<Leave> leave_;

@@ -14,7 +14,7 @@ void RankRun::audit() {
   const std::vector<AuditSums> second = trainer_->audit(state_.step);
   const std::vector<size_t> wrong = wrong_pipelines(first, second, bounds);
   if (wrong.empty() && all_agree(first, bounds)) return;
-  health_->examine();  // throws on the rank whose device is wrong
+  opened_.health->examine();  // throws on the rank whose device is wrong
   const plan::SitePlan site = plan::joint_site(plan_, static_cast<size_t>(options_.site_idx));
   const size_t own = plan::place_of(site, collective_->rank()).pipeline_idx;
   const bool is_wrong = std::find(wrong.begin(), wrong.end(), own) != wrong.end();

@@ -74,11 +74,17 @@ bool Control::answer(const std::string& packet) {
   return true;
 }
 
-WorkerSetup Control::wait_for_setup() {
-  const json message = try_parse_json(packets_.pop().value_or("{}"));
-  if (message.is_discarded() || message.value("type", "") != "setup") {
-    fail("the first message to a worker is not its setup");
+WorkerSetup Control::wait_for_setup(const std::function<void()>& open_device) {
+  const auto next = [this] { return try_parse_json(packets_.pop().value_or("{}")); };
+  const auto is_a = [](const json& message, const char* type) {
+    return message.is_object() && message.value("type", "") == type;
+  };
+  json message = next();
+  if (is_a(message, "open_device")) {
+    open_device();
+    message = next();
   }
+  if (!is_a(message, "setup")) fail("the first message to a worker is not its setup");
   return {.rendezvous_dir = message.at("rendezvous_dir"),
           .resume_from = message.at("resume_from"),
           .start_from_shared = message.at("start_from_shared"),

@@ -54,8 +54,9 @@ class Control {
   void send(const std::string& message) { socket_.send(message); }
   /// One line for the person at the run; also in this process's log.
   void warn(const std::string& message);
-  /// The first message. Throws Failure if it is another one.
-  WorkerSetup wait_for_setup();
+  /// The first message, but for a request to open the device, which is carried out meanwhile.
+  /// Throws Failure if it is another one.
+  WorkerSetup wait_for_setup(const std::function<void()>& open_device);
   /// Handles what has come, after waiting at most timeout_s for the first message.
   void listen(double timeout_s);
 

@@ -45,6 +45,11 @@ std::optional<std::string> PacketSocket::receive() {
   }
 }
 
+bool PacketSocket::is_at_end() const {
+  char first = 0;
+  return ::recv(descriptor_, &first, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 void PacketSocket::shut_down() { ::shutdown(descriptor_, SHUT_RDWR); }
 
 void PacketSocket::close() {

@@ -26,6 +26,8 @@ class PacketSocket {
   bool send(std::string_view packet);
   /// Waits for a packet; nothing if the other end is gone.
   std::optional<std::string> receive();
+  /// Whether the other end is gone and has left nothing to read. Does not wait.
+  bool is_at_end() const;
   /// Wakes whoever waits in receive(), which then finds the other end gone.
   void shut_down();
   void close();

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/files.h"
+#include "train/process/spare_workers.h"
 
 namespace pelago::train {
 
@@ -27,12 +28,12 @@ std::string last_line(const fs::path& log) {
 
 }  // namespace
 
-Worker start_worker(const WorkerStart& start,
+Worker spawn_worker(const WorkerStart& start,
                     const plan::DevicePlan& device,
                     size_t rank,
                     const std::string& log_name) {
   auto [ours, theirs] = PacketSocket::make_pair();
-  const size_t num_threads = std::max<size_t>(1, device.cores.size());
+  const size_t num_threads = num_threads_of(device);
   fs::path log = start.site_dir / "logs" / log_name;
   ChildOptions options{.program = program_path(),
                        .arguments = {"worker",
@@ -54,21 +55,36 @@ Worker start_worker(const WorkerStart& start,
   if (!start.bridge_descriptors.empty()) {
     options.descriptors.emplace_back(start.bridge_descriptors.at(rank), kBridgeDescriptor);
   }
-  Worker worker{.process = ChildProcess(options),
+  return Worker{.process = ChildProcess(options),
                 .socket = std::move(ours),
                 .log = std::move(log),
                 .device = device.device,
                 .last_words = "",
                 .cause = ""};
+}
+
+Worker start_worker(const WorkerStart& start,
+                    const plan::DevicePlan& device,
+                    size_t rank,
+                    const std::string& log_name) {
+  Worker worker = spawn_worker(start, device, rank, log_name);
   worker.socket.send(start.setup);
   return worker;
 }
 
-void WorkerSet::start(const WorkerStart& start, const plan::SitePlan& site) {
+void WorkerSet::start(const WorkerStart& start,
+                      const plan::SitePlan& site,
+                      SpareWorkers& spares) {
   PELAGO_ASSERT(workers_.empty(), "the workers of an earlier start have ended");
   for (size_t rank = 0; rank < site.devices.size(); ++rank) {
-    workers_.push_back(
-        start_worker(start, site.devices[rank], rank, fmt::format("rank-{}.log", rank)));
+    const plan::DevicePlan& device = site.devices[rank];
+    if (std::optional<Worker> spare = spares.take(rank, num_threads_of(device))) {
+      spare->device = device.device;
+      spare->socket.send(start.setup);
+      workers_.push_back(std::move(*spare));
+    } else {
+      workers_.push_back(start_worker(start, device, rank, fmt::format("rank-{}.log", rank)));
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 // that ends without having said so is lost; its socket hangs up within milliseconds of its death.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -41,18 +42,32 @@ struct Worker {
   bool is_over() const { return is_lost || is_finished || has_left; }
 };
 
-/// A worker process, its socket here. Throws Failure if it cannot be started.
+/// A worker process, its socket here, that waits for its setup. Throws Failure if it cannot be
+/// started.
+Worker spawn_worker(const WorkerStart& start,
+                    const plan::DevicePlan& device,
+                    size_t rank,
+                    const std::string& log_name);
+/// The same, its setup sent.
 Worker start_worker(const WorkerStart& start,
                     const plan::DevicePlan& device,
                     size_t rank,
                     const std::string& log_name);
 
+/// That a worker on this device computes with.
+inline size_t num_threads_of(const plan::DevicePlan& device) {
+  return std::max<size_t>(1, device.cores.size());
+}
+
+class SpareWorkers;
+
 class WorkerSet {
  public:
   using OnPacket = std::function<void(size_t rank, const std::string& packet)>;
 
-  /// One for each device of the site. They die with the thread that calls this.
-  void start(const WorkerStart& start, const plan::SitePlan& site);
+  /// One for each device of the site, spares where there are any. They die with the thread that
+  /// calls this.
+  void start(const WorkerStart& start, const plan::SitePlan& site, SpareWorkers& spares);
   /// Hands on what came within timeout_s. Returns whether something came.
   bool wait(double timeout_s, const OnPacket& on_packet);
   void tell_first(const std::string& packet);

@@ -78,11 +78,23 @@ ExchangeSchedule schedule_of(const plan::Plan& plan) {
   return schedule;
 }
 
+OpenDevice open_examined(const plan::Plan& plan,
+                         const plan::DevicePlan& share,
+                         const plan::TrainConfig& train) {
+  OpenDevice opened;
+  opened.device =
+      chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan, share));
+  opened.health = std::make_unique<DeviceHealth>(*opened.device, train.known_answer);
+  opened.health->examine();
+  return opened;
+}
+
 // Rank 0 hashes the shards before anyone trains on them; the other ranks would only read the same
 // bytes again.
 RankRun::RankRun(const WorkerOptions& options,
                  const WorkerSetup& setup,
                  SharedWeights shared,
+                 std::optional<OpenDevice> opened,
                  Control& control)
     : options_(options),
       setup_(setup),
@@ -114,10 +126,8 @@ RankRun::RankRun(const WorkerOptions& options,
   if (schedule_.num_fragments > 0) {
     fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
   }
-  device_ =
-      chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan_, share));
-  health_ = std::make_unique<DeviceHealth>(*device_, job_.train.known_answer);
-  health_->examine();
+  opened_ = opened ? std::move(*opened) : open_examined(plan_, share, job_.train);
+  device_ = opened_.device.get();
   SiteBoard& board = shared_.board();
   control.set_answer([this, &board](int64_t question) {
     device_->synchronize();
@@ -263,7 +273,7 @@ void RankRun::wait_together(const std::function<bool()>& has_come) {
     }
     collective_->broadcast(come, 0);
     if (come[0] != std::byte{0}) return;
-    health_->examine_when_idle(steady_now_s());
+    opened_.health->examine_when_idle(steady_now_s());
   }
 }
 
@@ -311,7 +321,7 @@ void RankRun::train_step() {
   report.step_s = steady_now_s() - begin_s;
   if (speaks_for_site()) control_->send(typed("step", to_json(own_part(report))));
   // fp16 alone skips a step now and then; more in a row may be a broken chip.
-  if (num_skipped_ > 0 && num_skipped_ % kSkippedMax == 0) health_->examine();
+  if (num_skipped_ > 0 && num_skipped_ % kSkippedMax == 0) opened_.health->examine();
 }
 
 /// Of sites in step each tells its own ranks' share of the tokens, so that they add up.
@@ -330,7 +340,7 @@ void RankRun::evaluate() {
   const EvaluationReport report = trainer_->evaluate(heldout_, token_bytes_, state_.step);
   evaluated_step_ = state_.step;
   if (is_first_rank()) control_->send(typed("evaluation", to_json(report)));
-  health_->examine();
+  opened_.health->examine();
 }
 
 /// Of a checkpoint in mid-run, the ranks copy their state to the slot while the next step computes:

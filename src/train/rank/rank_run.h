@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,13 +32,24 @@ ExchangeSchedule schedule_of(const plan::Plan& plan);
 /// How the plan wants its emulated devices, with the faults on order of this one.
 chips::EmulationOptions emulation_of(const plan::Plan& plan, const plan::DevicePlan& device);
 
+/// A rank's device, examined.
+struct OpenDevice {
+  std::unique_ptr<chips::Device> device;
+  std::unique_ptr<DeviceHealth> health;
+};
+/// Throws DeviceFault, Failure or c10::Error. share: of this plan.
+OpenDevice open_examined(const plan::Plan& plan,
+                         const plan::DevicePlan& share,
+                         const plan::TrainConfig& train);
+
 class RankRun {
  public:
-  /// control outlives the run. Opens device and collective and loads weights. Throws Failure or
-  /// c10::Error.
+  /// control outlives the run. Opens the device, unless it is open, and the collective, and loads
+  /// weights. Throws as open_examined() does.
   RankRun(const WorkerOptions& options,
           const WorkerSetup& setup,
           SharedWeights shared,
+          std::optional<OpenDevice> opened,
           Control& control);
   ~RankRun();
 
@@ -95,11 +107,11 @@ class RankRun {
   data::TokenStream train_stream_, heldout_stream_;
   StreamSource samples_, heldout_;
   std::vector<int32_t> token_bytes_;  // [V]
-  std::unique_ptr<chips::Device> device_;
+  OpenDevice opened_;
+  chips::Device* device_ = nullptr;  // of opened_
   std::unique_ptr<Bridge> bridge_;  // to other sites' ranks, if they train in step; else null
   std::unique_ptr<SiteLinks> links_;
   chips::Collective* collective_ = nullptr;  // of links_: for what is not training
-  std::unique_ptr<DeviceHealth> health_;
   std::unique_ptr<Trainer> trainer_;  // it refers to those above
   std::unique_ptr<Snapshots> snapshots_;
   TrainState state_;  // step and tokens so far; identity of the run

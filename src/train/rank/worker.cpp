@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <optional>
+#include <utility>
 
 #include "base/log.h"
 #include "base/text/json.h"
@@ -59,6 +61,19 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
   std::_Exit(kExitFailed);
 }
 
+/// In the first 15 letters, what ps and top show: a spare is told from a worker by it.
+void name_process(const char* name) { ::prctl(PR_SET_NAME, name); }
+
+/// By the run's own plan, before it is known from where to train.
+OpenDevice open_early(const WorkerOptions& options) {
+  const plan::Plan plan = read_run_plan(options.run_dir);
+  const auto site_idx = static_cast<size_t>(options.site_idx);
+  const plan::DevicePlan& share =
+      plan.sites.at(site_idx).devices.at(static_cast<size_t>(options.rank));
+  take_processors(share.cores);
+  return open_examined(plan, share, read_run_job(options.run_dir).train);
+}
+
 /// Opens the device and asks it what it must know, nothing else.
 void examine(const plan::Plan& plan, plan::DevicePlan share, Control& control) {
   share.faults.clear();
@@ -76,7 +91,10 @@ int run_worker(const WorkerOptions& options) {
   Control control{PacketSocket(kControlDescriptor)};
   std::unique_ptr<RankRun> run;
   try {
-    const WorkerSetup setup = control.wait_for_setup();
+    name_process("pelago-spare");
+    std::optional<OpenDevice> opened;
+    const WorkerSetup setup = control.wait_for_setup([&] { opened = open_early(options); });
+    name_process("pelago-worker");
     const plan::Plan plan = read_plan(
         options.run_dir, read_run_plan(options.run_dir), options.site_idx, setup.plan_idx);
     const plan::SitePlan& site = plan.sites.at(static_cast<size_t>(options.site_idx));
@@ -87,8 +105,11 @@ int run_worker(const WorkerOptions& options) {
       examine(plan, share, control);
       return kExitDone;
     }
-    run = std::make_unique<RankRun>(
-        options, setup, SharedWeights::attach(kWeightsDescriptor, plan.num_parameters), control);
+    run = std::make_unique<RankRun>(options,
+                                    setup,
+                                    SharedWeights::attach(kWeightsDescriptor, plan.num_parameters),
+                                    std::move(opened),
+                                    control);
     run->run();
   } catch (const c10::Error& error) {
     end_in_failure(control, "device", first_line(error.what_without_backtrace()));

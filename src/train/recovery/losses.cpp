@@ -160,7 +160,7 @@ void Supervisor::adopt(Roster next) {
     return;
   }
   plan_idx_ = ++num_plans_;
-  write_file(plan_path(options_.run_dir, own_plan_, options_.site_idx, plan_idx_),
+  write_file(plan_path(place_.run_dir, own_plan_, place_.site_idx, plan_idx_),
              plan::to_json(roster_.plan()));
 }
 
@@ -169,7 +169,7 @@ void Supervisor::announce(const BatchShares& shares) {
   Roster next = roster_;
   next.set_shares(shares.sequences);
   ++num_plans_;
-  write_file(plan_path(options_.run_dir, own_plan_, options_.site_idx, num_plans_),
+  write_file(plan_path(place_.run_dir, own_plan_, place_.site_idx, num_plans_),
              plan::to_json(next.plan()));
   workers_.tell_first(json({{"type", "new_shares"},
                             {"plan_idx", num_plans_},
@@ -244,10 +244,10 @@ WorkerSetup Supervisor::restart_setup(int64_t& from_step) {
   if (!is_alone && exchanges_.sent >= 0) {
     fail("{}a device was lost and no snapshot of the site is whole: resume the run", site_prefix());
   }
-  setup.resume_from = options_.resume_from ? options_.resume_from->string() : "";
-  setup.start_from_shared = options_.start_from_shared;
-  setup.start_step = options_.start_step;
-  from_step = options_.start_step;
+  setup.resume_from = start_.resume_from ? start_.resume_from->string() : "";
+  setup.start_from_shared = start_.start_from_shared;
+  setup.start_step = start_.start_step;
+  from_step = start_.start_step;
   return setup;
 }
 

@@ -25,35 +25,28 @@ namespace {
 constexpr double kEndGraceS = 5;         // after which a worker that should end is killed
 constexpr int64_t kStopMarginSteps = 2;  // a worker may be one step ahead of its reports
 
-WorkerStart examination(const SiteRunOptions& options) {
+WorkerStart examination(const SitePlace& place) {
   WorkerSetup setup;
   setup.examine = true;
-  return {.run_dir = options.run_dir,
-          .site_dir = options.site_dir,
-          .site_idx = options.site_idx,
+  return {.run_dir = place.run_dir,
+          .site_dir = place.site_dir,
+          .site_idx = place.site_idx,
           .setup = to_json(setup),
           .weights_descriptor = -1};
 }
 
 }  // namespace
 
-Supervisor::Supervisor(const SiteRunOptions& options, SiteEvents& events)
-    : options_(options),
-      events_(&events),
-      job_(read_run_job(options.run_dir)),
-      own_plan_(read_run_plan(options.run_dir)),
+Supervisor::Supervisor(const SitePlace& place)
+    : place_(place),
+      job_(read_run_job(place.run_dir)),
+      own_plan_(read_run_plan(place.run_dir)),
       schedule_(schedule_of(own_plan_)),
       shared_(SharedWeights::create(own_plan_.num_parameters)),
-      roster_(own_plan_, job_, static_cast<size_t>(options.site_idx)),
-      return_watch_(examination(options)),
-      completed_steps_(options.start_step),
-      shares_(options.shares) {
+      roster_(own_plan_, job_, static_cast<size_t>(place.site_idx)),
+      return_watch_(examination(place)) {
   if (schedule_.num_fragments > 0) {
     fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
-  }
-  if (options_.resume_from) {
-    const fs::path state = *options_.resume_from / "state.json";
-    completed_steps_ = train_state_from_json(read_text_file(state), state.string()).step;
   }
   if (roster_.site().devices.size() > SiteBoard::kRanksMax) {
     fail("site {} has {} devices, at most {} can work together: make it two sites",
@@ -66,19 +59,47 @@ Supervisor::Supervisor(const SiteRunOptions& options, SiteEvents& events)
 Supervisor::~Supervisor() {
   workers_.end(kEndGraceS);
   std::error_code ignored;
-  fs::remove_all(options_.site_dir / "rendezvous", ignored);
+  fs::remove_all(place_.site_dir / "rendezvous", ignored);
 }
 
-void Supervisor::start() {
+WorkerStart Supervisor::worker_start() const {
+  return {.run_dir = place_.run_dir,
+          .site_dir = place_.site_dir,
+          .site_idx = place_.site_idx,
+          .setup = "",
+          .weights_descriptor = shared_.descriptor()};
+}
+
+/// Workers of a joint plan are born with bridges to the other sites': for them there are none.
+void Supervisor::keep_spares() {
+  if (!job_.train.spare_workers || plan::is_joint(own_plan_)) return;
+  std::error_code reason;
+  fs::create_directories(place_.site_dir / "logs", reason);
+  spares_.fill(worker_start(), roster_.site());
+}
+
+void Supervisor::prepare() {
+  keep_spares();
+  spares_.open_devices();
+}
+
+void Supervisor::start(const SiteStart& start, SiteEvents& events) {
+  start_ = start;
+  events_ = &events;
+  completed_steps_ = start.start_step;
+  if (start.resume_from) {
+    const fs::path state = *start.resume_from / "state.json";
+    completed_steps_ = train_state_from_json(read_text_file(state), state.string()).step;
+  }
   std::error_code reason;
   fs::create_directories(checkpoints(), reason);
-  fs::create_directories(options_.site_dir / "logs", reason);
+  fs::create_directories(place_.site_dir / "logs", reason);
   // Addresses of an earlier start would lead ranks to processes that are gone.
-  fs::remove_all(options_.site_dir / "rendezvous", reason);
+  fs::remove_all(place_.site_dir / "rendezvous", reason);
   WorkerSetup setup;
-  setup.resume_from = options_.resume_from ? options_.resume_from->string() : "";
-  setup.start_from_shared = options_.start_from_shared;
-  setup.start_step = options_.start_step;
+  setup.resume_from = start.resume_from ? start.resume_from->string() : "";
+  setup.start_from_shared = start.start_from_shared;
+  setup.start_step = start.start_step;
   settle_shares(completed_steps_);
   start_workers(setup);
   for (size_t i = num_shares_taken_; i < shares_.size(); ++i) announce(shares_[i]);
@@ -86,7 +107,7 @@ void Supervisor::start() {
 
 void Supervisor::start_workers(const WorkerSetup& setup) {
   rendezvous_dir_ =
-      options_.site_dir / "rendezvous" / fmt::format("{}-{}", ::getpid(), ++num_starts_);
+      place_.site_dir / "rendezvous" / fmt::format("{}-{}", ::getpid(), ++num_starts_);
   std::error_code reason;
   fs::create_directories(rendezvous_dir_, reason);
   if (reason) fail("{}: cannot make the folder: {}", rendezvous_dir_.string(), reason.message());
@@ -94,7 +115,7 @@ void Supervisor::start_workers(const WorkerSetup& setup) {
   full.rendezvous_dir = rendezvous_dir_.string();
   full.plan_idx = plan_idx_;
   full.check_data = num_starts_ == 1;
-  full.first_exchange = options_.first_exchange;
+  full.first_exchange = start_.first_exchange;
   full.told_step = completed_steps_;
   full.left_out = left_out_;
   full.data_shift = data_shift_at(setup.start_step);
@@ -115,13 +136,10 @@ void Supervisor::start_workers(const WorkerSetup& setup) {
     bridge_descriptors.push_back(end.descriptor());
     theirs.push_back(std::move(end));
   }
-  workers_.start({.run_dir = options_.run_dir,
-                  .site_dir = options_.site_dir,
-                  .site_idx = options_.site_idx,
-                  .setup = to_json(full),
-                  .weights_descriptor = shared_.descriptor(),
-                  .bridge_descriptors = bridge_descriptors},
-                 roster_.site());
+  WorkerStart start = worker_start();
+  start.setup = to_json(full);
+  start.bridge_descriptors = bridge_descriptors;
+  workers_.start(start, roster_.site(), spares_);
   if (has_weights_) weights_are_here();
 }
 
@@ -156,7 +174,7 @@ void Supervisor::others_at(int64_t step) {
 
 /// Data step less step, after so many completed steps.
 int64_t Supervisor::data_shift_at(int64_t completed_steps) const {
-  return options_.data_shift -
+  return start_.data_shift -
          std::distance(left_out_.begin(), left_out_.upper_bound(completed_steps));
 }
 
@@ -276,6 +294,8 @@ void Supervisor::take_step(StepReport report) {
   completed_steps_ = report.step;
   report.left_out = static_cast<int64_t>(left_out_.size());
   num_vain_starts_ = 0;
+  // Once a start, and not while it loads itself: a spare that dies is not worth another.
+  if (std::exchange(spares_start_, num_starts_) != num_starts_) keep_spares();
   if (are_shares_due()) {
     settle_shares(completed_steps_);
     pace_watch_.reset();

@@ -22,6 +22,7 @@
 #include "train/health/pace_watch.h"
 #include "train/process/control.h"
 #include "train/process/shared_weights.h"
+#include "train/process/spare_workers.h"
 #include "train/process/worker_set.h"
 #include "train/recovery/restart_point.h"
 #include "train/recovery/return_watch.h"
@@ -33,11 +34,11 @@ namespace pelago::train {
 
 class Supervisor {
  public:
-  /// events outlives this.
-  Supervisor(const SiteRunOptions& options, SiteEvents& events);
+  explicit Supervisor(const SitePlace& place);
   ~Supervisor();
 
-  void start();
+  void prepare();
+  void start(const SiteStart& start, SiteEvents& events);
   void allow_training();
   void weights_are_here();
   bool poll(double timeout_s);
@@ -65,6 +66,8 @@ class Supervisor {
 
   // supervisor.cpp
   void start_workers(const WorkerSetup& setup);
+  void keep_spares();
+  WorkerStart worker_start() const;
   void handle(size_t rank, const std::string& packet);
   void take_step(StepReport report);
   void leave_out(int64_t step);
@@ -74,7 +77,7 @@ class Supervisor {
   void begin_saving(int64_t step, const std::filesystem::path& dir);
   void take_saved();
   void tell_first(const std::string& type, const std::string& key, int64_t value);
-  std::filesystem::path checkpoints() const { return options_.site_dir / "checkpoints"; }
+  std::filesystem::path checkpoints() const { return place_.site_dir / "checkpoints"; }
 
   // losses.cpp
   void deal_with_losses();
@@ -94,8 +97,9 @@ class Supervisor {
   void record(const std::string& event, const std::string& fields_json);
   std::string site_prefix() const;
 
-  SiteRunOptions options_;
-  SiteEvents* events_;
+  SitePlace place_;
+  SiteStart start_;
+  SiteEvents* events_ = nullptr;  // from the start on
   plan::JobConfig job_;
   plan::Plan own_plan_;
   ExchangeSchedule schedule_;
@@ -103,12 +107,14 @@ class Supervisor {
   SharedWeights shared_;
   Roster roster_;
   WorkerSet workers_;
+  SpareWorkers spares_;
   std::vector<BridgeSocket> bridges_;    // to the workers of a joint plan, until they are taken
   std::optional<HangWatch> hang_watch_;  // of this start, once all are ready
   std::optional<PaceWatch> pace_watch_;  // of this start
   ReturnWatch return_watch_;
   std::filesystem::path rendezvous_dir_;
   int num_starts_ = 0;
+  int spares_start_ = 0;  // the last start for which there have been spares
   size_t num_ranks_ = 0;  // of the last start
   int plan_idx_ = 0;      // in use
   int num_plans_ = 0;     // written besides the run's own
@@ -132,7 +138,7 @@ class Supervisor {
   double pause_begin_s_ = 0;
   int num_vain_starts_ = 0;  // without a new step in between
   int64_t saving_step_ = -1;
-  BackgroundTask saving_;  // last: it uses options_, job_ and events_
+  BackgroundTask saving_;  // last: it uses place_, job_ and events_
 };
 
 }  // namespace pelago::train

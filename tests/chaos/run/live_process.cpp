@@ -114,6 +114,13 @@ std::string command_of(pid_t pid) {
   return line;
 }
 
+std::string name_of(pid_t pid) {
+  std::ifstream in(fmt::format("/proc/{}/comm", pid));
+  std::string name;
+  std::getline(in, name);
+  return name;
+}
+
 bool reach_state(const std::vector<pid_t>& pids, char state, double timeout_s) {
   const auto is_there = [&](pid_t pid) {
     return state == '-' ? is_gone(pid) : state_of(pid) == state;

@@ -47,6 +47,8 @@ bool is_gone(pid_t pid);
 std::vector<pid_t> children_of(pid_t pid);
 /// Its words, joined by spaces.
 std::string command_of(pid_t pid);
+/// As ps shows it; at most 15 letters.
+std::string name_of(pid_t pid);
 /// Looks every 2 ms; returns whether all of them came into this state within the time. '-': gone.
 bool reach_state(const std::vector<pid_t>& pids, char state, double timeout_s);
 

@@ -290,6 +290,7 @@ std::vector<pid_t> LiveRun::workers(const std::string& site) const {
   const pid_t owner = agent(site);
   if (owner < 0) return {};
   for (const pid_t child : children_of(owner)) {
+    if (name_of(child) != "pelago-worker") continue;  // a spare
     const std::string command = command_of(child);
     const size_t rank = command.find("--rank ");
     if (command.find(" worker ") != std::string::npos && rank != std::string::npos) {
