@@ -1,15 +1,15 @@
-// Whether a rank's device still computes right: questions with known answers when it joins and
-// when it has nothing else to do, and an answer to the supervisor's question whether it is stuck.
+// A rank's device, and whether it still computes right: questions with known answers when it joins
+// and when it has nothing else to do.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
 
 #include "chips/checks/known_answer.h"
 #include "chips/device.h"
+#include "plan/plan.h"
 
 namespace pelago::train {
 
@@ -34,5 +34,13 @@ class DeviceHealth {
   std::unique_ptr<chips::KnownAnswerTest> test_;  // null: off
   double examined_s_ = 0;
 };
+
+/// A rank's device, examined.
+struct OpenDevice {
+  std::unique_ptr<chips::Device> device;
+  std::unique_ptr<DeviceHealth> health;
+};
+/// share: of this plan. is_on: as of DeviceHealth. Throws DeviceFault, Failure or c10::Error.
+OpenDevice open_examined(const plan::Plan& plan, const plan::DevicePlan& share, bool is_on);
 
 }  // namespace pelago::train

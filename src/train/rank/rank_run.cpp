@@ -8,7 +8,6 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "base/text/json.h"
-#include "chips/emulated/faults.h"
 #include "chips/torch.h"
 #include "data/tokenizer.h"
 #include "model/safetensors.h"
@@ -58,16 +57,6 @@ std::string typed(const char* type, const std::string& fields_json) {
 
 }  // namespace
 
-chips::EmulationOptions emulation_of(const plan::Plan& plan, const plan::DevicePlan& device) {
-  chips::EmulationOptions options;
-  for (const std::string& fault : device.faults) {
-    options.faults.push_back(chips::parse_fault(fault));
-  }
-  if (plan.emulation_slowdown > 0) options.slowdown = plan.emulation_slowdown;
-  if (device.memory_bytes > 0) options.memory_bytes = device.memory_bytes;
-  return options;
-}
-
 ExchangeSchedule schedule_of(const plan::Plan& plan) {
   ExchangeSchedule schedule;
   schedule.num_steps = plan.steps;
@@ -76,17 +65,6 @@ ExchangeSchedule schedule_of(const plan::Plan& plan) {
   schedule.num_fragments = plan.exchange.fragments;
   schedule.overlap_steps = plan.exchange.overlap_steps;
   return schedule;
-}
-
-OpenDevice open_examined(const plan::Plan& plan,
-                         const plan::DevicePlan& share,
-                         const plan::TrainConfig& train) {
-  OpenDevice opened;
-  opened.device =
-      chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan, share));
-  opened.health = std::make_unique<DeviceHealth>(*opened.device, train.known_answer);
-  opened.health->examine();
-  return opened;
 }
 
 // Rank 0 hashes the shards before anyone trains on them; the other ranks would only read the same
@@ -126,7 +104,7 @@ RankRun::RankRun(const WorkerOptions& options,
   if (schedule_.num_fragments > 0) {
     fragments_ = cut_fragments(job_.model, schedule_.num_fragments);
   }
-  opened_ = opened ? std::move(*opened) : open_examined(plan_, share, job_.train);
+  opened_ = opened ? std::move(*opened) : open_examined(plan_, share, job_.train.known_answer);
   device_ = opened_.device.get();
   SiteBoard& board = shared_.board();
   control.set_answer([this, &board](int64_t question) {

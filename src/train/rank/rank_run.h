@@ -29,19 +29,6 @@ namespace pelago::train {
 /// Exchanges of this plan: none for a site alone.
 ExchangeSchedule schedule_of(const plan::Plan& plan);
 
-/// How the plan wants its emulated devices, with the faults on order of this one.
-chips::EmulationOptions emulation_of(const plan::Plan& plan, const plan::DevicePlan& device);
-
-/// A rank's device, examined.
-struct OpenDevice {
-  std::unique_ptr<chips::Device> device;
-  std::unique_ptr<DeviceHealth> health;
-};
-/// Throws DeviceFault, Failure or c10::Error. share: of this plan.
-OpenDevice open_examined(const plan::Plan& plan,
-                         const plan::DevicePlan& share,
-                         const plan::TrainConfig& train);
-
 class RankRun {
  public:
   /// control outlives the run. Opens the device, unless it is open, and the collective, and loads

@@ -71,15 +71,13 @@ OpenDevice open_early(const WorkerOptions& options) {
   const plan::DevicePlan& share =
       plan.sites.at(site_idx).devices.at(static_cast<size_t>(options.rank));
   take_processors(share.cores);
-  return open_examined(plan, share, read_run_job(options.run_dir).train);
+  return open_examined(plan, share, read_run_job(options.run_dir).train.known_answer);
 }
 
 /// Opens the device and asks it what it must know, nothing else.
 void examine(const plan::Plan& plan, plan::DevicePlan share, Control& control) {
   share.faults.clear();
-  const std::unique_ptr<chips::Device> device =
-      chips::open_device(share.device, chips::Catalogue::built_in(), emulation_of(plan, share));
-  DeviceHealth(*device, /*is_on=*/true).examine();
+  open_examined(plan, share, /*is_on=*/true);
   control.send(nlohmann::json({{"type", "well"}}).dump());
 }
 
