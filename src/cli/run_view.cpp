@@ -10,6 +10,7 @@ namespace pelago::cli {
 
 namespace {
 
+constexpr size_t kSitesOneByOne = 4;  // in the progress line
 constexpr size_t kRecentSteps = 8;  // a rate over fewer jumps, over more lags
 
 double ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
@@ -115,24 +116,51 @@ double RunView::eta_s() const {
   return eta_s;
 }
 
+std::string RunView::words_of(size_t site_idx) const {
+  const SiteView& view = sites_[site_idx];
+  if (view.tokens == 0) return fmt::format("{} {}/{} starting", view.name, view.step, plan_.steps);
+  std::vector<std::string> shares;
+  for (size_t rank = 0; rank < view.rank_tokens.size(); ++rank) {
+    const std::string device = short_device(plan_.sites[site_idx].devices[rank].device);
+    const double share = ratio(static_cast<double>(view.rank_tokens[rank]),
+                               static_cast<double>(view.tokens));
+    shares.push_back(view.rank_tokens.size() == 1 ? device
+                                                  : fmt::format("{} {:.0f}%", device, 100 * share));
+  }
+  return fmt::format("{} {}/{} loss {:.3f} {} tok/s ({})",
+                     view.name,
+                     view.step,
+                     plan_.steps,
+                     view.loss,
+                     short_number(view.recent_tokens_s),
+                     fmt::join(shares, ", "));
+}
+
+/// Of more sites than a line has room for.
+std::string RunView::words_of_all() const {
+  const auto [last, first] =
+      std::minmax_element(sites_.begin(), sites_.end(), [](const auto& one, const auto& other) {
+        return one.step < other.step;
+      });
+  double loss = 0;
+  int num_training = 0;
+  for (const SiteView& view : sites_) {
+    if (view.tokens == 0) continue;
+    loss += view.loss;
+    ++num_training;
+  }
+  std::string words = fmt::format("{} sites at {}/{}", sites_.size(), first->step, plan_.steps);
+  if (last->step < first->step) words += fmt::format(", last {} {}", last->name, last->step);
+  return num_training == 0 ? words + " starting"
+                           : words + fmt::format(", loss {:.3f}", loss / num_training);
+}
+
 std::string RunView::progress_line() const {
   std::string line;
-  for (size_t i = 0; i < sites_.size(); ++i) {
-    const SiteView& view = sites_[i];
-    std::vector<std::string> shares;
-    for (size_t rank = 0; rank < view.rank_tokens.size(); ++rank) {
-      shares.push_back(fmt::format("{} {:.0f}%",
-                                   short_device(plan_.sites[i].devices[rank].device),
-                                   100 * ratio(static_cast<double>(view.rank_tokens[rank]),
-                                               static_cast<double>(view.tokens))));
-    }
-    line += fmt::format("{} {}/{} loss {:.3f} {} tok/s ({})  ",
-                        view.name,
-                        view.step,
-                        plan_.steps,
-                        view.loss,
-                        short_number(view.recent_tokens_s),
-                        fmt::join(shares, ", "));
+  if (sites_.size() > kSitesOneByOne) {
+    line = words_of_all() + "  ";
+  } else {
+    for (size_t idx = 0; idx < sites_.size(); ++idx) line += words_of(idx) + "  ";
   }
   if (sites_.size() > 1) {
     line += fmt::format(

@@ -62,6 +62,8 @@ class RunView {
 
  private:
   SiteView* site(const std::string& name);
+  std::string words_of(size_t site_idx) const;
+  std::string words_of_all() const;
   plan::Plan plan_;
   std::vector<SiteView> sites_;
   LineView line_;
