@@ -11,7 +11,7 @@ namespace pelago::cli {
 namespace {
 
 constexpr size_t kSitesOneByOne = 4;  // in the progress line
-constexpr size_t kRecentSteps = 8;  // a rate over fewer jumps, over more lags
+constexpr size_t kRecentSteps = 8;    // a rate over fewer jumps, over more lags
 
 double ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
 
@@ -122,8 +122,8 @@ std::string RunView::words_of(size_t site_idx) const {
   std::vector<std::string> shares;
   for (size_t rank = 0; rank < view.rank_tokens.size(); ++rank) {
     const std::string device = short_device(plan_.sites[site_idx].devices[rank].device);
-    const double share = ratio(static_cast<double>(view.rank_tokens[rank]),
-                               static_cast<double>(view.tokens));
+    const double share =
+        ratio(static_cast<double>(view.rank_tokens[rank]), static_cast<double>(view.tokens));
     shares.push_back(view.rank_tokens.size() == 1 ? device
                                                   : fmt::format("{} {:.0f}%", device, 100 * share));
   }

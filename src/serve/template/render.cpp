@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "serve/template/builtins.h"
-#include "serve/template/syntax.h"
+#include "serve/template/operators.h"
+#include "serve/template/syntax/syntax.h"
 #include "serve/template/template.h"
 
 namespace pelago::serve {
@@ -15,7 +15,6 @@ namespace pelago::serve {
 namespace {
 
 using Kind = Expression::Kind;
-constexpr int64_t kIntMax = int64_t{1} << 53;
 
 struct Scope {
   const Scope* parent = nullptr;
@@ -255,9 +254,9 @@ class Renderer {
         return dict;
       }
       case Kind::kAttribute:
-        return attribute(operand(0), expression.name);
+        return attribute_of(operand(0), expression.name);
       case Kind::kIndex:
-        return index(operand(0), operand(1));
+        return item_of(operand(0), operand(1));
       case Kind::kSlice:
         return slice(expression, scope);
       case Kind::kCall: {
@@ -271,9 +270,9 @@ class Renderer {
       case Kind::kNot:
         return !operand(0).is_true();
       case Kind::kNegative:
-        return negative(operand(0));
+        return negative_of(operand(0));
       case Kind::kBinary:
-        return charged(binary(expression.name, operand(0), operand(1)));
+        return charged(apply_operator(expression.name, operand(0), operand(1)));
       case Kind::kAnd: {
         Value left = operand(0);
         return left.is_true() ? operand(1) : left;
@@ -319,35 +318,6 @@ class Renderer {
         expression.name, evaluate(*expression.operands[0], scope), arguments_of(expression, scope));
   }
 
-  static void check_defined(const Value& value, const std::string& what) {
-    if (!value.is_undefined()) return;
-    throw TemplateError(fmt::format("{} of {}, which is not defined", what, value.to_repr()));
-  }
-
-  static Value attribute(const Value& value, const std::string& name) {
-    check_defined(value, name);
-    if (Value method = method_of(value, name); !method.is_undefined()) return method;
-    const Value* found = value.is_dict() ? value.dict().find(name) : nullptr;
-    return found != nullptr ? *found : Value::undefined(name);
-  }
-
-  static Value index(const Value& value, const Value& place) {
-    check_defined(value, place.to_repr());
-    if (value.is_dict()) {
-      const Value* found =
-          place.is_string() || place.is_number() ? value.dict().find(place.to_text()) : nullptr;
-      return found != nullptr ? *found : Value::undefined(place.to_text());
-    }
-    if (place.is_string()) return attribute(value, place.text());
-    if (!value.is_list() && !value.is_string()) return Value::undefined(place.to_repr());
-    const auto length = static_cast<int64_t>(value.length());
-    int64_t at = place.to_int();
-    if (at < 0) at += length;
-    if (at < 0 || at >= length) return Value::undefined(fmt::format("item {}", place.to_repr()));
-    if (value.is_list()) return value.list()[static_cast<size_t>(at)];
-    return characters_of(value.text())[static_cast<size_t>(at)];
-  }
-
   Value slice(const Expression& expression, const Scope& scope) {
     const Value value = evaluate(*expression.operands[0], scope);
     const auto part = [&](size_t i, int64_t otherwise) {
@@ -376,70 +346,6 @@ class Renderer {
     std::string text;
     for (const Value& character : chosen) text += character.text();
     return text;
-  }
-
-  static Value negative(const Value& value) {
-    if (value.is_float()) return -value.to_double();
-    return whole(-static_cast<double>(value.to_int()));
-  }
-
-  static Value whole(double number) {
-    if (std::abs(number) > static_cast<double>(kIntMax))
-      throw TemplateError("a number grows too large");
-    return static_cast<int64_t>(number);
-  }
-
-  Value binary(const std::string& name, const Value& a, const Value& b) {
-    if (name == "==") return a == b;
-    if (name == "!=") return !(a == b);
-    if (name == "<") return Value::less(a, b);
-    if (name == ">") return Value::less(b, a);
-    if (name == "<=") return !Value::less(b, a);
-    if (name == ">=") return !Value::less(a, b);
-    if (name == "in" || name == "not in") {
-      Arguments container;
-      container.positional = {b};
-      return apply_test("in", a, container) == (name == "in");
-    }
-    if (name == "~") return joined(a.to_text(), b.to_text());
-    if (name == "+" && a.is_string() && b.is_string()) return joined(a.text(), b.text());
-    if (name == "+" && a.is_list() && b.is_list()) {
-      ValueList both = a.list();
-      both.insert(both.end(), b.list().begin(), b.list().end());
-      return both;
-    }
-    if (name == "*" && a.is_string()) return repeated(a.text(), b.to_int());
-    if (name == "%" && a.is_string()) throw TemplateError("'%' between strings is not supported");
-    return arithmetic(name, a, b);
-  }
-
-  std::string joined(const std::string& a, const std::string& b) {
-    num_steps_ += static_cast<int64_t>((a.size() + b.size()) / 64);
-    if (a.size() + b.size() > kTextBytesMax) throw TemplateError("a string grows too long");
-    return a + b;
-  }
-
-  static std::string repeated(const std::string& text, int64_t count) {
-    if (count <= 0 || text.empty()) return "";
-    if (static_cast<uint64_t>(count) > kTextBytesMax / text.size())
-      throw TemplateError("a string grows too long");
-    std::string out;
-    for (int64_t i = 0; i < count; ++i) out += text;
-    return out;
-  }
-
-  static Value arithmetic(const std::string& name, const Value& a, const Value& b) {
-    const double x = a.to_double(), y = b.to_double();
-    const bool is_whole = !a.is_float() && !b.is_float();
-    const auto result = [&](double number) { return is_whole ? whole(number) : Value(number); };
-    if (name == "+") return result(x + y);
-    if (name == "-") return result(x - y);
-    if (name == "*") return result(x * y);
-    if (name == "**") return is_whole && y >= 0 ? whole(std::pow(x, y)) : Value(std::pow(x, y));
-    if (y == 0) throw TemplateError("divided by 0");
-    if (name == "/") return x / y;
-    if (name == "//") return result(std::floor(x / y));
-    return result(x - std::floor(x / y) * y);
   }
 
   const int64_t now_s_;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "serve/template/syntax.h"
+#include "serve/template/syntax/syntax.h"
 
 namespace pelago::serve {
 
