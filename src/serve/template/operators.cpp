@@ -52,7 +52,7 @@ Value arithmetic(const std::string& name, const Value& a, const Value& b) {
 
 }  // namespace
 
-Value attribute_of(const Value& value, const std::string& name) {
+Value member_of(const Value& value, const std::string& name) {
   check_defined(value, name);
   if (Value method = method_of(value, name); !method.is_undefined()) return method;
   const Value* found = value.is_dict() ? value.dict().find(name) : nullptr;
@@ -66,7 +66,7 @@ Value item_of(const Value& value, const Value& place) {
         place.is_string() || place.is_number() ? value.dict().find(place.to_text()) : nullptr;
     return found != nullptr ? *found : Value::undefined(place.to_text());
   }
-  if (place.is_string()) return attribute_of(value, place.text());
+  if (place.is_string()) return member_of(value, place.text());
   if (!value.is_list() && !value.is_string()) return Value::undefined(place.to_repr());
   const auto length = static_cast<int64_t>(value.length());
   int64_t at = place.to_int();

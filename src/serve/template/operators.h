@@ -8,7 +8,7 @@
 namespace pelago::serve {
 
 /// value.name: a method, or what a mapping has under that name, or undefined.
-Value attribute_of(const Value& value, const std::string& name);
+Value member_of(const Value& value, const std::string& name);
 /// value[place]; undefined where there is nothing.
 Value item_of(const Value& value, const Value& place);
 Value negative_of(const Value& value);

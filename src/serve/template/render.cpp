@@ -254,7 +254,7 @@ class Renderer {
         return dict;
       }
       case Kind::kAttribute:
-        return attribute_of(operand(0), expression.name);
+        return member_of(operand(0), expression.name);
       case Kind::kIndex:
         return item_of(operand(0), operand(1));
       case Kind::kSlice:
