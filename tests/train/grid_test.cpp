@@ -8,6 +8,7 @@
 #include "plan/cost/plan_costs.h"
 #include "plan/cost/sizes.h"
 #include "plan/planner/planner.h"
+#include "train/grid/copies_out.h"
 #include "train/grid/schedule.h"
 #include "train/rank_fixture.h"
 
@@ -15,6 +16,33 @@ namespace pelago::train {
 namespace {
 
 constexpr uint64_t kGridSeed = 20261122;
+
+/// Writes down which copies begin and which are waited for.
+class CopyingDevice final : public PlainDevice {
+ public:
+  CopyingDevice() : PlainDevice(torch::kFloat32) {}
+  std::unique_ptr<chips::HostCopy> start_copy_to_host(const Tensor& tensor,
+                                                      const chips::WorkMark&) override {
+    events += fmt::format("begin {}, ", num_begun);
+    return std::make_unique<Copy>(*this, tensor, num_begun++);
+  }
+  std::string events;
+  int num_begun = 0;
+
+ private:
+  struct Copy final : chips::HostCopy {
+    Copy(CopyingDevice& its_device, Tensor its_values, int its_idx)
+        : device(&its_device), values(std::move(its_values)), idx(its_idx) {}
+    bool is_done() override { return false; }
+    const Tensor& wait() override {
+      device->events += fmt::format("wait {}, ", idx);
+      return values;
+    }
+    CopyingDevice* device;
+    Tensor values;
+    int idx;
+  };
+};
 
 model::ModelConfig four_blocks(bool is_tied) {
   model::ModelConfig config = tiny_model();
@@ -99,6 +127,29 @@ Outcome train(const SiteShape& shape, const TokenSource& samples, int64_t num_st
   outcome.gradient = gradient.master;
   outcome.master = state.master;
   return outcome;
+}
+
+TEST_CASE(
+    "a snapshot's copies all begin before one is waited for, but for what the host can hold") {
+  CopyingDevice device;
+  std::vector<double> taken;
+  const auto take = [&](const Tensor& host) { taken.push_back(host.flatten()[0].item<double>()); };
+  CopiesOut small(device, nullptr);
+  for (const double value : {1.0, 2.0, 3.0}) small.add(torch::full({4}, value), take);
+  CHECK(taken.empty());
+  small.finish();
+  CHECK(device.events == "begin 0, begin 1, begin 2, wait 0, wait 1, wait 2, ");
+  CHECK(taken == std::vector<double>{1, 2, 3});
+  device.events.clear();
+  taken.clear();
+  CopiesOut large(device, nullptr);
+  const int64_t num_values = 40 << 20;  // 160 MB, of which none is there
+  for (const double value : {4.0, 5.0})
+    large.add(torch::full({1}, value).expand({num_values}), take);
+  CHECK(taken == std::vector<double>{4});
+  large.finish();
+  CHECK(device.events == "begin 3, wait 3, begin 4, wait 4, ");
+  CHECK(taken == std::vector<double>{4, 5});
 }
 
 TEST_CASE("every grid gives the gradient of a single device") {

@@ -15,7 +15,7 @@
 
 namespace pelago::train {
 
-class PlainDevice final : public chips::Device {
+class PlainDevice : public chips::Device {
  public:
   /// memory_bytes: 0: not known, so that nothing is copied on the device.
   explicit PlainDevice(c10::ScalarType dtype, int64_t memory_bytes = 0)

@@ -213,6 +213,20 @@ TEST_CASE("a worker takes shares before the step from which they hold, the later
   CHECK(control.take_new_shares(25) == 4);
 }
 
+TEST_CASE("steps that were told of are done as before, later ones left out up to the others") {
+  WorkerSetup setup;
+  setup.told_step = 9;
+  setup.left_out = {4, 7};
+  for (const int64_t others : {0, 9, 12}) {
+    CAPTURE(others);
+    for (int64_t step = 1; step <= 9; ++step) {
+      CHECK(setup.leaves_out(step, others) == (step == 4 || step == 7));
+    }
+    for (int64_t step = 10; step <= 14; ++step)
+      CHECK(setup.leaves_out(step, others) == (step <= others));
+  }
+}
+
 TEST_CASE("where the others are only rises, and a setup keeps which steps were left out") {
   auto [ours, theirs] = PacketSocket::make_pair();
   Control control(std::move(theirs));

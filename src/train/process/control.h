@@ -36,6 +36,10 @@ struct WorkerSetup {
   int64_t evaluated_step = -1;
   int64_t told_step = 0;            // completed steps that were told of: they are done as before,
   std::set<int64_t> left_out = {};  // which means that of those, these are left out again
+  /// Whether this step, 1 is the first, is left out where the others have completed others_step.
+  bool leaves_out(int64_t step, int64_t others_step) const {
+    return step <= told_step ? left_out.contains(step) : step <= others_step;
+  }
 };
 std::string to_json(const WorkerSetup& setup);
 

@@ -38,9 +38,7 @@ std::vector<Fragment> cut_fragments(const model::ModelConfig& model, int64_t num
 /// What was told of is done again as it was. Beyond that, nobody need wait for what this site is
 /// behind: it goes on at the step that the others have come to.
 bool RankRun::leaves_out_next() const {
-  const int64_t step = state_.step + 1;
-  return step <= setup_.told_step ? setup_.left_out.contains(step)
-                                  : step <= control_->others_step();
+  return setup_.leaves_out(state_.step + 1, control_->others_step());
 }
 
 /// Fragments leave and come as after any step, with weights that are a little less trained.
