@@ -2,102 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
 #include <numbers>
 #include <numeric>
-#include <string_view>
-#include <type_traits>
 
 #include "base/error.h"
+#include "plan/job/section.h"
+#include "plan/job/sites_section.h"
 
 namespace pelago::plan {
 
 namespace {
-
-// A misspelt key leaves its default behind, and the range check of that default would then complain
-// of a value that nobody wrote. So the file is read twice: once to learn which keys exist, and once
-// more, when no key is unknown, to check what they say.
-enum class Pass { kLearnKeys, kCheck };
-
-/// One section of job.toml: reads a key and, in the second pass, refuses a value outside its range.
-class Section {
- public:
-  Section(ConfigTable table, Pass pass) : table_(std::move(table)), pass_(pass) {}
-  bool checks() const { return pass_ == Pass::kCheck; }
-  const ConfigTable& table() const { return table_; }
-
-  template <typename T>
-  void take(std::string_view key, T& out) const {
-    table_.read(key, out);
-  }
-
-  /// Accepts lo <= value <= hi. NaN fails every comparison, so it is refused too.
-  template <typename T>
-  void take_between(std::string_view key,
-                    T& out,
-                    std::type_identity_t<T> lo,
-                    std::type_identity_t<T> hi) const {
-    table_.read(key, out);
-    if (out >= lo && out <= hi) return;
-    refuse(key, out, fmt::format("must be between {} and {}", lo, hi));
-  }
-
-  void take_positive(std::string_view key, double& out) const {
-    table_.read(key, out);
-    if (out > 0 && std::isfinite(out)) return;
-    refuse(key, out, "must be greater than 0");
-  }
-
-  /// Accepts lo <= value < 1: betas and momenta, whose sums diverge at 1.
-  void take_below_one(std::string_view key, double& out) const {
-    table_.read(key, out);
-    if (out >= 0 && out < 1) return;
-    refuse(key, out, "must be at least 0 and less than 1");
-  }
-
-  void take_word(std::string_view key,
-                 std::string& out,
-                 std::initializer_list<std::string> allowed) const {
-    table_.read(key, out);
-    if (std::find(allowed.begin(), allowed.end(), out) != allowed.end()) return;
-    const auto nearest = nearest_word(out, allowed);
-    refuse(key,
-           out,
-           fmt::format("must be one of {}{}",
-                       fmt::join(allowed, ", "),
-                       nearest ? fmt::format("; did you mean {}?", *nearest) : ""));
-  }
-
-  /// A list of whole numbers from 1 on.
-  void take_counts(std::string_view key, std::vector<int64_t>& out) const {
-    std::vector<double> numbers;
-    table_.read(key, numbers);
-    out.clear();
-    for (const double number : numbers) {
-      if (!(number >= 1 && number <= 1e9 && number == std::floor(number))) {
-        refuse(key, fmt::format("[{}]", fmt::join(numbers, ", ")), "must hold numbers from 1 on");
-      }
-      out.push_back(std::llround(number));
-    }
-  }
-
-  template <typename T>
-  void refuse(std::string_view key, const T& value, const std::string& why) const {
-    if (!checks()) return;
-    if constexpr (std::is_same_v<T, std::string>) {
-      fail_usage("{}: {} = \"{}\" {}", table_.where(), key, value, why);
-    } else {
-      fail_usage("{}: {} = {} {}", table_.where(), key, value, why);
-    }
-  }
-
- private:
-  ConfigTable table_;
-  Pass pass_;
-};
-
-// Far above every real job, low enough that no product of two of them overflows an int64.
-constexpr int64_t kCountMax = 1'000'000'000;
 
 /// The model's room names field and value; the file is ours to name.
 template <typename Action>
@@ -230,87 +144,6 @@ void read_train(const Section& section, TrainConfig& train) {
   section.take_between("audit_every_steps", train.audit_every_steps, 0, kCountMax);
   section.take("known_answer", train.known_answer);
   section.take("spare_workers", train.spare_workers);
-}
-
-void check_exchange(const Section& section, const SitesConfig& sites) {
-  if (sites.inner_steps % sites.fragments != 0) {
-    section.refuse("inner_steps",
-                   sites.inner_steps,
-                   fmt::format("must be a multiple of fragments = {}: take {}",
-                               sites.fragments,
-                               (sites.inner_steps / sites.fragments + 1) * sites.fragments));
-  }
-  const int64_t interval = sites.inner_steps / sites.fragments;
-  if (sites.overlap_steps >= interval) {
-    section.refuse("overlap_steps",
-                   sites.overlap_steps,
-                   fmt::format("must be less than inner_steps / fragments = {}, the steps from one "
-                               "exchange to the next: raise inner_steps to at least {}",
-                               interval,
-                               (sites.overlap_steps + 1) * sites.fragments));
-  }
-  const bool is_by_value = sites.combine == "trimmed" || sites.combine == "median_of_means";
-  if (is_by_value && sites.delta_bits == 2) {
-    section.refuse("combine",
-                   sites.combine,
-                   "goes by single values, of which thin deltas hold few: raise delta_bits, or "
-                   "combine by mean");
-  }
-  const int activation_bits = sites.activation_bits;
-  if (activation_bits != 8 && activation_bits != 16 && activation_bits != 32) {
-    section.refuse("activation_bits", activation_bits, "must be 8, 16 or 32 (as they are)");
-  }
-  const int bits = sites.delta_bits;
-  if (bits != 2 && bits != 4 && bits != 8 && bits != 32) {
-    section.refuse("delta_bits",
-                   bits,
-                   "must be 2 (thin: the largest values alone), 4, 8 or 32 (not quantised)");
-  }
-}
-
-// A later key may still change each of these.
-void start_from_method(const std::string& method, SitesConfig& sites) {
-  if (method == "streaming") return;
-  if (method == "thin") {
-    // Momentum and mixing would count twice what stays in the local weights until it is sent.
-    sites.delta_bits = 2;
-    sites.merge_alpha = 0;
-    sites.outer_lr = 1;
-    sites.outer_momentum = 0;
-    return;
-  }
-  sites.fragments = 1;
-  sites.overlap_steps = 0;
-  sites.merge_alpha = 0;
-  if (method == "diloco") {
-    sites.outer_lr = 0.7;
-    return;
-  }
-  sites.inner_steps = 1;
-  sites.delta_bits = 32;
-  sites.outer_lr = 1;
-  sites.outer_momentum = 0;
-}
-
-void read_sites(const Section& section, SitesConfig& sites) {
-  section.take_word("method", sites.method, {"streaming", "thin", "diloco", "sync"});
-  start_from_method(sites.method, sites);
-  section.take_between("inner_steps", sites.inner_steps, 1, kCountMax);
-  section.take_between("fragments", sites.fragments, 1, 10'000);
-  section.take_between("overlap_steps", sites.overlap_steps, 0, kCountMax);
-  section.take("delta_bits", sites.delta_bits);
-  section.take_between("merge_alpha", sites.merge_alpha, 0, 1);
-  section.take_positive("outer_lr", sites.outer_lr);
-  section.take_below_one("outer_momentum", sites.outer_momentum);
-  section.take_word("combine", sites.combine, {"mean", "direction", "trimmed", "median_of_means"});
-  section.take_between("error_decay", sites.error_decay, 0, 1);
-  section.take_word("across", sites.across, {"auto", "rounds", "pipeline"});
-  section.take("activation_bits", sites.activation_bits);
-  section.take_positive("grace_s", sites.grace_s);
-  section.take_between("share_rounds", sites.share_rounds, 0, 1'000'000);
-  section.take_between("behind_s", sites.behind_s, 0, 1e6);
-  section.take_positive("heartbeat_s", sites.heartbeat_s);
-  if (section.checks()) check_exchange(section, sites);
 }
 
 // The name becomes a folder, and runs_dir/.. or a name with a slash would put it somewhere else.
