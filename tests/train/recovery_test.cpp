@@ -10,6 +10,7 @@
 #include "train/process/control.h"
 #include "train/process/shared_weights.h"
 #include "train/recovery/restart_point.h"
+#include "train/recovery/snapshots.h"
 
 namespace pelago::train {
 namespace {
@@ -211,6 +212,29 @@ TEST_CASE("a worker takes shares before the step from which they hold, the later
   ours.send(R"({"type":"stop_at","step":99,"with_checkpoint":true})");
   while (!control.stop_request()) control.listen(1);
   CHECK(control.take_new_shares(25) == 4);
+}
+
+TEST_CASE("snapshots become rarer while they cost much, and as frequent again once they do not") {
+  SnapshotPace pace(2);
+  double now_s = 100, storing_s = 0;
+  pace.on_begin(now_s, storing_s);
+  const auto pass = [&](double cost_s) {  // eight snapshots in a second of each
+    for (int i = 0; i < 8; ++i) {
+      now_s += 1;
+      storing_s += cost_s;
+      pace.on_begin(now_s, storing_s);
+    }
+  };
+  pass(0.0001);
+  CHECK(pace.period_steps() == 2);
+  pass(0.01);  // 1 % of the time
+  CHECK(pace.period_steps() == 4);
+  for (int i = 0; i < 9; ++i) pass(0.01);
+  CHECK(pace.period_steps() == 16);
+  pass(0.003);  // neither much nor little
+  CHECK(pace.period_steps() == 16);
+  for (int i = 0; i < 9; ++i) pass(0.001);
+  CHECK(pace.period_steps() == 2);
 }
 
 TEST_CASE("steps that were told of are done as before, later ones left out up to the others") {

@@ -6,7 +6,8 @@ namespace pelago::train {
 
 namespace {
 
-constexpr double kCostMax = 0.005;  // of the time; beyond it, snapshots become rarer
+constexpr double kCostMax = 0.005;         // of the time; beyond it, snapshots become rarer
+constexpr double kCostLow = kCostMax / 3;  // below it, they may come twice as often
 constexpr int64_t kRarestFactor = 8;
 constexpr int kJudged = 8;  // snapshots together
 
@@ -19,7 +20,22 @@ Snapshots::Snapshots(
       rank_(rank),
       num_ranks_(num_ranks),
       every_steps_(every_steps),
-      period_steps_(every_steps) {}
+      pace_(every_steps) {}
+
+// Of eight together, not of one alone: a host that was busy for some milliseconds is no reason.
+void SnapshotPace::on_begin(double now_s, double storing_s) {
+  if (num_begun_++ % kJudged != 0) return;
+  if (num_begun_ > 1) {
+    const double share = (storing_s - storing_s_) / (now_s - begun_s_);
+    if (share > kCostMax) {
+      period_steps_ = std::min(2 * period_steps_, kRarestFactor * every_steps_);
+    } else if (share < kCostLow) {
+      period_steps_ = std::max(period_steps_ / 2, every_steps_);
+    }
+  }
+  storing_s_ = storing_s;
+  begun_s_ = now_s;
+}
 
 void Snapshots::resume_from(size_t slot_idx, int64_t step) {
   next_slot_ = 1 - slot_idx;
@@ -28,20 +44,12 @@ void Snapshots::resume_from(size_t slot_idx, int64_t step) {
 
 bool Snapshots::is_due(int64_t step, double now_s) {
   if (every_steps_ == 0) return false;
-  if (last_step_ >= 0 && step - last_step_ < period_steps_) return false;
   if (last_step_ >= 0) {
+    if (step - last_step_ < pace_.period_steps()) return false;
     // Until all have written the last one, the one before it is all there is.
     if (!shared_->board().whole_slot(1 - next_slot_, num_ranks_)) return false;
-    // Not of one alone: a host that was busy for some milliseconds would make them rare for good.
-    if (++num_judged_ < kJudged) return true;
-    const double cost_s = trainer_->storing_s() - storing_s_;
-    if (cost_s > kCostMax * (now_s - begun_s_)) {
-      period_steps_ = std::min(2 * period_steps_, kRarestFactor * every_steps_);
-    }
   }
-  num_judged_ = 0;
-  storing_s_ = trainer_->storing_s();
-  begun_s_ = now_s;
+  pace_.on_begin(now_s, trainer_->storing_s());
   return true;
 }
 

@@ -4,6 +4,7 @@
 // there. A slot counts once all ranks have marked it, and the other is only begun then.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "train/checkpoint.h"
@@ -11,6 +12,22 @@
 #include "train/rank/trainer.h"
 
 namespace pelago::train {
+
+/// How many steps lie between two, by what they cost.
+class SnapshotPace {
+ public:
+  explicit SnapshotPace(int64_t every_steps)
+      : every_steps_(every_steps), period_steps_(every_steps) {}
+  int64_t period_steps() const { return period_steps_; }
+  /// Another one begins. storing_s: what all before have cost.
+  void on_begin(double now_s, double storing_s);
+
+ private:
+  int64_t every_steps_, period_steps_;
+  int num_begun_ = 0;     // eight at a time are judged
+  double begun_s_ = 0;    // when the first of these eight was
+  double storing_s_ = 0;  // what all had cost until then
+};
 
 class Snapshots {
  public:
@@ -40,12 +57,10 @@ class Snapshots {
   SharedWeights* shared_;
   Trainer* trainer_;
   size_t rank_, num_ranks_;
-  int64_t every_steps_, period_steps_;
+  int64_t every_steps_;
+  SnapshotPace pace_;
   size_t next_slot_ = 0;
   int64_t last_step_ = -1;  // of the newest begun; -1: none
-  int num_judged_ = 0;      // since what they cost was last looked at
-  double begun_s_ = 0;      // when that was
-  double storing_s_ = 0;    // what all had cost until then
 };
 
 }  // namespace pelago::train
