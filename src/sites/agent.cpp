@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <future>
 #include <memory>
 #include <utility>
 
@@ -113,17 +114,33 @@ Hello hello_of(const AgentOptions& options,
   return hello;
 }
 
-// A line that does not come about gives no reason: whoever has the wrong certificate hears it here.
-void refuse_bad_identity(const AgentOptions& options) {
-  const std::string problem = problem_of_identity(options.certs_dir, options.site);
-  if (!problem.empty()) fail_usage("{}", problem);
-  const Status line = probe_line({.address = options.coordinator,
-                                  .peer = kCoordinatorName,
-                                  .authority = read_text_file(options.certs_dir / "ca.pem"),
-                                  .certs_dir = options.certs_dir,
-                                  .name = options.site});
-  if (!line && line.error().code == ErrorCode::kRefused) fail_usage("{}", line.error().message);
-}
+/// A line that does not come about gives no reason: whoever has the wrong certificate hears it from
+/// a probe beside it.
+class IdentityCheck {
+ public:
+  explicit IdentityCheck(const AgentOptions& options) {
+    const std::string problem = problem_of_identity(options.certs_dir, options.site);
+    if (!problem.empty()) fail_usage("{}", problem);
+    line_ = std::async(std::launch::async, [options] {
+      return probe_line({.address = options.coordinator,
+                         .peer = kCoordinatorName,
+                         .authority = read_text_file(options.certs_dir / "ca.pem"),
+                         .certs_dir = options.certs_dir,
+                         .name = options.site});
+    });
+  }
+  /// Throws Failure (exit 2) once it is known that the coordinator refuses the site's certificate.
+  void look() {
+    if (!line_.valid() || line_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+      return;
+    }
+    const Status line = line_.get();
+    if (!line && line.error().code == ErrorCode::kRefused) fail_usage("{}", line.error().message);
+  }
+
+ private:
+  std::future<Status> line_;  // its destructor waits for the probe, which ends in seconds
+};
 
 int64_t frame_bytes_max(const GlobalState& state) {
   if (state.fragments().empty()) return 2 * static_cast<int64_t>(train::kBridgePartBytes);
@@ -173,6 +190,7 @@ train::SitePlace place_of(const AgentOptions& options, const plan::Plan& plan) {
 /// a site that is to return.
 Leave run_once(const AgentOptions& options,
                const plan::Plan& plan,
+               IdentityCheck& identity,
                std::unique_ptr<train::SiteRunner> runner) {
   const plan::JobConfig job = train::read_run_job(options.run_dir);
   const int site_idx = site_index(plan, options.site);
@@ -214,7 +232,7 @@ Leave run_once(const AgentOptions& options,
                     state,
                     clock);
     try {
-      leave = agent.run(stop_requested);
+      leave = agent.run(stop_requested, [&identity] { identity.look(); });
       log_info("leaving reason=\"{}\"", leave.reason);
       const bool returns = leave.is_to_return && plan::is_joint(plan) && !stop_requested;
       if (leave.exit_code != kExitDone && !returns) {
@@ -239,10 +257,10 @@ int run_agent(const AgentOptions& options) {
   const train::SitePlace place = place_of(options, plan);
   auto runner = std::make_unique<train::SiteRunner>(place);
   runner->prepare();  // while this process finds the others
-  refuse_bad_identity(options);
+  IdentityCheck identity(options);
   // Sites in step start again together whenever one of them is lost: with new workers, from the
   // newest checkpoint.
-  while (run_once(options, plan, std::move(runner)).exit_code != kExitDone) {
+  while (run_once(options, plan, identity, std::move(runner)).exit_code != kExitDone) {
     runner = std::make_unique<train::SiteRunner>(place);
   }
   return kExitDone;

@@ -11,7 +11,7 @@ namespace pelago::sites {
 namespace {
 
 constexpr double kSilentHeartbeats = 5;
-constexpr double kAskHeartbeats = 1;  // for the first manifest: it may be there any moment
+constexpr double kAskHeartbeats = 0.2;  // for the first manifest: it may be there any moment
 constexpr double kPatienceHeartbeatsMax = 40;
 constexpr double kPenaltyHeartbeatsMax = 10;  // the only donor may be right every other time
 constexpr size_t kHashChars = 32;

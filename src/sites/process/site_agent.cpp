@@ -141,13 +141,14 @@ void SiteAgent::beat(const std::stop_token& stop) {
   }
 }
 
-Leave SiteAgent::run(const std::atomic<bool>& stop_requested) {
+Leave SiteAgent::run(const std::atomic<bool>& stop_requested, const std::function<void()>& look) {
   double ticked_s = -1;
   while (!leave_) {
     const double now_s = clock_->now_s();
     turned_s_ = now_s;
     if (now_s - ticked_s >= kTickS) {
       ticked_s = now_s;
+      look();
       int64_t sent_bytes = 0;
       for (const auto& [peer, traffic] : transport_->traffic()) {
         if (peer == kCoordinatorName) continue;

@@ -48,7 +48,8 @@ class SiteAgent final : public train::SiteEvents {
 
   /// Works until the coordinator lets the site go. stop_requested: set by a signal. Returns how it
   /// ended; throws Failure if a worker is lost.
-  Leave run(const std::atomic<bool>& stop_requested);
+  /// look: called fifty times a second; what it throws ends the site.
+  Leave run(const std::atomic<bool>& stop_requested, const std::function<void()>& look);
 
   void on_ready() override;
   void on_step(const train::StepReport& report) override;
@@ -87,8 +88,8 @@ class SiteAgent final : public train::SiteEvents {
   std::map<int64_t, std::unique_ptr<const GlobalState>> copies_;  // by step, until they are saved
   std::optional<CheckpointExchange> checkpoints_;                 // of sites that train in step
   std::unique_ptr<train::SiteRunner> runner_;
-  std::unique_ptr<CheckpointCopier> copier_;   // once the run has begun, if copies are wanted
-  bool is_running_ = false;                    // the workers have not finished
+  std::unique_ptr<CheckpointCopier> copier_;  // once the run has begun, if copies are wanted
+  bool is_running_ = false;                   // the workers have not finished
   std::optional<Leave> leave_;
   std::atomic<double> turned_s_;             // when the main thread last turned
   std::atomic<int64_t> completed_steps_{0};  // for heartbeats
