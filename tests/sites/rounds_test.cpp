@@ -195,6 +195,35 @@ TEST_CASE("a site whose result differs is named and is no donor") {
   CHECK(run.rounds().num_differing() == 1);
 }
 
+TEST_CASE("a site that holds what was taken back since is told to start anew, and counts no more") {
+  StartedRun run;
+  for (const char* site : {"a", "b", "c"}) run.ready(site);
+  const int64_t epoch = run.said<Begin>()->epoch;
+  for (const char* site : {"a", "b", "c"}) run.ready(site, epoch, "hash");
+  REQUIRE(run.rounds().num_commits() == 1);
+  const auto holds = [&](const std::string& site, int64_t exchange, int64_t of_epoch) {
+    SiteStatus status = run.status(site, SitePhase::kTraining);
+    status.completed_steps = 30;
+    status.applied[static_cast<size_t>(exchange)] = exchange;
+    status.applied_epochs = {-1, -1};
+    status.applied_epochs[static_cast<size_t>(exchange)] = of_epoch;
+    run.say(site, status);
+  };
+  holds("a", 0, epoch);
+  CHECK(run.said<Refused>() == nullptr);
+  holds("a", 0, -1);  // of before the run was resumed: nobody can say
+  CHECK(run.said<Refused>() == nullptr);
+  holds("b", 0, epoch - 1);  // done again in another epoch
+  REQUIRE(run.said<Refused>() != nullptr);
+  CHECK(run.said<Refused>()->exit_code == kExitTryAgain);
+  CHECK(run.last().events.front().first == "site_astray");
+  holds("c", 1, epoch + 1);  // not done again yet
+  CHECK(run.said<Refused>() != nullptr);
+  for (const char* site : {"b", "c", "a"}) run.ready(site, -1, "", 1);
+  REQUIRE(run.said<Begin>() != nullptr);
+  CHECK(run.names(run.said<Begin>()->members) == "a");
+}
+
 TEST_CASE("a member that never holds the result is left out after the exchange's limit") {
   StartedRun run;
   for (const char* site : {"a", "b", "c"}) run.ready(site);

@@ -106,14 +106,22 @@ void Member::tell_new_donors() {
       .message = Report{.name = "catching_up", .json = json{{"donors", by_donor}}.dump()}});
 }
 
-void Member::change(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome) {
+void Member::change(int64_t fragment,
+                    int64_t exchange,
+                    int64_t epoch,
+                    const FragmentOutcome& outcome) {
   shelf_.before_change(fragment, now_s_);
   state_->apply(fragment, exchange, outcome);
+  status_.applied_epochs[static_cast<size_t>(fragment)] = epoch;
 }
 
 void Member::take_over(const FetchedFragment& fetched) {
   keep_unsent(fetched.fragment, fetched.exchange);
-  change(fetched.fragment, fetched.exchange, fetched.outcome);
+  const auto commit = known_commits_.find(fetched.exchange);
+  change(fetched.fragment,
+         fetched.exchange,
+         commit == known_commits_.end() ? -1 : commit->second.epoch,
+         fetched.outcome);
   status_changed_ = true;
   if (status_.phase == SitePhase::kCatchingUp) {
     // No exchange of this fragment since the checkpoint: what rounding lost then is still owed.

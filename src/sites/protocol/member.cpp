@@ -31,6 +31,7 @@ Member::Member(MemberOptions options, GlobalState& state)
           [this](int64_t exchange, const std::string& hash) { return vouch(exchange, hash); }) {
   PELAGO_ASSERT(options_.lane < options_.shares.size(), "this site has a share");
   status_.incarnation = options_.hello.incarnation;
+  status_.applied_epochs.assign(state_->fragments().size(), -1);
 }
 
 MemberActions Member::on_message(const std::string& from, const Message& message, double now_s) {

@@ -147,7 +147,7 @@ class Member {
   void take_over(const FetchedFragment& fetched);
   void tell_new_donors();
   void end_join();
-  void change(int64_t fragment, int64_t exchange, const FragmentOutcome& outcome);
+  void change(int64_t fragment, int64_t exchange, int64_t epoch, const FragmentOutcome& outcome);
   std::vector<std::string> missing(const Record& record) const;
   void send_slice(const std::string& to, Slice slice, bool again);
   void seek_coordinator();

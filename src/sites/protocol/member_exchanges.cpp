@@ -205,7 +205,7 @@ void Member::settle(int64_t exchange, Record& record) {
   if (is_mine) {
     learn(exchange, record);
     if (record.outcome->hash == commit.hash) {
-      change(fragment, exchange, *record.outcome);
+      change(fragment, exchange, commit.epoch, *record.outcome);
       ++status_.num_commits;
       // Alone it exchanged nothing with anybody.
       if (commit.members.size() > 1) {

@@ -267,6 +267,11 @@ void RoundMachine::take_status(Site& site, const SiteStatus& status) {
   }
   site.status = status;
   if (note_in_step(site)) return;
+  if (const int64_t lost = lost_commit(status, commits_, first_logged_); lost >= 0) {
+    record("site_astray", json{{"site", site.name}, {"exchange", lost}}.dump());
+    dismiss(site, start_anew_reason(site.name), kExitTryAgain);
+    return expel(site);
+  }
   std::erase_if(site.status->exchanges,
                 [&](const ReadyExchange& held) { return !is_good_delta(site, held); });
   if (status.wants_stop && !stop_requested_) {

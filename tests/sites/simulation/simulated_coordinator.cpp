@@ -19,6 +19,13 @@ bool is_training(const DurableState& state) {
                                    static_cast<int>(RoundMachine::RunPhase::kTraining);
 }
 
+// Without any, all sites may have died before there was a checkpoint: nobody asks for one then.
+bool has_commits(const DurableState& state) {
+  return std::any_of(state.begin(), state.end(), [](const auto& entry) {
+    return entry.first.rfind("commit/", 0) == 0;
+  });
+}
+
 }  // namespace
 
 SimulatedCoordinator::SimulatedCoordinator(const RoundOptions& options,
@@ -60,7 +67,8 @@ void SimulatedCoordinator::start() {
   RoundOptions options = options_;
   options.address = network_->address(endpoint_);
   // As a stand-by that takes over always says, and a person may.
-  const bool says_resume = is_training(known) && (must_resume_ || rng_.next_uniform() < 0.5);
+  const bool says_resume =
+      is_training(known) && (must_resume_ || (rng_.next_uniform() < 0.5 && has_commits(known)));
   options.resume = says_resume || (is_training(known) && store_->is_shared());
   options.takes_over = options.resume && !says_resume;
   if (is_started_over_) {

@@ -153,6 +153,7 @@ class SimulatedRun {
   void carry_out(Site& site, MemberActions actions);
   void act(Site& site, MemberAction& action);
   void start_workers(Site& site, const StartWorkers& begin);
+  void check_held(const Site& site);
   void leave(Site& site, const Leave& leave);
   void train(Site& site);
   void leave_out(Site& site);

@@ -166,7 +166,7 @@ void SimulatedRun::act(Site& site, MemberAction& action) {
   } else if (const auto* others = std::get_if<CatchUp>(&action)) {
     workers.others_step = std::max(workers.others_step, others->step);
   } else if (const auto* merged = std::get_if<GiveMerged>(&action)) {
-    if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
+    check_held(site);
     take_merge(site, *merged);
   } else if (const auto* stop = std::get_if<StopTraining>(&action)) {
     // A site that waits for the merge of its last step has not yet left that step.
@@ -226,7 +226,12 @@ void SimulatedRun::start_workers(Site& site, const StartWorkers& begin) {
   } else {
     truth_.on_start(site.name, site.incarnation, begin.step, begin.step + workers.data_shift);
   }
-  if (!site.is_ghost) truth_.check_held(site.name, site.incarnation, *site.state);
+  check_held(site);
+}
+
+void SimulatedRun::check_held(const Site& site) {
+  if (site.is_ghost) return;
+  truth_.check_held(site.name, site.incarnation, *site.state, site.workers.completed_steps);
 }
 
 void SimulatedRun::leave(Site& site, const Leave& ends) {

@@ -79,12 +79,18 @@ void Truth::on_writes(const std::vector<StateWrite>& writes) {
     if (write.key == "run") {
       const int phase = json::parse(write.value).at("phase").get<int>();
       const bool goes_back = phase < std::exchange(phase_, phase);
-      if (goes_back && !std::exchange(may_go_back_, false)) complain("the run has begun anew");
+      const bool loses_some = !commits_.empty() || num_lost_ > 0;
+      const bool may = std::exchange(may_go_back_, may_go_back_ && !goes_back) || !loses_some;
+      if (goes_back && !may) complain("the run has begun anew");
     }
     if (write.key.rfind("site/", 0) == 0) on_site(write.key.substr(5), write.value);
     if (write.key.rfind("commit/", 0) != 0) continue;
     if (write.value.empty()) {
-      commits_.erase(std::stoll(write.key.substr(7)));
+      const auto lost = commits_.find(std::stoll(write.key.substr(7)));
+      if (lost != commits_.end()) {
+        lost_.emplace(lost->first, lost->second.commit.hash);
+        commits_.erase(lost);
+      }
       ++num_lost_;
       continue;
     }
@@ -132,6 +138,11 @@ void Truth::on_commit(Made made) {
     if (incarnation != taken_in_[member.site]) {
       complain(
           fmt::format("exchange {} takes a delta of {}, which was fenced", exchange, member.site));
+    }
+    const auto astray = astray_.find(incarnation);
+    if (astray != astray_.end() && snapshot_step(exchange) > astray->second) {
+      complain(fmt::format(
+          "exchange {} takes what {} learned from lost weights", exchange, member.site));
     }
     const auto start = starts_.find({member.site, incarnation});
     if (start == starts_.end()) {
@@ -202,16 +213,22 @@ std::set<int64_t> Truth::spent(const std::string& site, int64_t fragment) const 
   return steps;
 }
 
-void Truth::check_held(const std::string& site, uint64_t incarnation, const GlobalState& state) {
+void Truth::check_held(const std::string& site,
+                       uint64_t incarnation,
+                       const GlobalState& state,
+                       int64_t completed_steps) {
   if (replaced_.contains(incarnation) || expelled_.contains(incarnation)) return;
   for (size_t fragment = 0; fragment < state.applied().size(); ++fragment) {
     const int64_t exchange = state.applied()[fragment];
     if (exchange < 0) continue;
     const auto made = commits_.find(exchange);
-    if (made == commits_.end()) {
-      return complain(fmt::format("{} applied {} before its commit", site, exchange));
-    }
-    if (state.fragment_hash(static_cast<int64_t>(fragment)) != made->second.commit.hash) {
+    const std::string hash = state.fragment_hash(static_cast<int64_t>(fragment));
+    if (made != commits_.end() && hash == made->second.commit.hash) continue;
+    if (lost_.contains({exchange, hash})) {
+      astray_.try_emplace(incarnation, completed_steps);
+    } else if (made == commits_.end()) {
+      complain(fmt::format("{} applied {} before its commit", site, exchange));
+    } else {
       complain(fmt::format("{} holds other weights than were committed", site));
     }
   }

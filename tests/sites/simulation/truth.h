@@ -43,8 +43,12 @@ class Truth {
   // What became durable.
   virtual void on_writes(const std::vector<StateWrite>& writes);
 
-  /// A start that was expelled or replaced may hold what it likes: nobody takes it from there.
-  void check_held(const std::string& site, uint64_t incarnation, const GlobalState& state);
+  /// A start that was expelled or replaced may hold what it likes: nobody takes it from there. One
+  /// that holds what was taken back has learned nothing that may be committed since.
+  void check_held(const std::string& site,
+                  uint64_t incarnation,
+                  const GlobalState& state,
+                  int64_t completed_steps);
   /// Everything has died: from now on the run may begin once more, from a checkpoint.
   void go_back() { may_go_back_ = true; }
   /// It has no checkpoint left: what it had read is given back before it comes again.
@@ -94,10 +98,12 @@ class Truth {
   std::map<uint64_t, uint64_t>
       savers_;  // of starts that went on from a checkpoint: the first start
   std::set<uint64_t> expelled_;
-  std::set<uint64_t> replaced_;                    // starts that a later one took the place of
-  std::map<std::string, uint64_t> taken_in_;       // the newest start that was made durable
-  std::map<std::string, std::set<int64_t>> read_;  // data steps, by site
-  std::map<int64_t, Made> commits_;                // by exchange
+  std::set<uint64_t> replaced_;                     // starts that a later one took the place of
+  std::map<std::string, uint64_t> taken_in_;        // the newest start that was made durable
+  std::map<std::string, std::set<int64_t>> read_;   // data steps, by site
+  std::map<int64_t, Made> commits_;                 // by exchange
+  std::set<std::pair<int64_t, std::string>> lost_;  // exchanges and hashes that were taken back
+  std::map<uint64_t, int64_t> astray_;  // starts that hold such: the steps they had completed then
   int phase_ = 0;
   bool may_go_back_ = false;
   int64_t num_lost_ = 0;

@@ -273,6 +273,7 @@ const kTones: Record<string, Tone> = {
   site_left_out: 'warn',
   exchange_redone: 'warn',
   site_behind: 'warn',
+  site_astray: 'warn',
   site_suspect: 'warn',
   site_restarted: 'warn',
   coordinator_restarted: 'warn',

@@ -29,8 +29,9 @@ struct SiteStatus {
   int64_t shares_from = 0;  // the newest shares that it knows: they hold from this data step on
   std::vector<ReadyExchange> exchanges;  // snapshot taken, outcome not yet applied
   std::vector<int64_t> applied;          // the newest commit it holds, of each fragment; -1: none
-  int64_t stop_step = -1;                // it will stop there
-  bool wants_stop = false;               // it was told to leave (SIGTERM)
+  std::vector<int64_t> applied_epochs = {};  // of these commits; -1: of an earlier course
+  int64_t stop_step = -1;                    // it will stop there
+  bool wants_stop = false;                   // it was told to leave (SIGTERM)
   // Of a site in step: what a line to another lost for good, and which step's checkpoint is safe on
   // its disk; -1: none of this start yet.
   std::string lost_line = {};

@@ -72,10 +72,7 @@ void RoundMachine::note_late(int64_t exchange) {
                           << std::min<int64_t>(site.late.num_anew, 6);
     if (site.late.num_times < bound || stop_requested_ || is_needed(site)) continue;
     record("site_behind", json{{"site", site.name}, {"steps", behind}}.dump());
-    out_.messages.emplace_back(site.name,
-                               Refused{.incarnation = site.incarnation,
-                                       .reason = start_anew_reason(site.name),
-                                       .exit_code = kExitTryAgain});
+    dismiss(site, start_anew_reason(site.name), kExitTryAgain);
     expel(site);
     site.late = {.num_anew = site.late.num_anew + 1};
   }

@@ -95,4 +95,19 @@ struct MadeCommit {
   std::map<std::string, uint64_t> incarnations;  // of its members
 };
 
+/// The exchange of a commit that this site has applied and that was taken back since; -1: none. It
+/// was the last to hold it, and nobody knew yet. commits: of this course, from first_logged on.
+inline int64_t lost_commit(const SiteStatus& status,
+                           const std::map<int64_t, MadeCommit>& commits,
+                           int64_t first_logged) {
+  const size_t num_told = std::min(status.applied.size(), status.applied_epochs.size());
+  for (size_t fragment = 0; fragment < num_told; ++fragment) {
+    const int64_t exchange = status.applied[fragment], epoch = status.applied_epochs[fragment];
+    if (exchange < first_logged || epoch < 0) continue;
+    const auto made = commits.find(exchange);
+    if (made == commits.end() || made->second.commit.epoch != epoch) return exchange;
+  }
+  return -1;
+}
+
 }  // namespace pelago::sites
