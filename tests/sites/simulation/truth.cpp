@@ -121,6 +121,22 @@ void Truth::on_site(const std::string& site, const std::string& value) {
     complain(site + ": a start that was replaced is taken in again");
 }
 
+// What this fragment has had of this start, then where its next delta begins.
+int64_t Truth::next_data(int64_t exchange, const std::string& site, uint64_t incarnation) {
+  int64_t begin = starts_.at({site, incarnation}).data;
+  for (const auto& [other, earlier] : commits_) {
+    if (fragment_of(other) != fragment_of(exchange)) continue;
+    const auto was = earlier.incarnations.find(site);
+    if (was == earlier.incarnations.end() || origin(was->second) != origin(incarnation)) {
+      continue;
+    }
+    for (const MemberShare& share : earlier.commit.members) {
+      if (share.site == site) begin = std::max(begin, share.data_end);
+    }
+  }
+  return begin;
+}
+
 void Truth::on_commit(Made made) {
   const Commit& commit = made.commit;
   const int64_t exchange = commit.exchange;
@@ -150,18 +166,7 @@ void Truth::on_commit(Made made) {
           "exchange {} takes a delta of a start of {} that never was", exchange, member.site));
       continue;
     }
-    // What this fragment has had of this start, then where its next delta begins.
-    int64_t begin = start->second.data;
-    for (const auto& [other, earlier] : commits_) {
-      if (fragment_of(other) != fragment_of(exchange)) continue;
-      const auto was = earlier.incarnations.find(member.site);
-      if (was == earlier.incarnations.end() || origin(was->second) != origin(incarnation)) {
-        continue;
-      }
-      for (const MemberShare& share : earlier.commit.members) {
-        if (share.site == member.site) begin = std::max(begin, share.data_end);
-      }
-    }
+    const int64_t begin = next_data(exchange, member.site, incarnation);
     const int64_t last = snapshot_step(exchange);
     const std::set<int64_t>& left_out = left_out_[{member.site, incarnation}];
     const int64_t end = start->second.data + last - start->second.step -

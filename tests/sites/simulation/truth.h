@@ -72,6 +72,7 @@ class Truth {
     std::map<std::string, uint64_t> incarnations;
   };
   void on_commit(Made made);
+  int64_t next_data(int64_t exchange, const std::string& site, uint64_t incarnation);
   void check_tokens(int64_t exchange, const MemberShare& member, StepRange steps);
   uint64_t origin(uint64_t incarnation) const;
   int64_t fragment_of(int64_t exchange) const;
