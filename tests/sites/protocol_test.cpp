@@ -219,6 +219,11 @@ TEST_CASE("seeds that once broke a run stay mended") {
   }
   // All sites died before there was a checkpoint: who took over begins once more.
   CHECK(SimulatedRun(run_with_power_cut(3009)).run() == "");
+  // So did they before the first commit, when the run was to stop already: there is nothing to
+  // save.
+  CHECK(SimulatedRun(run_with_power_cut(4612)).run() == "");
+  // A crash that struck before the start took the last holder of a commit: of the simulation.
+  CHECK(SimulatedRun(run_with_power_cut(19994)).run() == "");
 }
 
 TEST_CASE("a joiner that holds what was taken back gives nothing that it learned from that") {

@@ -215,11 +215,14 @@ void RoundMachine::finish_if_done() {
     const bool any_silent = std::any_of(
         sites_.begin(), sites_.end(), [](const Site& site) { return site.dead && site.welcome; });
     if (!forsaken_s_) forsaken_s_ = now_s_;
-    if (now_s_ - *forsaken_s_ >
-        (any_silent ? options_.absence_s : kSilentHeartbeats * options_.heartbeat_s)) {
+    const double wait_s =
+        any_silent ? options_.absence_s : kSilentHeartbeats * options_.heartbeat_s;
+    if (now_s_ - *forsaken_s_ <= wait_s) return;
+    // A run that is to stop and has come to nothing yet has nothing to lose.
+    if (!stop_requested_ || !commits_.empty()) {
       failure_ = "no site is left that trains; go on from the newest checkpoint with --resume";
+      return;
     }
-    return;
   }
   phase_ = RunPhase::kOver;
   keep_run();

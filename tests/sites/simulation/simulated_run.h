@@ -154,6 +154,7 @@ class SimulatedRun {
   void act(Site& site, MemberAction& action);
   void start_workers(Site& site, const StartWorkers& begin);
   void check_held(const Site& site);
+  bool is_to_die(Site& site);
   void leave(Site& site, const Leave& leave);
   void train(Site& site);
   void leave_out(Site& site);
