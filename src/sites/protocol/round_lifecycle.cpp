@@ -218,8 +218,9 @@ void RoundMachine::finish_if_done() {
     const double wait_s =
         any_silent ? options_.absence_s : kSilentHeartbeats * options_.heartbeat_s;
     if (now_s_ - *forsaken_s_ <= wait_s) return;
-    // A run that is to stop and has come to nothing yet has nothing to lose.
-    if (!stop_requested_ || !commits_.empty()) {
+    // A run that is to stop and has come to nothing yet has nothing to lose. Sites in step make no
+    // commits: there that cannot be told.
+    if (!stop_requested_ || !commits_.empty() || is_lockstep()) {
       failure_ = "no site is left that trains; go on from the newest checkpoint with --resume";
       return;
     }
